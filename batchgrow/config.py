@@ -1,0 +1,127 @@
+"""From a config to plain values: the recipe, the plan, and a check of every field.
+
+Nothing here touches a device, so a plan can be looked at anywhere and a wrong value is found
+before anything is compiled.
+"""
+
+import math
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from batchgrow import curves
+from batchgrow.optimizer import DECAY_ON, NAMES, uses_momentum
+from batchgrow.schedule import Recipe, Schedule, decay, grow, hybrid
+
+CURVES = ("constant", "step", "exponential", "inverse_time", "cosine")
+PLANS = ("decay", "hybrid", "grow")
+
+
+def make_schedule(config: ConfigDict) -> Schedule:
+    """The plan that a config describes.
+
+    Raises:
+      ValueError: with the field, for a value that makes no plan.
+    """
+    recipe, plan = config.recipe, config.plan
+    if config.ghost_batch_size < 1:
+        raise ValueError(f"ghost_batch_size {config.ghost_batch_size} must be 1 or more")
+    name = config.optimizer.name
+    if name not in NAMES:
+        raise ValueError(f"optimizer.name {name!r} is none of {', '.join(NAMES)}")
+    momentum = recipe.momentum if uses_momentum(name) else 0.0
+    common: dict[str, Any] = {"batch_multiple": plan.batch_multiple or config.ghost_batch_size}
+    options = common | {
+        "max_batch_size": {0: None, -1: math.inf}.get(plan.max_batch_size, plan.max_batch_size),
+        "initial_multiple": plan.initial_multiple,
+        "momentum": None if plan.momentum < 0 or not uses_momentum(name) else plan.momentum,
+        "exponent": plan.exponent,
+        "ladder": plan.ladder,
+    }
+    try:
+        reference = Recipe(
+            batch_size=recipe.global_batch_size,
+            momentum=momentum,
+            learning_rate=_curve(recipe, name),
+            num_examples=config.data.num_train_examples,
+            num_epochs=recipe.num_epochs,
+        )
+        match plan.name:
+            case "decay":
+                return decay(reference, **common)
+            case "hybrid":
+                return hybrid(reference, num_growths=plan.num_growths, **options)
+            case "grow":
+                return grow(reference, **options)
+    except ValueError as error:
+        raise ValueError(f"recipe or plan: {error}") from error
+    raise ValueError(f"plan.name {plan.name!r} is none of {', '.join(PLANS)}")
+
+
+def _curve(recipe: ConfigDict, optimizer: str) -> curves.Curve:
+    rate = recipe.learning_rate
+    if isinstance(rate, ConfigDict):
+        if optimizer not in rate:
+            raise ValueError(
+                f"recipe.learning_rate has no entry for optimizer {optimizer!r}, only for "
+                f"{', '.join(rate)}; set optimizer.name to one of them"
+            )
+        rate = rate[optimizer]
+    match recipe.curve:
+        case "constant":
+            curve = curves.constant(rate)
+        case "step":
+            curve = curves.step(rate, recipe.boundaries_epochs, recipe.factor)
+        case "exponential":
+            curve = curves.exponential(rate, recipe.decay_rate)
+        case "inverse_time":
+            curve = curves.inverse_time(rate, recipe.decay_rate)
+        case "cosine":
+            curve = curves.cosine(rate, recipe.num_epochs, recipe.final_learning_rate)
+        case _:
+            raise ValueError(f"recipe.curve {recipe.curve!r} is none of {', '.join(CURVES)}")
+    return curves.with_warmup(curve, recipe.warmup_epochs, recipe.warmup_learning_rate)
+
+
+def check(config: ConfigDict) -> None:
+    """Checks the fields that are not the plan's.
+
+    Raises:
+      ValueError: with the field, its value and what it may be.
+    """
+    run = config.run
+    if config.optimizer.decay_on not in DECAY_ON:
+        raise ValueError(
+            f"optimizer.decay_on {config.optimizer.decay_on!r} is none of {', '.join(DECAY_ON)}"
+        )
+    if run.max_per_device_batch_size != "auto":
+        try:
+            whole = int(run.max_per_device_batch_size)
+        except ValueError:
+            whole = 0
+        if whole < 1:
+            raise ValueError(
+                f"run.max_per_device_batch_size {run.max_per_device_batch_size!r} must be 'auto' "
+                "or a number of examples, 1 or more"
+            )
+    at_least = {
+        "data.num_train_examples": (config.data.num_train_examples, 1),
+        "data.num_test_examples": (config.data.num_test_examples, 1),
+        "model.num_classes": (config.model.num_classes, 2),
+        "optimizer.weight_decay": (config.optimizer.weight_decay, 0),
+        "run.num_devices": (run.num_devices, 0),
+        "run.num_workers": (run.num_workers, 0),
+        "run.updates_per_dispatch": (run.updates_per_dispatch, 0),
+        "run.eval_batch_size": (run.eval_batch_size, 1),
+        "run.keep_checkpoints": (run.keep_checkpoints, 1),
+    }
+    for name, (value, least) in at_least.items():
+        if value < least:
+            raise ValueError(f"{name} {value} must be {least} or more")
+    for name in ("log_every_epochs", "evaluate_every_epochs"):
+        if not config[name] > 0:
+            raise ValueError(f"{name} {config[name]} must be above 0 epochs")
+    if not run.checkpoint_every_epochs > 0:
+        raise ValueError(f"run.checkpoint_every_epochs {run.checkpoint_every_epochs} must be above 0")
+    if not 0 <= config.label_smoothing < 1:
+        raise ValueError(f"label_smoothing {config.label_smoothing} must be at least 0 and below 1")

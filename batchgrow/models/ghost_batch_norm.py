@@ -1,0 +1,140 @@
+"""Ghost batch normalisation: statistics over a fixed number of examples, whatever the batch.
+
+If batch statistics were taken over the whole batch, the mean gradient would change with the batch
+size and growing the batch would not be the same as decaying the learning rate. Hoffer, Hubara &
+Soudry (2017) therefore normalise *ghost batches* of a fixed size; Smith et al. (2018, Sec. 5)
+train with them. Here a ghost batch is `ghost_batch_size` consecutive examples of the training
+stream, so statistics depend neither on the batch size nor on how a batch is laid out on devices.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+Initializer = jax.nn.initializers.Initializer
+
+
+class GhostBatchNorm(nn.Module):
+    """Normalises each ghost batch by its own mean and variance (Hoffer et al. 2017, Alg. 1).
+
+    Training normalises by the statistics of each ghost batch; evaluation by running statistics.
+    These advance once per ghost batch, in the order of the stream, as if the ghost batches had
+    been seen one after another. After K of them with statistics mu_1 .. mu_K,
+
+        running <- m^K running + (1 - m) sum_i m^(K - i) mu_i,
+
+    so their horizon, counted in examples, does not stretch when the batch grows.
+
+    Input `(batch, ..., channels)` of any float dtype. `batch` is a multiple of `ghost_batch_size`,
+    or a whole fraction of it: then neighbouring devices on `axis_name` share a ghost batch.
+
+    Attributes:
+      ghost_batch_size: examples that share statistics.
+      use_running_average: normalise by running statistics (evaluation).
+      axis_name: the mapped device axis, or None on one device.
+      momentum: m above, per ghost batch (PyTorch's momentum 0.1 is 0.9 here).
+      epsilon: added to the variance.
+      dtype: of the output. Statistics and parameters are float32.
+      scale_init, bias_init: initialisers of the per-channel affine map.
+    """
+
+    ghost_batch_size: int
+    use_running_average: bool
+    axis_name: str | None = None
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+    dtype: Any = jnp.float32
+    scale_init: Initializer = nn.initializers.ones
+    bias_init: Initializer = nn.initializers.zeros
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Returns `x` normalised, same shape, in `dtype`.
+
+        Raises:
+          ValueError: in training, if `batch` and `ghost_batch_size` do not divide.
+        """
+        channels = x.shape[-1]
+        scale = self.param("scale", self.scale_init, (channels,), jnp.float32)
+        bias = self.param("bias", self.bias_init, (channels,), jnp.float32)
+        mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), jnp.float32)
+        var = self.variable("batch_stats", "var", jnp.ones, (channels,), jnp.float32)
+
+        if self.use_running_average:
+            return _normalise(x, mean.value, var.value, scale, bias, self.epsilon, self.dtype)
+        if self.is_initializing():
+            return x.astype(self.dtype)
+
+        sharing = devices_per_ghost(x.shape[0], self.ghost_batch_size, self._num_devices())
+        ghosts = x.reshape(-1, self.ghost_batch_size // sharing, *x.shape[1:])
+        axes = tuple(range(1, ghosts.ndim - 1))
+        as_float = ghosts.astype(jnp.float32)
+        moments = jnp.stack([as_float.mean(axes), lax.square(as_float).mean(axes)])
+        if sharing > 1:
+            moments = lax.pmean(moments, self._axis(), axis_index_groups=self._groups(sharing))
+        ghost_mean = moments[0]
+        ghost_var = jnp.maximum(moments[1] - lax.square(ghost_mean), 0.0)
+
+        running = jnp.stack([mean.value, var.value])
+        running = self._advance(running, jnp.stack([ghost_mean, ghost_var]), sharing)
+        mean.value, var.value = running[0], running[1]
+
+        across = (slice(None), *(None,) * len(axes))
+        y = _normalise(
+            ghosts, ghost_mean[across], ghost_var[across], scale, bias, self.epsilon, self.dtype
+        )
+        return y.reshape(x.shape)
+
+    def _advance(self, running: jax.Array, new: jax.Array, sharing: int) -> jax.Array:
+        """The closed form above: `running` (2, channels), `new` (2, local ghosts, channels)."""
+        new = lax.stop_gradient(new)
+        num_devices = self._num_devices()
+        num_local = new.shape[1]
+        total = num_local * num_devices // sharing
+        first = num_local * (lax.axis_index(self._axis()) // sharing) if num_devices > 1 else 0
+        age = total - 1 - (first + jnp.arange(num_local))
+        weights = (1.0 - self.momentum) / sharing * self.momentum ** age.astype(jnp.float32)
+        seen = jnp.einsum("g,sgc->sc", weights, new)
+        if num_devices > 1:
+            seen = lax.psum(seen, self._axis())
+        return self.momentum**total * running + seen
+
+    def _axis(self) -> str:
+        assert self.axis_name is not None
+        return self.axis_name
+
+    def _num_devices(self) -> int:
+        if self.axis_name is None or self.is_initializing():
+            return 1
+        return lax.axis_size(self.axis_name)
+
+    def _groups(self, sharing: int) -> list[list[int]]:
+        devices = range(self._num_devices())
+        return [list(devices[i : i + sharing]) for i in devices[::sharing]]
+
+
+def devices_per_ghost(local_batch_size: int, ghost_batch_size: int, num_devices: int) -> int:
+    """How many neighbouring devices share one ghost batch; 1 if each device holds whole ones.
+
+    Raises:
+      ValueError: if neither size divides the other, or too few devices are there to share.
+    """
+    if local_batch_size % ghost_batch_size == 0:
+        return 1
+    sharing, rest = divmod(ghost_batch_size, local_batch_size)
+    if rest == 0 and num_devices % sharing == 0:
+        return sharing
+    raise ValueError(
+        f"ghost_batch_size {ghost_batch_size}: {local_batch_size} examples on each of "
+        f"{num_devices} devices are no whole number of ghost batches, nor does a whole number "
+        "of devices hold one; take a batch that is a multiple of the ghost batch"
+    )
+
+
+def _normalise(x, mean, var, scale, bias, epsilon, dtype) -> jax.Array:
+    """(x - mean) / sqrt(var + epsilon) * scale + bias, in float32 until the end."""
+    factor = lax.rsqrt(var + epsilon) * scale
+    return (x.astype(jnp.float32) * factor + (bias - mean * factor)).astype(dtype)

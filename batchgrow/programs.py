@@ -1,0 +1,196 @@
+"""The compiled programs of an experiment: one update per batch size, and the evaluation."""
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from batchgrow import parallel, steps
+from batchgrow.data.feed import Feed, HostBatch
+from batchgrow.executables import CompileAhead, CompileTimes
+from batchgrow.memory import memory_limit, memory_needed
+from batchgrow.parallel import Layout
+from batchgrow.state import TrainState
+
+log = logging.getLogger(__name__)
+
+EVALUATION = "evaluation"
+MEMORY_SHARE = 0.9  # of the device's limit; the rest is for fragmentation and other programs
+UNKNOWN_MEMORY_MAX = 4096  # examples in one pass, where a backend does not tell its memory
+
+
+@dataclass(frozen=True)
+class TrainProgram:
+    """An executable for one batch size, and how it wants its batches laid out."""
+
+    executable: Any
+    layout: Layout
+
+
+@dataclass(frozen=True)
+class _Lowered:
+    """A training step traced for its largest layout; `compile` may turn to smaller ones."""
+
+    compile: Callable[[], TrainProgram]
+
+
+class Programs:
+    """Lowers and compiles what an experiment runs, ahead of time if asked to.
+
+    Args:
+      model, optimizer: what is trained and how.
+      prepare_train, prepare_test: from a host batch to images and labels (`make_prepare`).
+      label_smoothing: of the training loss.
+      state: any state of the right shapes.
+      feed: where training batches come from.
+      test_batch: one batch of the evaluation, `(local_devices, per_device, ...)`.
+      mesh: the devices.
+      ghost_batch_size: examples that share statistics.
+      max_per_device_batch_size: examples in one pass on one device; None for what memory holds.
+      updates_per_dispatch: how many updates one call may make.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        optimizer: optax.GradientTransformation,
+        prepare_train: steps.Prepare,
+        prepare_test: steps.Prepare,
+        label_smoothing: float,
+        state: TrainState,
+        feed: Feed,
+        test_batch: HostBatch,
+        mesh: Mesh,
+        ghost_batch_size: int,
+        max_per_device_batch_size: int | None,
+        updates_per_dispatch: int,
+    ):
+        self.mesh = mesh
+        self.updates_per_dispatch = updates_per_dispatch
+        self._ghost_batch_size = ghost_batch_size
+        self._max_per_device_batch_size = max_per_device_batch_size
+        self._feed = feed
+        self._dataset = _blank(feed.dataset)
+        self._state = _blank(state)
+        self._test_batch = _blank(test_batch)
+        axis_name = parallel.AXIS_NAME
+        step = partial(
+            steps.train_step,
+            model=model,
+            optimizer=optimizer,
+            prepare=prepare_train,
+            label_smoothing=label_smoothing,
+            axis_name=axis_name,
+            unroll=mesh.devices.flat[0].platform == "cpu",
+        )
+        evaluate = partial(steps.eval_step, model=model, prepare=prepare_test, axis_name=axis_name)
+        self._train = parallel.pmap_train(partial(steps.train_steps, step), mesh)
+        self._evaluate = parallel.pmap_eval(evaluate, mesh)
+        self._ahead: CompileAhead[int | str] = CompileAhead(self._lower)
+
+    def __enter__(self) -> "Programs":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ahead.close()
+
+    @property
+    def times(self) -> dict[int | str, CompileTimes]:
+        """What each program cost to compile, by batch size (and `EVALUATION`)."""
+        return self._ahead.times
+
+    def start(self, global_batch_size: int | str) -> None:
+        """Begins to compile for this batch size in the background."""
+        self._ahead.start(global_batch_size)
+
+    def ready(self, global_batch_size: int | str) -> bool:
+        """Whether its program is compiled."""
+        return self._ahead.ready(global_batch_size)
+
+    def train(self, global_batch_size: int) -> TrainProgram:
+        """The program of this batch size; waits until it is compiled."""
+        return self._ahead.get(global_batch_size)
+
+    def release(self, global_batch_size: int) -> None:
+        """Drops a program that is not needed any more."""
+        self._ahead.release(global_batch_size)
+
+    def evaluation(self) -> Callable[..., steps.Sums]:
+        """The evaluation of one test batch."""
+        return self._ahead.get(EVALUATION)
+
+    def layouts(self, global_batch_size: int) -> Sequence[Layout]:
+        """The layouts to try, from the fewest micro-batches on.
+
+        Raises:
+          ValueError: as `choose_layout`.
+        """
+        limit = self._max_per_device_batch_size or math.inf
+        if memory_limit(self.mesh.devices.flat[0]) is None:
+            limit = min(limit, max(UNKNOWN_MEMORY_MAX, self._ghost_batch_size))
+        first = parallel.choose_layout(
+            global_batch_size, self.mesh.size, self._ghost_batch_size, limit
+        )
+        every = parallel.layouts(global_batch_size, self.mesh.size, self._ghost_batch_size)
+        return [x for x in every if x.num_microbatches >= first.num_microbatches]
+
+    def _lower(self, key: int | str) -> Any:
+        if key == EVALUATION:
+            state = self._state
+            return self._evaluate.lower(state.params, state.batch_stats, self._test_batch, ())
+        assert isinstance(key, int)
+        candidates = self.layouts(key)
+        lowered = self._lower_train(candidates[0])
+        return _Lowered(partial(self._compile, lowered, candidates))
+
+    def _compile(self, lowered: Any, candidates: Sequence[Layout]) -> TrainProgram:
+        """The first layout whose executable fits the device's memory, by XLA's own analysis."""
+        device = self.mesh.devices.flat[0]
+        limit = memory_limit(device)
+        need = None
+        for layout in candidates:
+            lowered = lowered or self._lower_train(layout)
+            executable, lowered = lowered.compile(), None
+            need = memory_needed(executable)
+            if self._max_per_device_batch_size or limit is None or need is None:
+                return TrainProgram(executable, layout)
+            if need <= MEMORY_SHARE * limit:
+                return TrainProgram(executable, layout)
+            log.info("%s needs %.1f GiB of %.1f GiB", layout, need / 2**30, limit / 2**30)
+        raise ValueError(
+            f"global batch size {candidates[0].global_batch_size}: even a micro-batch of "
+            f"{candidates[-1].microbatch_size} examples needs {(need or 0) / 2**30:.1f} GiB, and "
+            f"{device.device_kind} has {(limit or 0) / 2**30:.1f} GiB; use a smaller ghost batch, "
+            "model or image"
+        )
+
+    def _lower_train(self, layout: Layout) -> Any:
+        updates = self.updates_per_dispatch
+        num_local = len(parallel.local_device_slots(self.mesh))
+        shape = (num_local, updates, layout.num_microbatches, layout.microbatch_size)
+        batches = {
+            name: np.broadcast_to(np.zeros((), dtype), shape + trailing)
+            for name, (trailing, dtype) in self._feed.spec.items()
+        }
+        rates = np.zeros(updates, np.float32)
+        return self._train.lower(self._state, batches, rates, np.int32(0), self._dataset)
+
+
+def split_evenly(batch: HostBatch, mesh: Mesh) -> HostBatch:
+    """A global batch `(examples, ...)` as this process's share `(local_devices, per_device, ...)`."""
+    slots = parallel.local_device_slots(mesh)
+    return {k: v.reshape(mesh.size, -1, *v.shape[1:])[slots] for k, v in batch.items()}
+
+
+def _blank(tree: Any) -> Any:
+    """Host zeros of the same shapes that take no memory: all that lowering looks at."""
+    return jax.tree.map(lambda x: np.broadcast_to(np.zeros((), x.dtype), x.shape), tree)

@@ -1,0 +1,306 @@
+"""Run folders -> the facts, as a table for the terminal, JSON, figures and one HTML page. No jax.
+
+`facts` computes every number once; the text, the JSON and the page only show them.
+"""
+
+import statistics
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from batchgrow import figures, page, wording
+from batchgrow.runs import (
+    TIMERS,
+    PlanGroup,
+    Run,
+    find_runs,
+    group_by_plan,
+    paired_difference,
+    paired_differences,
+    read_run,
+    summarize,
+)
+
+__all__ = [
+    "PlanGroup",
+    "Run",
+    "facts",
+    "find_runs",
+    "group_by_plan",
+    "paired_difference",
+    "read_run",
+    "summarize",
+    "text",
+    "write_report",
+]
+
+Facts = dict[str, Any]
+# variant -> {"test_accuracy": fraction, "updates", "source"}, optionally "optimizer" (the row holds
+# for that one only) and "command" (what fills the row where nobody has run it).
+Paper = Mapping[str, Mapping[str, Any]]
+TEXT_WIDTH = 100
+
+
+def write_report(runs: Sequence[Run], out_dir: str, paper: Paper | None = None) -> Facts:
+    """Write index.html, report.json and figures/*.{png,svg} into `out_dir`; returns the facts.
+
+    Raises ValueError where none of the runs has logged anything.
+    """
+    found = facts(runs, paper)
+    out = epath.Path(out_dir)
+    (out / "figures").mkdir(parents=True, exist_ok=True)
+    families = _families(group_by_plan(runs))
+    lines = figures.lines_of_plans(families)
+    drawings = []
+    for number, (family, comparison) in enumerate(zip(families, found["comparisons"])):
+        prefix = f"{number + 1}_" if len(families) > 1 else ""
+        panels = figures.panels(family, lines)
+        _write_figure(out, f"{prefix}overview", figures.draw(*panels[:4], columns=2))
+        seconds = {
+            plan["plan"]: plan["seconds"] for plan in comparison["plans"] if plan["seconds"]
+        }
+        if seconds:
+            panels.append(figures.time_panel(seconds))
+        drawn = {}
+        for panel in panels:
+            svg = _write_figure(out, prefix + panel.name, figures.draw(panel))
+            alternative = wording.alternative_text(panel.name, comparison)
+            drawn[panel.name] = page.Drawing(
+                panel.title, figures.inline_svg(svg, prefix + panel.name), alternative
+            )
+        drawings.append(drawn)
+    (out / "report.json").write_text(page.as_json(found))
+    (out / "index.html").write_text(page.html_page(found, drawings, out_dir))
+    return found
+
+
+def _write_figure(out: epath.Path, name: str, figure: figures.Figure) -> str:
+    svg = figures.svg(figure)
+    (out / "figures" / f"{name}.svg").write_text(svg)
+    (out / "figures" / f"{name}.png").write_bytes(figures.png(figure))
+    return svg
+
+
+def facts(runs: Sequence[Run], paper: Paper | None = None) -> Facts:
+    """Everything that the report says, as plain JSON types; accuracies are fractions.
+
+    Raises ValueError where none of the runs has logged anything.
+    """
+    if not any(run.rows for run in runs):
+        raise ValueError(
+            f"nothing logged in {', '.join(run.path for run in runs) or 'no run folder'}; "
+            "train first, or wait for the first row of metrics.jsonl"
+        )
+    groups = group_by_plan(runs)
+    families = _families(groups)
+    return {
+        "comparisons": [_comparison(family, paper or {}) for family in families],
+        "runs": [_run_facts(group, run) for group in groups for run in group.runs],
+    }
+
+
+def _families(groups: Sequence[PlanGroup]) -> list[list[PlanGroup]]:
+    """Plans worth comparing: the same experiment, network, optimizer and number of epochs."""
+    families: dict[str, list[PlanGroup]] = {}
+    for group in groups:
+        families.setdefault(_setting(group), []).append(group)
+    return list(families.values())
+
+
+def _setting(group: PlanGroup) -> str:
+    config, epochs = group.runs[0].config, group.plan["num_epochs"]
+    words = (config["name"], config["model"]["name"], config["optimizer"]["name"])
+    return ", ".join([*words, f"{epochs:g} epochs"])
+
+
+def _comparison(groups: Sequence[PlanGroup], paper: Paper) -> Facts:
+    """Of one family; the baseline is the plan with most updates, the first."""
+    plans = [_plan_facts(group, groups[0]) for group in groups]
+    paired = [
+        {
+            "first": first.label,
+            "second": second.label,
+            "n": difference.n,
+            "mean": difference.mean,
+            "low": difference.low,
+            "high": difference.high,
+        }
+        for first, second, difference in paired_differences(groups)
+    ]
+    for row in paired:
+        row["verdict"] = wording.verdict(row)
+    same = _same_noise_scale([group for group in groups if group.finished])
+    return {
+        "setting": _setting(groups[0]),
+        "headline": wording.headline(plans, same),
+        "same_noise_scale": same,
+        "plans": plans,
+        "paired": paired,
+        "paper": _paper_rows(groups, plans, paper),
+    }
+
+
+def _plan_facts(group: PlanGroup, baseline: PlanGroup) -> Facts:
+    plan, finals = group.plan, [run.summary for run in group.finished if run.summary is not None]
+    accuracy = summarize([final["final"]["test_accuracy"] for final in finals])
+    loss = summarize([final["final"]["train_loss"] for final in finals])
+    time = summarize([final["wall_seconds"] for final in finals])
+    return {
+        "plan": group.label,
+        "variant": group.variant,
+        "optimizer": group.optimizer,
+        "seeds": [run.seed for run in group.finished],
+        "num_runs": len(group.runs),
+        "num_updates": plan["num_updates"],
+        "num_epochs": plan["num_epochs"],
+        "examples_seen": round(plan["num_epochs"] * plan["num_examples"]),
+        "times_fewer_updates": baseline.plan["num_updates"] / plan["num_updates"],
+        "test_accuracy": vars(accuracy) if accuracy else None,
+        "train_loss": vars(loss) if loss else None,
+        "wall_seconds": time.median if time else None,
+        "seconds": _mean_seconds(finals),
+        "phases": _phases(group),
+    }
+
+
+def _mean_seconds(summaries: Sequence[dict[str, Any]]) -> dict[str, float] | None:
+    """By timer, mean over seeds."""
+    if not summaries:
+        return None
+    return {
+        timer: statistics.fmean(summary["seconds"].get(timer, 0.0) for summary in summaries)
+        for timer in TIMERS
+    }
+
+
+def _phases(group: PlanGroup) -> list[Facts]:
+    """The plan's, with the median speed over the finished runs."""
+    summaries = [run.summary["phases"] for run in group.finished if run.summary is not None]
+    phases = []
+    for index, phase in enumerate(group.plan["phases"]):
+        speeds = [
+            speed
+            for measured in summaries
+            if index < len(measured) and (speed := measured[index].get("images_per_second"))
+        ]
+        num_examples = group.plan["num_examples"]
+        phases.append(
+            phase
+            | {
+                "start_epoch": phase["start_examples"] / num_examples,
+                "end_epoch": phase["end_examples"] / num_examples,
+                "images_per_second": statistics.median(speeds) if speeds else None,
+            }
+        )
+    return phases
+
+
+def _same_noise_scale(groups: Sequence[PlanGroup]) -> bool | None:
+    """Whether the logged curves agree within 5%; None for fewer than two plans.
+
+    Rows lie at different epochs in different plans, so values next to a step of the recipe cannot
+    be compared: it is enough that 85% of a grid over the epochs agrees.
+    """
+    curves = [
+        [(row["epoch"], row["noise_scale"]) for row in group.finished[0].rows]
+        for group in groups
+        if group.finished[0].rows
+    ]
+    if len(curves) < 2:
+        return None
+    grid = np.linspace(0.0, max(curve[-1][0] for curve in curves), 1001)[1:]
+    logs = [np.log(np.interp(grid, *np.array(curve, np.float64).T)) for curve in curves]
+    apart = np.max(logs, axis=0) - np.min(logs, axis=0)
+    return bool(np.quantile(apart, 0.85) < np.log(1.05))
+
+
+def _paper_rows(groups: Sequence[PlanGroup], plans: Sequence[Facts], paper: Paper) -> list[Facts]:
+    """The paper's number beside ours; rows of variants that nobody has run stay empty."""
+    rows = []
+    for variant, entry in paper.items():
+        accuracy = entry.get("test_accuracy")
+        if accuracy is not None and not 0 <= accuracy <= 1:
+            raise ValueError(f"paper: {variant} test_accuracy is {accuracy}; give a fraction (0..1)")
+        if entry.get("optimizer", groups[0].optimizer) != groups[0].optimizer:
+            continue
+        ours = [plan for plan in plans if plan["variant"] == variant] or [None]
+        for plan in ours:
+            finished = [
+                run.summary
+                for group in groups
+                for run in group.finished
+                if plan and group.label == plan["plan"] and run.summary is not None
+            ]
+            rows.append(
+                {
+                    "plan": plan["plan"] if plan else variant,
+                    "paper_test_accuracy": accuracy,
+                    "paper_updates": entry.get("updates"),
+                    "source": entry.get("source", ""),
+                    "command": entry.get("command", ""),
+                    "test_accuracy": plan["test_accuracy"] if plan else None,
+                    "num_updates": plan["num_updates"] if plan and plan["test_accuracy"] else None,
+                    "ran_on": list(dict.fromkeys(map(wording.environment, finished))),
+                }
+            )
+    return rows
+
+
+def _run_facts(group: PlanGroup, run: Run) -> Facts:
+    summary = run.summary or {}
+    return {
+        "path": run.path,
+        "plan": group.label,
+        "seed": run.seed,
+        "finished": run.finished,
+        "status": wording.status(run),
+        "epoch": run.epoch,
+        "num_epochs": run.plan["num_epochs"],
+        "num_updates": run.num_updates,
+        "test_accuracy": run.test_accuracy,
+        "train_loss": run.rows[-1].get("train_loss") if run.rows else None,
+        "wall_seconds": summary.get("wall_seconds"),
+        "devices": summary.get("devices"),
+        "versions": summary.get("versions"),
+        "commit": summary.get("commit"),
+        "command": summary.get("command"),
+    }
+
+
+def text(found: Facts) -> str:
+    """The facts as a table for a terminal, at most 100 columns wide."""
+    blocks = []
+    for comparison in found["comparisons"]:
+        header = ("plan", "updates", "fewer", "test accuracy", "mean ± sd", "n", "time")
+        rows = [header] + [wording.plan_cells(plan) for plan in comparison["plans"]]
+        widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
+        widths[0] = min(widths[0], TEXT_WIDTH - sum(widths[1:]) - 2 * len(widths[1:]))
+        blocks += [comparison["setting"], textwrap.fill(comparison["headline"], TEXT_WIDTH)]
+        blocks.append(
+            "\n".join(
+                "  ".join(
+                    [_cut(row[0], widths[0]).ljust(widths[0])]
+                    + [cell.rjust(width) for cell, width in zip(row[1:], widths[1:])]
+                )
+                for row in rows
+            )
+        )
+        blocks += [
+            "\n".join(
+                textwrap.fill(f"{row['second']} - {row['first']}: {row['verdict']}", TEXT_WIDTH)
+                for row in comparison["paired"]
+            )
+        ]
+    unfinished = [
+        textwrap.fill(f"{run['path']}: {run['status']}", TEXT_WIDTH, subsequent_indent="  ")
+        for run in found["runs"]
+        if not run["finished"]
+    ]
+    return "\n\n".join(block for block in [*blocks, "\n".join(unfinished)] if block)
+
+
+def _cut(label: str, width: int) -> str:
+    return label if len(label) <= width else label[: width - 1] + "…"

@@ -1,0 +1,115 @@
+"""The run folder: claimed by one run at a time, and for one config only."""
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from etils import epath
+
+Config = dict[str, Any]
+
+# Fields under this key say how a run is executed; its trajectory does not depend on them.
+FREE = "run"
+
+
+class FolderError(ValueError):
+    """The run folder cannot be used as asked; the message says why and what to do."""
+
+
+@contextlib.contextmanager
+def claim(workdir: str, *, is_writer: bool) -> Iterator[epath.Path]:
+    """The folder, made if need be, and locked against a second run while the context lasts.
+
+    Args:
+      workdir: a local path or an object store's (`gs://`, `s3://`); the latter know no locks.
+      is_writer: whether this process writes (process 0).
+
+    Raises:
+      FolderError: if `workdir` is empty, cannot be written, or another run holds it.
+    """
+    if not workdir:
+        raise FolderError("workdir is empty; name a folder for the run: --workdir=runs/NAME")
+    folder = epath.Path(workdir if "://" in workdir else os.path.abspath(workdir))
+    if not is_writer:
+        yield folder
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise FolderError(
+            f"workdir {workdir}: cannot be written ({error.strerror or error}); free space or "
+            "choose another folder"
+        ) from error
+    if "://" in workdir:
+        yield folder
+        return
+    # The kernel frees the lock when the process ends, however it ends.
+    with open(folder / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise FolderError(
+                f"workdir {workdir}: another run is using it; wait for it, or take another --workdir"
+            ) from error
+        yield folder
+
+
+def check_config(folder: epath.Path, config: Config, *, override: bool) -> None:
+    """Refuses a folder that holds the run of another config.
+
+    Args:
+      folder: the run folder.
+      config: of the run to start, as plain nested dicts.
+      override: accept other values under `run`, which cannot change the trajectory.
+
+    Raises:
+      FolderError: with every field that differs.
+    """
+    path = folder / "config.json"
+    if not path.exists():
+        return
+    try:
+        before = flatten(json.loads(path.read_text()))
+    except json.JSONDecodeError as error:
+        raise FolderError(f"{path} is not JSON ({error}); restore it or take another --workdir") from error
+    now = flatten(json.loads(json.dumps(config)))
+    changed = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
+    fixed = [k for k in changed if not k.startswith(FREE + ".")]
+    if not changed or (override and not fixed):
+        return
+    shown = fixed or changed
+    difference = ", ".join(f"{k}: {before.get(k)} -> {now.get(k)}" for k in shown)
+    remedy = (
+        "it changes the trajectory, so take another --workdir or the old value"
+        if fixed
+        else "it cannot change the trajectory; add --override_config to go on with it"
+    )
+    raise FolderError(f"workdir {folder} holds a run with another config ({difference}); {remedy}")
+
+
+def write_json(path: epath.Path, value: Any) -> None:
+    """Writes JSON through a second file, so that a full disk leaves the old one whole."""
+    fresh = path.parent / (path.name + ".new")
+    fresh.write_text(json.dumps(value, indent=2) + "\n")
+    fresh.replace(path)
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested fields by dotted name.
+
+    >>> flatten({"seed": 0, "run": {"num_devices": 4}})
+    {'seed': 0, 'run.num_devices': 4}
+    """
+    flat = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat

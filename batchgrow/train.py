@@ -1,0 +1,250 @@
+"""`train(config, workdir)`: from a config to a finished run. Below this file nobody sees a config."""
+
+import json
+import math
+from contextlib import ExitStack
+from statistics import median
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from batchgrow import environment, parallel
+from batchgrow.checkpoint import Checkpoints, Notes
+from batchgrow.config import check, make_schedule
+from batchgrow.data.augment import make_prepare
+from batchgrow.data.feed import Feed, ResidentFeed, StreamedFeed, test_batches
+from batchgrow.data.sources import Images, load_images
+from batchgrow.executables import enable_compilation_cache
+from batchgrow.loop import Cadence, Outcome, Run, run_phases
+from batchgrow.models import make_model
+from batchgrow.optimizer import make_optimizer
+from batchgrow.preemption import Preemption
+from batchgrow.programs import Programs, split_evenly
+from batchgrow.progress import Progress
+from batchgrow.runfolder import check_config, claim, flatten, write_json
+from batchgrow.runlog import Clock, RunLog
+from batchgrow.schedule import Schedule
+from batchgrow.state import TrainState, create_state
+
+
+def train(config: ConfigDict, workdir: str, *, override_config: bool = False) -> Outcome:
+    """Trains what `config` describes, from the last checkpoint in `workdir` if there is one.
+
+    Every wrong field is found before anything is compiled or written.
+
+    Args:
+      config: as from `configs.NAME.get_config`.
+      workdir: the run folder, made if need be.
+      override_config: go on although fields under `run` differ from the folder's config.
+
+    Raises:
+      ValueError: for a wrong field, a batch that cannot be laid out, or data of another size.
+      FolderError: if the folder cannot be used.
+      NonFiniteLoss: if training diverges.
+    """
+    check(config)
+    schedule = make_schedule(config)
+    mesh = parallel.make_mesh(config.run.num_devices)
+    check_layouts(config, schedule, mesh.size)
+    is_writer = jax.process_index() == 0
+    with ExitStack() as stack:
+        folder = stack.enter_context(claim(workdir, is_writer=is_writer))
+        check_config(folder, config.to_dict(), override=override_config)
+        if (folder / "summary.json").exists():
+            return Outcome.FINISHED
+        train_images, test_images = _load(config, "train"), _load(config, "test")
+        enable_compilation_cache(config.run.compilation_cache_dir)
+        if is_writer:
+            write_json(folder / "config.json", config.to_dict())
+            write_json(folder / "plan.json", schedule.to_dict(num_devices=mesh.size))
+
+        feed: Feed = (ResidentFeed if config.run.resident else StreamedFeed)(
+            train_images, config.seed
+        )
+        dataset = parallel.replicate(feed.dataset, mesh)
+        size = -(-config.run.eval_batch_size // mesh.size) * mesh.size
+        tests = [split_evenly(batch, mesh) for batch in test_batches(test_images, size)]
+        state, programs = _build(config, mesh, schedule.phases[0].momentum, feed, tests[0])
+        stack.enter_context(programs)
+        checkpoints = stack.enter_context(Checkpoints(folder, keep=config.run.keep_checkpoints))
+        examples_seen, state, notes = _restore(checkpoints, parallel.replicate(state, mesh))
+
+        log = None
+        if is_writer:
+            log = stack.enter_context(
+                RunLog(folder, examples_seen=examples_seen, tensorboard=config.run.tensorboard)
+            )
+            log.text("plan", f"```\n{schedule.table(num_devices=mesh.size)}\n```")
+        progress = stack.enter_context(
+            Progress(
+                schedule.end_examples,
+                examples_seen,
+                f"{config.name}:{config.variant}",
+                config.run.progress and is_writer,
+            )
+        )
+        if examples_seen:
+            progress.say(f"resumed at {examples_seen} examples ({folder}/checkpoints)")
+        run = Run(
+            schedule=schedule,
+            cadence=_cadence(config),
+            programs=programs,
+            feed=feed,
+            dataset=dataset,
+            test_batches=[parallel.shard(batch, mesh) for batch in tests],
+            log=log,
+            checkpoints=checkpoints,
+            clock=Clock(notes["seconds"]),
+            progress=progress,
+            preemption=stack.enter_context(Preemption()),
+            compile_ahead=config.run.compile_ahead,
+            stop_at_phase_end=config.run.stop_at_phase_end,
+            compiled=notes["compiled"],
+        )
+        outcome = run_phases(run, state, examples_seen)
+        if outcome is Outcome.FINISHED and log is not None:
+            summary = summarise(run)
+            log.hyper_parameters(_hyper_parameters(config), summary["final"])
+            write_json(folder / "summary.json", summary)
+        return outcome
+
+
+def check_layouts(config: ConfigDict, schedule: Schedule, num_devices: int) -> None:
+    """Lays out every batch of the plan on so many devices.
+
+    Raises:
+      ValueError: if one of them cannot be (see `parallel.choose_layout`).
+    """
+    limit = config.run.max_per_device_batch_size
+    for phase in schedule.phases:
+        parallel.choose_layout(
+            phase.batch_size,
+            num_devices,
+            config.ghost_batch_size,
+            math.inf if limit == "auto" else int(limit),
+        )
+
+
+def summarise(run: Run) -> dict[str, Any]:
+    """What `summary.json` says of a finished run (this process writes the log)."""
+    assert run.log is not None
+    rows = run.log.rows
+    evaluated = [row for row in rows if "test_accuracy" in row]
+    phases = []
+    for index, phase in enumerate(run.schedule.phases):
+        rates = [row["images_per_second"] for row in rows if row["phase"] == index]
+        phases.append(
+            {
+                "global_batch_size": phase.batch_size,
+                "num_updates": phase.num_updates,
+                "images_per_second": median(rates) if rates else None,
+                **run.compiled.get(str(phase.batch_size), {}),
+            }
+        )
+    seconds = run.clock.by_name()
+    return {
+        "final": {
+            "test_loss": evaluated[-1]["test_loss"],
+            "test_accuracy": evaluated[-1]["test_accuracy"],
+            "train_loss": rows[-1]["train_loss"],
+        },
+        "best_test_accuracy": max(row["test_accuracy"] for row in evaluated),
+        "num_updates": run.schedule.num_updates,
+        "examples_seen": run.schedule.end_examples,
+        "num_epochs": run.schedule.recipe.num_epochs,
+        "wall_seconds": run.clock.total(),
+        "compile_seconds": seconds["compile"],
+        "seconds": seconds,
+        "phases": phases,
+        "versions": environment.versions(),
+        "devices": environment.devices(),
+        "commit": environment.commit(),
+        "command": environment.command(),
+    }
+
+
+def _load(config: ConfigDict, split: str) -> Images:
+    """A split, of the size that the config says."""
+    data = config.data
+    images = load_images(data.name, data[f"{split}_split"], config.run.data_dir)
+    expected = data[f"num_{split}_examples"]
+    if len(images) != expected:
+        raise ValueError(
+            f"data.num_{split}_examples is {expected}, but {data.name} has {len(images)} examples "
+            f"in its {split} split; set the field to that, or point run.data_dir to the right data"
+        )
+    if images.image.shape[1:] != tuple(data.image_shape):
+        raise ValueError(
+            f"data.image_shape is {tuple(data.image_shape)}, but {data.name} has images of "
+            f"{images.image.shape[1:]}; set the field to that"
+        )
+    return images
+
+
+def _build(
+    config: ConfigDict, mesh: Mesh, momentum: float, feed: Feed, test_batch: Any
+) -> tuple[TrainState, Programs]:
+    """The initial state, and the programs that train and evaluate it."""
+    fields = {k: v for k, v in config.model.to_dict().items() if k != "name"}
+    model = make_model(
+        config.model.name,
+        ghost_batch_size=config.ghost_batch_size,
+        axis_name=parallel.AXIS_NAME,
+        **fields,
+    )
+    optimizer = make_optimizer(momentum=momentum, **config.optimizer.to_dict())
+    state = create_state(model, optimizer, tuple(config.data.image_shape), config.seed)
+    prepare = {
+        split: make_prepare(
+            config.data.augment if split == "train" else "none",
+            mean=config.data.mean,
+            std=config.data.std,
+            seed=config.seed,
+        )
+        for split in ("train", "test")
+    }
+    limit = config.run.max_per_device_batch_size
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    default_updates = 1 if on_cpu or not config.run.resident else 16
+    programs = Programs(
+        model=model,
+        optimizer=optimizer,
+        prepare_train=prepare["train"],
+        prepare_test=prepare["test"],
+        label_smoothing=config.label_smoothing,
+        state=state,
+        feed=feed,
+        test_batch=test_batch,
+        mesh=mesh,
+        ghost_batch_size=config.ghost_batch_size,
+        max_per_device_batch_size=None if limit == "auto" else int(limit),
+        updates_per_dispatch=config.run.updates_per_dispatch or default_updates,
+    )
+    return state, programs
+
+
+def _restore(
+    checkpoints: Checkpoints, state: TrainState
+) -> tuple[int, TrainState, Notes]:
+    """Position, state and notes of the newest checkpoint, or those of a new run."""
+    restored = checkpoints.restore(state)
+    return restored or (0, state, {"seconds": {}, "compiled": {}})
+
+
+def _cadence(config: ConfigDict) -> Cadence:
+    def examples(epochs: float) -> int:
+        return max(1, round(epochs * config.data.num_train_examples))
+
+    return Cadence(
+        log=examples(config.log_every_epochs),
+        evaluate=examples(config.evaluate_every_epochs),
+        checkpoint=examples(config.run.checkpoint_every_epochs),
+    )
+
+
+def _hyper_parameters(config: ConfigDict) -> dict[str, Any]:
+    """The config's fields as TensorBoard takes them: numbers and strings."""
+    flat = flatten(json.loads(config.to_json()))
+    return {k: v if isinstance(v, int | float | str) else str(v) for k, v in flat.items()}

@@ -1,0 +1,179 @@
+"""How many ImageNet pictures a host prepares: this pipeline, beside tf.data on the same files.
+
+    python -m experiments.bench_input --data_dir=DIR [--tf] [--json]
+
+Two rates. *All cores*: pictures a second of wall time, divided by the cores, with as many workers
+as cores (tf.data: AUTOTUNE). *CPU time*: pictures a second of processor time with everything in one
+process, which other programs on the machine disturb less. Repetitions of the pipelines are
+interleaved, and the medians reported. Both pipelines end in the same thing: uint8 pieces.
+"""
+
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+from absl import app, flags
+
+from batchgrow.data import imagenet, sources, stream, workers
+
+FLAGS = flags.FLAGS
+
+
+def our_pieces(
+    source: workers.EncodedSource, piece_size: int, image_size: int, num_workers: int
+) -> workers.PieceStream:
+    """The training stream as `experiments.imagenet` has it."""
+    load = workers.PieceLoader(
+        source,
+        partial(workers.process_positions, piece_size=piece_size),
+        stream.Stream(len(source), seed=0).indices,
+        partial(imagenet.training_image, image_size=image_size, seed=0),
+    )
+    return workers.PieceStream(load, num_workers=num_workers)
+
+
+def tf_pieces(records: str, piece_size: int, image_size: int, threads: int) -> Iterator[Any]:
+    """The usual tf.data pipeline over a TFRecord file; `threads` 0 for AUTOTUNE."""
+    import tensorflow as tf
+
+    features = {
+        "image": tf.io.FixedLenFeature([], tf.string),
+        "label": tf.io.FixedLenFeature([], tf.int64),
+    }
+
+    def decode(record: Any) -> dict[str, Any]:
+        example = tf.io.parse_single_example(record, features)
+        begin, size, _ = tf.image.sample_distorted_bounding_box(
+            tf.io.extract_jpeg_shape(example["image"]),
+            bounding_boxes=tf.zeros([1, 0, 4]),
+            aspect_ratio_range=imagenet.ASPECT,
+            area_range=imagenet.AREA,
+            max_attempts=imagenet.MAX_TRIES,
+            use_image_if_no_bounding_boxes=True,
+        )
+        window = tf.concat([begin[:2], size[:2]], 0)
+        image = tf.io.decode_and_crop_jpeg(example["image"], window, channels=3)
+        image = tf.image.resize(image, [image_size, image_size], "bilinear")
+        image = tf.image.random_flip_left_right(image)
+        return {"image": tf.cast(image, tf.uint8), "label": tf.cast(example["label"], tf.int32)}
+
+    pieces = tf.data.TFRecordDataset(records).repeat().shuffle(256)
+    pieces = pieces.map(decode, num_parallel_calls=threads or tf.data.AUTOTUNE)
+    pieces = pieces.batch(piece_size).prefetch(tf.data.AUTOTUNE)
+    options = tf.data.Options()
+    options.threading.private_threadpool_size = threads
+    return pieces.with_options(options).as_numpy_iterator()
+
+
+def write_records(source: workers.EncodedSource, path: str) -> None:
+    """The same encoded pictures as one TFRecord file."""
+    import tensorflow as tf
+
+    with tf.io.TFRecordWriter(path) as writer:
+        for index in range(len(source)):
+            example = source[index]
+            image = tf.train.Feature(bytes_list=tf.train.BytesList(value=[example["image"]]))
+            label = tf.train.Feature(int64_list=tf.train.Int64List(value=[example["label"]]))
+            features = tf.train.Features(feature={"image": image, "label": label})
+            writer.write(tf.train.Example(features=features).SerializeToString())
+
+
+def seconds_per_piece(
+    pieces: Iterator[Any], clock: Callable[[], float], read_ahead: int, num_pieces: int
+) -> float:
+    """Mean over `num_pieces`, after the `read_ahead` that may lie ready from the time between."""
+    for _ in range(read_ahead):
+        next(pieces)
+    start = clock()
+    for _ in range(num_pieces):
+        next(pieces)
+    return (clock() - start) / num_pieces
+
+
+def compare(
+    pipelines: Sequence[tuple[str, Iterator[Any]]],
+    clock: Callable[[], float],
+    read_ahead: int,
+    num_pieces: int,
+    repetitions: int,
+) -> dict[str, float]:
+    """Median seconds per piece of each pipeline, repetitions interleaved."""
+    seconds: dict[str, list[float]] = {name: [] for name, _ in pipelines}
+    for _ in range(repetitions):
+        for name, pieces in pipelines:
+            seconds[name].append(seconds_per_piece(pieces, clock, read_ahead, num_pieces))
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def bench(source: workers.EncodedSource, num_workers: int, with_tf: bool) -> dict[str, Any]:
+    """Images a second per core of each pipeline, in both ways of counting."""
+    size, image_size = FLAGS.piece_size, FLAGS.image_size
+    read_ahead = 4 * max(2, num_workers)
+    with ExitStack() as stack:
+        all_cores, one_process = [], []
+        if with_tf:
+            records = os.path.join(stack.enter_context(tempfile.TemporaryDirectory()), "records")
+            write_records(source, records)
+            all_cores.append(("tf.data", tf_pieces(records, size, image_size, threads=0)))
+            one_process.append(("tf.data", tf_pieces(records, size, image_size, threads=1)))
+        ours = stack.enter_context(our_pieces(source, size, image_size, num_workers))
+        all_cores.append(("batchgrow", ours))
+        wall = compare(
+            all_cores, time.perf_counter, read_ahead, FLAGS.num_pieces, FLAGS.repetitions
+        )
+        ours.close()
+        ours = stack.enter_context(our_pieces(source, size, image_size, 0))
+        one_process.append(("batchgrow", ours))
+        cpu = compare(
+            one_process, time.process_time, read_ahead, FLAGS.num_pieces, FLAGS.repetitions
+        )
+    return {
+        "cores": num_workers,
+        "images": len(source),
+        "image_size": image_size,
+        "all_cores": {name: size / seconds / num_workers for name, seconds in wall.items()},
+        "cpu_time": {name: size / seconds for name, seconds in cpu.items()},
+    }
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result as text, images a second per core."""
+    lines = [f"{'images/s per core':20}{'all cores':>12}{'CPU time':>12}"]
+    kinds = ("all_cores", "cpu_time")
+    for name in result["all_cores"]:
+        lines.append(f"{name:20}" + "".join(f"{result[kind][name]:12.0f}" for kind in kinds))
+    if "tf.data" in result["all_cores"]:
+        ratios = [result[kind]["batchgrow"] / result[kind]["tf.data"] for kind in kinds]
+        lines.append(f"{'batchgrow / tf.data':20}" + "".join(f"{ratio:12.2f}" for ratio in ratios))
+    lines.append(
+        f"{result['images']} pictures to {result['image_size']} x {result['image_size']}, "
+        f"{result['cores']} cores, medians of {FLAGS.repetitions} interleaved repetitions"
+    )
+    return "\n".join(lines)
+
+
+def _main(argv: list[str]) -> None:
+    del argv
+    source = sources.open_source("imagenet2012", FLAGS.split, FLAGS.data_dir, decode=False)
+    num_workers = FLAGS.num_workers or len(os.sched_getaffinity(0))
+    result = bench(source, num_workers, FLAGS.tf)
+    print(json.dumps(result) if FLAGS.json else table(result))
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("data_dir", None, "tfds's folder with `imagenet2012`.", required=True)
+    flags.DEFINE_string("split", "train", "Of the data set.")
+    flags.DEFINE_integer("num_workers", 0, "Worker processes; 0 for the cores at hand.")
+    flags.DEFINE_integer("image_size", 224, "Of the result, pixels.")
+    flags.DEFINE_integer("piece_size", 64, "Images in a piece.")
+    flags.DEFINE_integer("num_pieces", 20, "Pieces in a repetition.")
+    flags.DEFINE_integer("repetitions", 7, "Of each pipeline.")
+    flags.DEFINE_bool("tf", False, "Also the tf.data pipeline (pip install 'batchgrow[tf]').")
+    flags.DEFINE_bool("json", False, "One line of JSON instead of the table.")
+    app.run(_main)

@@ -1,0 +1,184 @@
+"""Write a tfds-prepared `imagenet2012` folder of generated JPEGs, to try everything without ImageNet.
+
+    python -m experiments.make_fake_imagenet --out=DIR --num_train=1281 --num_validation=500
+
+The folder is what `tfds build imagenet2012 --file_format=array_record` leaves (version 5.1.0, same
+features, same names), so that nothing downstream can tell. What the pictures show depends on their
+class and can be learned; their sizes, bytes and share of greyscale are ImageNet's approximately.
+"""
+
+import os
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import cv2
+import numpy as np
+import simplejpeg
+import tensorflow_datasets as tfds
+from absl import app, flags
+from tensorflow_datasets.datasets.imagenet2012 import imagenet2012_dataset_builder
+
+NUM_LABELS = 1000
+GREYSCALE_SHARE = 0.01
+JPEG_QUALITY = 95
+# Standard deviation of the grain: with it and the quality a JPEG takes about 110 KB on average.
+GRAIN = 14.0
+# (share, width, height) of the common sizes; the rest is drawn by `_draw_size`. Approximated: most
+# of ImageNet has a long side of 500 pixels, and the mean is about 470 x 390.
+COMMON_SIZES = (
+    (0.42, 500, 375),
+    (0.13, 375, 500),
+    (0.10, 500, 333),
+    (0.04, 333, 500),
+    (0.03, 500, 500),
+)
+
+
+def _draw_size(rng: np.random.Generator) -> tuple[int, int]:
+    """(width, height) in pixels."""
+    share = rng.random()
+    for common, width, height in COMMON_SIZES:
+        if share < common:
+            return width, height
+        share -= common
+    big = rng.random() < 0.15
+    long_side = rng.integers(640, 1601) if big else rng.integers(120, 501)
+    short_side = int(long_side * rng.uniform(0.6, 1.0))
+    landscape = rng.random() < 0.7
+    return (int(long_side), short_side) if landscape else (short_side, int(long_side))
+
+
+def _class_colour(label: int, step: float, value: float) -> np.ndarray:
+    """(3,) RGB in 0..255: multiples of an irrational step spread any number of classes evenly."""
+    hue = np.float32(360.0 * ((label * step + 0.1) % 1.0))
+    hsv = np.array([[[hue, 0.65, value]]], np.float32)
+    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0, 0] * 255.0
+
+
+def _smooth_noise(rng: np.random.Generator, width: int, height: int, cells: int) -> np.ndarray:
+    """(height, width) float32 of standard normal values on a coarse grid, interpolated."""
+    grid = rng.standard_normal((cells, cells), np.float32)
+    return cv2.resize(grid, (width, height), interpolation=cv2.INTER_CUBIC)
+
+
+def render(label: int, rng: np.random.Generator) -> np.ndarray:
+    """One picture of a class, (height, width, 3) uint8: a striped disc on a coloured ground.
+
+    Colours of ground and stripes, and the stripes' angle and number, follow from the class; size of
+    picture, place and size of the disc, light and grain are random.
+    """
+    width, height = _draw_size(rng)
+    y, x = np.ogrid[0:height, 0:width]
+    x, y = (np.float32(axis / min(width, height)) for axis in (x, y))
+    angle, cycles = np.pi * ((label * 0.7549) % 1.0), 5.0 + 13.0 * ((label * 0.5698) % 1.0)
+    phase = rng.random(dtype=np.float32)
+    across = np.float32(np.cos(angle)) * x + np.float32(np.sin(angle)) * y
+    stripes = 0.5 + 0.5 * np.sin(np.float32(2 * np.pi) * (np.float32(cycles) * across + phase))
+
+    radius = rng.uniform(0.2, 0.4)
+    centre_x = rng.uniform(0.2, width / min(width, height) - 0.2)
+    centre_y = rng.uniform(0.2, height / min(width, height) - 0.2)
+    distance = np.hypot(x - centre_x, (y - centre_y) * rng.uniform(0.8, 1.25))
+    disc = np.clip((radius - distance) * 60.0, 0.0, 1.0, dtype=np.float32)
+
+    ground = _class_colour(label, 0.6180, 0.75) + rng.normal(0.0, 16.0, 3)
+    ink = _class_colour(label, 0.4142, 0.9) + rng.normal(0.0, 16.0, 3)
+    light = np.float32(rng.normal(0.0, 12.0)) + 22.0 * _smooth_noise(rng, width, height, 5)
+    light += GRAIN * rng.standard_normal((height, width), np.float32)
+    inked = disc * stripes
+    channels = [inked * np.float32(i - g) + (light + np.float32(g)) for g, i in zip(ground, ink, strict=True)]
+    return cv2.merge([np.clip(channel, 0, 255).astype(np.uint8) for channel in channels])
+
+
+def encode(picture: np.ndarray, greyscale: bool) -> bytes:
+    """JPEG with 4:2:0 chroma, as nearly all of ImageNet; greyscale ones have one component."""
+    if greyscale:
+        grey = np.ascontiguousarray(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)[..., None])
+        return simplejpeg.encode_jpeg(grey, JPEG_QUALITY, "GRAY", "Gray")
+    return simplejpeg.encode_jpeg(picture, JPEG_QUALITY, "RGB", "420")
+
+
+def examples(
+    split: str, num_examples: int, num_classes: int, seed: int
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(key, example) pairs of a split; an example depends on (seed, split, index) alone.
+
+    Labels go round, so that every class has as many examples as the next; with fewer than 1,000
+    classes the first ones of ImageNet are used.
+    """
+    synsets = tfds.core.tfds_path("datasets/imagenet2012/labels.txt").read_text().split()
+    for index in range(num_examples):
+        rng = np.random.default_rng((seed, split == "train", index))
+        label = index % num_classes
+        if split == "train":
+            file_name = f"{synsets[label]}_{index}.JPEG"
+        else:
+            file_name = f"ILSVRC2012_val_{index + 1:08d}.JPEG"
+        jpeg = encode(render(label, rng), greyscale=rng.random() < GREYSCALE_SHARE)
+        yield file_name, {"image": jpeg, "label": label, "file_name": file_name}
+
+
+class FakeImagenet2012(imagenet2012_dataset_builder.Builder, skip_registration=True):
+    """tfds's own builder of `imagenet2012`, fed with generated pictures instead of the tar files."""
+
+    name = "imagenet2012"
+    pkg_dir_path = tfds.core.tfds_path("datasets/imagenet2012")
+
+    def __init__(
+        self, *, num_train: int, num_validation: int, num_classes: int, seed: int, **kwargs: Any
+    ):
+        self._sizes = {"train": num_train, "validation": num_validation}
+        self._num_classes = num_classes
+        self._seed = seed
+        super().__init__(**kwargs)
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+        return {
+            split: examples(split, size, self._num_classes, self._seed)
+            for split, size in self._sizes.items()
+        }
+
+
+def make(out: str, num_train: int, num_validation: int, num_classes: int, seed: int) -> str:
+    """Writes `out`/imagenet2012/5.1.0 and returns its path.
+
+    Raises ValueError where that folder is there already: fake pictures must never be mistaken for,
+    or mixed with, the real ones.
+    """
+    if not 1 <= num_classes <= NUM_LABELS:
+        raise ValueError(f"num_classes={num_classes}: ImageNet has 1 to {NUM_LABELS}")
+    builder = FakeImagenet2012(
+        num_train=num_train,
+        num_validation=num_validation,
+        num_classes=num_classes,
+        seed=seed,
+        data_dir=out,
+        file_format="array_record",
+    )
+    folder = os.fspath(builder.data_path)
+    if os.path.exists(folder):
+        raise ValueError(f"out={out}: {folder} exists; choose another folder or delete it")
+    builder.download_and_prepare()
+    return folder
+
+
+def _main(argv: list[str]) -> None:
+    del argv
+    values = flags.FLAGS
+    start = time.perf_counter()
+    folder = make(
+        values.out, values.num_train, values.num_validation, values.num_classes, values.seed
+    )
+    seconds = time.perf_counter() - start
+    num_images = values.num_train + values.num_validation
+    print(f"{folder}: {num_images} images in {seconds:.1f} s, {num_images / seconds:.0f} images/s")
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("out", None, "Folder of the data set, tfds's data_dir.", required=True)
+    flags.DEFINE_integer("num_train", 1281, "Training images.", lower_bound=1)
+    flags.DEFINE_integer("num_validation", 500, "Validation images.", lower_bound=1)
+    flags.DEFINE_integer("num_classes", NUM_LABELS, "Classes that occur, of 1,000.")
+    flags.DEFINE_integer("seed", 0, "Everything follows from it.")
+    app.run(_main)

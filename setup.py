@@ -1,0 +1,49 @@
+"""Packaging of batchgrow. Tools are configured in pyproject.toml."""
+
+import pathlib
+
+from setuptools import find_packages, setup
+
+HERE = pathlib.Path(__file__).parent
+VERSION = "0.1.0"
+
+CORE = [
+    "absl-py",
+    "etils[epath]",
+    "flax>=0.12",
+    "grain>=0.2.18",
+    "jax>=0.10",
+    "matplotlib",
+    "ml-collections>=1.1",
+    "numpy",
+    "optax>=0.2.8",
+    "orbax-checkpoint>=0.12",
+    "scikit-learn",
+    "tensorboardX",
+    "tensorflow-datasets>=4.9.9",
+    "array_record",
+    "tqdm",
+]
+
+NOTEBOOKS = ["ipykernel", "jupytext", "nbclient", "nbformat"]
+
+EXTRAS = {
+    "cuda": ["jax[cuda13]>=0.10"],
+    "tpu": ["jax[tpu]>=0.10"],
+    "notebooks": NOTEBOOKS,
+    "test": ["hypothesis", "pre-commit", "pyright", "pytest", "pytest-xdist", "ruff"],
+}
+
+setup(
+    name="batchgrow",
+    version=VERSION,
+    description="Grow the batch instead of decaying the learning rate, in JAX and Flax.",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    packages=find_packages(include=["batchgrow*", "configs*", "experiments*"]),
+    package_data={"batchgrow": ["py.typed", "*.html"]},
+    python_requires=">=3.11",
+    install_requires=CORE,
+    extras_require=EXTRAS,
+    license="Apache-2.0",
+)
