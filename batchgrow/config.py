@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from batchgrow import curves
 from batchgrow.optimizer import DECAY_ON, NAMES, uses_momentum
+from batchgrow.parallel import choose_layout
 from batchgrow.schedule import Recipe, Schedule, decay, grow, hybrid
 
 CURVES = ("constant", "step", "exponential", "inverse_time", "cosine")
@@ -122,6 +123,24 @@ def check(config: ConfigDict) -> None:
         if not config[name] > 0:
             raise ValueError(f"{name} {config[name]} must be above 0 epochs")
     if not run.checkpoint_every_epochs > 0:
-        raise ValueError(f"run.checkpoint_every_epochs {run.checkpoint_every_epochs} must be above 0")
+        raise ValueError(
+            f"run.checkpoint_every_epochs {run.checkpoint_every_epochs} must be above 0 epochs"
+        )
     if not 0 <= config.label_smoothing < 1:
         raise ValueError(f"label_smoothing {config.label_smoothing} must be at least 0 and below 1")
+
+
+def check_layouts(config: ConfigDict, schedule: Schedule, num_devices: int) -> None:
+    """Lays out every batch of the plan on so many devices.
+
+    Raises:
+      ValueError: if one of them cannot be (see `choose_layout`).
+    """
+    limit = config.run.max_per_device_batch_size
+    for phase in schedule.phases:
+        choose_layout(
+            phase.batch_size,
+            num_devices,
+            config.ghost_batch_size,
+            math.inf if limit == "auto" else int(limit),
+        )

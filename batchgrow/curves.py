@@ -94,7 +94,7 @@ def with_warmup(
     """Rises linearly for `warmup_epochs`, then continues as `curve`.
 
     The rise ends at `curve(warmup_epochs)`; the first update has `initial_learning_rate` and each
-    one after it a little more (gradual warm-up, Goyal et al. 2017, Sec. 2.2). The curve is not
+    one after it a little more (gradual warm-up, Goyal et al. 2017). The curve is not
     delayed: its jumps stay at their epochs, and those inside the warm-up vanish.
     """
     _check_learning_rate("initial_learning_rate", initial_learning_rate)
@@ -121,8 +121,8 @@ NEGLIGIBLE = 1e-6  # Of the highest learning rate: float32 curves end at 0 in st
 
 
 @dataclass(frozen=True)
-class Trace:
-    """What is known of a learning rate, as a function of the number of examples seen.
+class Descent:
+    """How a learning rate falls over a run, as a function of the number of examples seen.
 
     value: the learning rate when that many examples have been seen.
     positions: some numbers of examples, rising; both sides of each jump are among them.
@@ -151,9 +151,9 @@ class Trace:
         return between.start + bisect_left(between, -level, key=lambda n: -self.value(n))
 
 
-def trace(
+def find_descent(
     value: Callable[[int], float], num_positions: int, jumps: Sequence[int] | None = None
-) -> Trace:
+) -> Descent:
     """Looks at `value` over range(num_positions) for its jumps (unless given) and peaks."""
     num_steps = max(1, min(NUM_SAMPLES, num_positions - 1))
     grid = [(num_positions - 1) * index // num_steps for index in range(num_steps + 1)]
@@ -166,7 +166,7 @@ def trace(
         known[peak] = value(peak)
     positions = sorted(known)
     ceilings = accumulate((known[position] for position in reversed(positions)), max)
-    return Trace(value, tuple(positions), tuple(ceilings)[::-1], tuple(jumps))
+    return Descent(value, tuple(positions), tuple(ceilings)[::-1], tuple(jumps))
 
 
 def _find_jumps(value: Callable[[int], float], samples: list[tuple[int, float]]) -> list[int]:
@@ -215,7 +215,8 @@ def _find_peaks(value: Callable[[int], float], samples: list[tuple[int, float]])
 class Recipe:
     """Hyper-parameters that are known to work, with a fixed batch size.
 
-    learning_rate: a callable of the epoch, which is a real number.
+    learning_rate: a callable of the epoch, which is a real number. It is called once an update: put
+        an `optax.Schedule` into `jax.jit`, for that is slow otherwise (a millisecond or so).
     num_examples: N, the size of the training set.
     num_epochs: need not be whole.
     """
@@ -259,18 +260,18 @@ class Recipe:
         return learning_rate
 
     @cached_property
-    def trace(self) -> Trace:
+    def descent(self) -> Descent:
         """The learning rate as a function of examples seen; ValueError if it is 0 throughout."""
         end = self.end_examples
         jumps = getattr(self.learning_rate, "boundaries_epochs", None)
         if jumps is not None:
             examples = range(end)
             found = (bisect_left(examples, e, key=lambda n: n / self.num_examples) for e in jumps)
-            jumps = [jump for jump in found if 0 < jump < end]
-        traced = trace(self.learning_rate_at, end, jumps)
-        if traced.ceiling(0) == 0:
+            jumps = sorted({jump for jump in found if 0 < jump < end})
+        descent = find_descent(self.learning_rate_at, end, jumps)
+        if descent.ceiling(0) == 0:
             raise ValueError("learning_rate is 0 at every epoch: nothing would be learned")
-        return traced
+        return descent
 
 
 def _check_learning_rate(name: str, learning_rate: float) -> None:
@@ -283,10 +284,10 @@ def _check_positive(name: str, number: float) -> None:
         raise ValueError(f"{name}={number} must be a finite number above 0")
 
 
-def check_whole(name: str, number: int) -> None:
-    """Raises ValueError unless the number is a whole one, 1 or more."""
-    if not isinstance(number, Integral) or number < 1:
-        raise ValueError(f"{name}={number} must be a whole number, 1 or more")
+def check_whole(name: str, number: int, least: int = 1) -> None:
+    """Raises ValueError unless the number is a whole one, `least` or more."""
+    if not isinstance(number, Integral) or number < least:
+        raise ValueError(f"{name}={number} must be a whole number, {least} or more")
 
 
 def check_momentum(momentum: float) -> None:

@@ -9,6 +9,8 @@ import dataclasses
 import io
 import re
 from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -25,7 +27,7 @@ LINES = ("-", (0, (6, 2)), (0, (2, 1.2)), (0, (7, 2, 1.5, 2)))
 # Only these three depend on light or dark; `inline_svg` turns them into the page's CSS variables.
 INK, GRID, PAPER = "#1c2129", "#d5d9e1", "#fffffe"
 CSS_VARIABLES = {INK: "var(--ink)", GRID: "var(--grid)", PAPER: "var(--paper)"}
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 13.0,
     "font.family": "DejaVu Sans",
     "legend.fontsize": 11.5,
@@ -45,6 +47,7 @@ STYLE = {
     "legend.facecolor": PAPER,
     "legend.edgecolor": GRID,
     "svg.fonttype": "none",
+    "svg.hashsalt": "batchgrow",
 }
 WIDTH, HEIGHT = 5.2, 3.7  # inches
 # Smooth recipes grow on a long ladder; more lines than this would be a hatching.
@@ -107,8 +110,8 @@ def draw(*drawn: Panel, columns: int = 1) -> Figure:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH * columns, drawn[0].height * rows), layout="constrained")
         FigureCanvasAgg(figure)
-        for axes, panel in zip(figure.subplots(rows, columns, squeeze=False).flat, drawn):
-            panel.draw(axes)
+        for number, panel in enumerate(drawn, start=1):
+            panel.draw(figure.add_subplot(rows, columns, number))
     return figure
 
 
@@ -120,7 +123,7 @@ def png(figure: Figure) -> bytes:
 
 def svg(figure: Figure) -> str:
     """The same text for the same figure: no date, no random ids."""
-    with matplotlib.rc_context(STYLE | {"svg.hashsalt": "batchgrow"}), io.BytesIO() as buffer:
+    with matplotlib.rc_context(STYLE), io.BytesIO() as buffer:
         figure.savefig(buffer, format="svg", metadata={"Date": None})
         return buffer.getvalue().decode("utf-8")
 
@@ -153,7 +156,7 @@ def _draw_schedule(
     values = sorted({value for group in groups for value in _schedule_curve(group, field)[1]})
     if len(values) <= MAX_BOUNDARIES:
         # A step schedule has few values: those are the numbers to read, not the powers of ten.
-        apart = [value for value, last in zip(values, [0.0, *values]) if value > 1.3 * last]
+        apart = [high for low, high in pairwise([0.0, *values]) if high > 1.3 * low]
         axes.yaxis.set_major_locator(FixedLocator(apart))
         axes.yaxis.set_minor_locator(NullLocator())
     axes.set(xlabel="epochs", ylabel=label)
@@ -171,11 +174,12 @@ def _schedule_curve(group: PlanGroup, field: str) -> tuple[list[float], list[flo
     if any(start != end for start, end in steps) and any(run.rows for run in group.runs):
         rows = max((run.rows for run in group.runs), key=len)
         return [row["epoch"] for row in rows], [row[field] for row in rows]
-    ends = [
-        (phase["start_examples"] / plan["num_examples"], phase["end_examples"] / plan["num_examples"])
+    epochs = [
+        phase[end] / plan["num_examples"]
         for phase in plan["phases"]
+        for end in ("start_examples", "end_examples")
     ]
-    return [epoch for pair in ends for epoch in pair], [value for pair in steps for value in pair]
+    return epochs, [value for pair in steps for value in pair]
 
 
 def _draw_metric(
@@ -263,7 +267,7 @@ def time_panel(seconds: dict[str, dict[str, float]]) -> Panel:
     def draw_bars(axes: Axes) -> None:
         labels = list(seconds)
         left = np.zeros(len(labels))
-        for timer, colour in zip(TIMERS, PALETTE):
+        for timer, colour in zip(TIMERS, PALETTE, strict=False):
             width = np.array([seconds[label][timer] for label in labels])
             axes.barh(labels, width, left=left, color=colour, height=0.6, label=timer)
             left += width

@@ -33,7 +33,7 @@ def html_page(facts: Facts, drawings: Sequence[Mapping[str, Drawing]], out_dir: 
     comparisons = facts["comparisons"]
     names = dict.fromkeys(comparison["setting"].split(",")[0] for comparison in comparisons)
     body = [_opening(facts)]
-    for number, (comparison, drawn) in enumerate(zip(comparisons, drawings)):
+    for number, (comparison, drawn) in enumerate(zip(comparisons, drawings, strict=True)):
         if len(comparisons) > 1:
             body.append(f'<h2 id="comparison{number}">{_escape(comparison["setting"])}</h2>')
         body.append(_comparison(comparison, drawn, "h3" if len(comparisons) > 1 else "h2"))
@@ -192,12 +192,11 @@ def _what_ran(runs: Sequence[Facts]) -> str:
         if run["devices"]:
             where = wording.environment(run)
             environments.setdefault(where, []).append(f"{run['plan']} seed {run['seed']}")
-    lines = [
-        f"<p>{_escape(where)}"
-        + (f'<br><span class="soft">{_escape(", ".join(of))}</span>' if len(environments) > 1 else "")
-        + "</p>"
-        for where, of in environments.items()
-    ]
+    lines = []
+    for where, which in environments.items():
+        lines.append(f"<p>{_escape(where)}</p>")
+        if len(environments) > 1:
+            lines.append(f'<p class="soft">{_escape(", ".join(which))}</p>')
     return "\n".join(["<h2>What ran, on what</h2>", *lines, _table(header, rows, text=(2, 7))])
 
 
@@ -227,11 +226,13 @@ def _table(
     for column in wide:
         styles[column] = "text wide"
     styles = [f' class="{style}"' if style else "" for style in styles]
-    head = "".join(f"<th{style}>{_escape(name)}</th>" for style, name in zip(styles, header))
+    head = "".join(
+        f"<th{style}>{_escape(name)}</th>" for style, name in zip(styles, header, strict=True)
+    )
     body = ""
     for row in rows:
         first = f'<th scope="row"{styles[0]}>{_escape(row[0])}</th>'
-        rest = zip(styles[1:], row[1:])
+        rest = zip(styles[1:], row[1:], strict=True)
         body += f"<tr>{first}{''.join(f'<td{s}>{_escape(cell)}</td>' for s, cell in rest)}</tr>\n"
     return (
         '<div class="scroll" tabindex="0"><table>'

@@ -104,7 +104,8 @@ def nearest_batch_sizes(
     # Any multiple of both works, so the search ends within one of them.
     span = math.lcm(num_devices, ghost_batch_size)
     below = next((s for s in range(global_batch_size - 1, 0, -1) if possible(s)), None)
-    above = next(s for s in range(global_batch_size + 1, global_batch_size + span + 1) if possible(s))
+    higher = range(global_batch_size + 1, global_batch_size + span + 1)
+    above = next(size for size in higher if possible(size))
     return (above,) if below is None else (below, above)
 
 

@@ -186,7 +186,7 @@ class Programs:
 
 
 def split_evenly(batch: HostBatch, mesh: Mesh) -> HostBatch:
-    """A global batch `(examples, ...)` as this process's share `(local_devices, per_device, ...)`."""
+    """This process's share `(local_devices, per_device, ...)` of a global `(examples, ...)`."""
     slots = parallel.local_device_slots(mesh)
     return {k: v.reshape(mesh.size, -1, *v.shape[1:])[slots] for k, v in batch.items()}
 

@@ -55,13 +55,11 @@ def write_report(runs: Sequence[Run], out_dir: str, paper: Paper | None = None) 
     families = _families(group_by_plan(runs))
     lines = figures.lines_of_plans(families)
     drawings = []
-    for number, (family, comparison) in enumerate(zip(families, found["comparisons"])):
+    for number, (family, comparison) in enumerate(zip(families, found["comparisons"], strict=True)):
         prefix = f"{number + 1}_" if len(families) > 1 else ""
         panels = figures.panels(family, lines)
         _write_figure(out, f"{prefix}overview", figures.draw(*panels[:4], columns=2))
-        seconds = {
-            plan["plan"]: plan["seconds"] for plan in comparison["plans"] if plan["seconds"]
-        }
+        seconds = {plan["plan"]: plan["seconds"] for plan in comparison["plans"] if plan["seconds"]}
         if seconds:
             panels.append(figures.time_panel(seconds))
         drawn = {}
@@ -223,7 +221,7 @@ def _paper_rows(groups: Sequence[PlanGroup], plans: Sequence[Facts], paper: Pape
     for variant, entry in paper.items():
         accuracy = entry.get("test_accuracy")
         if accuracy is not None and not 0 <= accuracy <= 1:
-            raise ValueError(f"paper: {variant} test_accuracy is {accuracy}; give a fraction (0..1)")
+            raise ValueError(f"paper: {variant} test_accuracy is {accuracy}; give a fraction")
         if entry.get("optimizer", groups[0].optimizer) != groups[0].optimizer:
             continue
         ours = [plan for plan in plans if plan["variant"] == variant] or [None]
@@ -283,7 +281,7 @@ def text(found: Facts) -> str:
             "\n".join(
                 "  ".join(
                     [_cut(row[0], widths[0]).ljust(widths[0])]
-                    + [cell.rjust(width) for cell, width in zip(row[1:], widths[1:])]
+                    + [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
                 )
                 for row in rows
             )

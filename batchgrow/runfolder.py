@@ -55,7 +55,7 @@ def claim(workdir: str, *, is_writer: bool) -> Iterator[epath.Path]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise FolderError(
-                f"workdir {workdir}: another run is using it; wait for it, or take another --workdir"
+                f"workdir {workdir}: another run is using it; wait for it or take another folder"
             ) from error
         yield folder
 
@@ -77,7 +77,7 @@ def check_config(folder: epath.Path, config: Config, *, override: bool) -> None:
     try:
         before = flatten(json.loads(path.read_text()))
     except json.JSONDecodeError as error:
-        raise FolderError(f"{path} is not JSON ({error}); restore it or take another --workdir") from error
+        raise FolderError(f"{path} is not JSON ({error}); restore it or take another") from error
     now = flatten(json.loads(json.dumps(config)))
     changed = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
     fixed = [k for k in changed if not k.startswith(FREE + ".")]

@@ -13,7 +13,7 @@ from scipy import stats
 
 # Fields of a config that do not change the trajectory (`run` holds those of the execution); two
 # runs may differ in them and in the seed and still be two samples of one plan.
-IGNORED_FIELDS = ("seed", "run", "workdir", "data_dir")
+IGNORED_FIELDS = ("seed", "run")
 TIMERS = ("compile", "input", "step", "eval", "checkpoint")
 
 
@@ -64,7 +64,8 @@ class Run:
         """Fraction at the end of the run, or at the last evaluation of an unfinished one."""
         if self.summary is not None:
             return self.summary["final"]["test_accuracy"]
-        return next((row["test_accuracy"] for row in self.rows[::-1] if "test_accuracy" in row), None)
+        evaluated = [row["test_accuracy"] for row in self.rows if "test_accuracy" in row]
+        return evaluated[-1] if evaluated else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,16 +122,21 @@ def find_runs(paths: Iterable[str]) -> list[str]:
         path = epath.Path(given)
         if not path.is_dir():
             raise ValueError(f"{given}: no such folder; give run folders or a folder of them")
-        if (path / "config.json").exists():
-            below = [path]
-        else:
-            below = sorted(config.parent for config in path.rglob("config.json"))
+        below = _run_folders(path)
         if not below:
             raise ValueError(
                 f"{given}: no run folder here (no config.json); give the workdir of a training run"
             )
         found |= dict.fromkeys(str(folder) for folder in below)
     return list(found)
+
+
+def _run_folders(path: epath.Path) -> list[epath.Path]:
+    """`path` itself, or else those below it; what lies inside a run folder is not searched."""
+    if (path / "config.json").exists():
+        return [path]
+    folders = sorted(child for child in path.iterdir() if child.is_dir())
+    return [found for folder in folders for found in _run_folders(folder)]
 
 
 def read_run(path: str) -> Run:
@@ -187,8 +193,10 @@ def group_by_plan(runs: Sequence[Run]) -> list[PlanGroup]:
     for run in runs:
         members.setdefault(json.dumps(_identity(run.config), sort_keys=True), []).append(run)
     groups = [
-        PlanGroup(_label(runs_of_plan[0], [other[0] for other in members.values()]),
-                  tuple(sorted(runs_of_plan, key=lambda run: (run.seed, run.path))))
+        PlanGroup(
+            _label(runs_of_plan[0], [other[0] for other in members.values()]),
+            tuple(sorted(runs_of_plan, key=lambda run: (run.seed, run.path))),
+        )
         for runs_of_plan in members.values()
     ]
     return sorted(groups, key=lambda group: (-group.plan["num_updates"], group.label))

@@ -1,7 +1,7 @@
 """A learning-rate recipe, turned into a plan that grows the batch size instead.
 
 What the noise of batch gradients does to training is set by the noise scale (Smith & Le 2017;
-Smith, Kindermans, Ying & Le 2018, Sec. 2 and 4), with N training examples and batch size B:
+Smith, Kindermans, Ying & Le 2018, Sec. 2-4), with N training examples and batch size B:
 
     g = learning_rate / (1 - momentum) * (N / B - 1)  ~  learning_rate * N / (B * (1 - momentum))
 
@@ -35,23 +35,23 @@ from functools import cached_property
 from itertools import accumulate, islice, pairwise
 from typing import Any, NamedTuple
 
-from batchgrow.curves import Recipe, Trace, check_momentum, check_whole
+from batchgrow.curves import Descent, Recipe, check_momentum, check_whole
 
 
 def noise_scale(learning_rate: float, batch_size: int, momentum: float, num_examples: int) -> float:
-    """learning_rate * N / (B * (1 - momentum)), the form that plans keep (Sec. 4)."""
+    """learning_rate * N / (B * (1 - momentum)), the form that plans keep."""
     return learning_rate * num_examples / (batch_size * (1 - momentum))
 
 
 def noise_scale_exact(
     learning_rate: float, batch_size: int, momentum: float, num_examples: int
 ) -> float:
-    """learning_rate / (1 - momentum) * (N / B - 1): no noise is left once B = N (Sec. 4)."""
+    """learning_rate / (1 - momentum) * (N / B - 1): 0 where B = N, and not meant for B beyond."""
     return learning_rate / (1 - momentum) * (num_examples / batch_size - 1)
 
 
 def accumulation_epochs(batch_size: int, momentum: float, num_examples: int) -> float:
-    """B / (N * (1 - momentum)): the epochs that momentum takes to forget old gradients (Sec. 4)."""
+    """B / (N * (1 - momentum)): the epochs that momentum takes to forget old gradients."""
     return batch_size / (num_examples * (1 - momentum))
 
 
@@ -216,15 +216,12 @@ class Schedule:
             line["momentum"] = f"{phase['momentum']:g}"
             line["noise scale"] = _span(phase, "noise_scale")
             lines.append(line)
-        header = {name: name for name in lines[0]}
-        lines.append({"phase": "total", **self._extent(0, self.end_examples, self.num_updates)})
-        widths = {
-            name: max(len(line.get(name, "")) for line in [header, *lines]) for name in header
-        }
-        return "\n".join(
-            "  ".join(line.get(name, "").rjust(width) for name, width in widths.items()).rstrip()
-            for line in [header, *lines]
-        )
+        total = {"phase": "total", **self._extent(0, self.end_examples, self.num_updates)}
+        names = list(lines[0])
+        cells = [names, *([line.get(name, "") for name in names] for line in [*lines, total])]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        gap = "  " if sum(widths) + 2 * (len(widths) - 1) <= 100 else " "
+        return "\n".join(gap.join(map(str.rjust, row, widths)).rstrip() for row in cells)
 
     def _extent(self, start_examples: int, end_examples: int, num_updates: int) -> dict[str, str]:
         start, end = (n / self.recipe.num_examples for n in (start_examples, end_examples))
@@ -237,7 +234,7 @@ class Schedule:
 
 def _span(phase: dict[str, Any], key: str) -> str:
     start, end = (
-        f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+        f"{value:,.0f}" if 1000 <= value < 1e6 else f"{value:.3g}"
         for value in (phase[f"{key}_start"], phase[f"{key}_end"])
     )
     return start if start == end else f"{start}..{end}"
@@ -270,20 +267,19 @@ def grow(
     smoothly, the batch climbs a ladder: it is multiplied by `ladder` each time the curve has fallen
     by that factor, and the learning rate carries what lies between the rungs.
 
-    What counts as a fall is the highest learning rate still to come. So the batch never shrinks, a
-    warm-up leaves it alone, and under warm restarts it grows only as far as the highest later peak
-    allows: the learning rate stays at or below its peak at the first batch size (to within the
-    rounding of batches).
+    A fall is one of the highest learning rate still to come. So the batch never shrinks, a warm-up
+    leaves it alone, and warm restarts hold it to what the highest later peak allows: the learning
+    rate never exceeds its peak at the first batch size (but for the rounding of batches).
 
     max_batch_size: beyond it the learning rate takes the decay. It binds the first batch too, which
-        fits a recipe to smaller hardware. By default a tenth of the training set (Sec. 5), or the
-        first batch if that is larger; math.inf lifts it.
+        fits a recipe to smaller hardware. By default a tenth of the training set, as the paper
+        advises, or the first batch if that is larger; math.inf lifts it.
     initial_multiple: starts at so many times the batch size and learning rate (Sec. 5.2).
     momentum: the plan's m, by default the recipe's m0. The batch is multiplied by
         (1 - m0) / (1 - m), which leaves the learning rate as it is (Sec. 5.2).
-    exponent: the power of B / B0 in the learning rate. With 1 the noise scale is the recipe's; 1/2
-        is Seesaw's rule for Adam (arXiv 2510.14717): where the recipe divides the learning rate by
-        a, the plan divides it by sqrt(a) and multiplies the batch by a.
+    exponent: the power of B / B0 in the learning rate, 0 to 1. With 1 the noise scale is the
+        recipe's; 1/2 is Seesaw's rule for Adam (arXiv 2510.14717): where the recipe divides the
+        learning rate by a, the plan divides it by sqrt(a) and multiplies the batch by a.
     ladder: above 1; with math.inf the batch grows at jumps only.
     batch_multiple: batches are rounded to the nearest multiple of this (at least one, and down to
         fit max_batch_size), and the learning rate follows. Usually the ghost batch size.
@@ -291,12 +287,31 @@ def grow(
 
     >>> from batchgrow.curves import cosine
     >>> recipe = Recipe(256, 0.9, cosine(0.1, 90), num_examples=50_000, num_epochs=90)
-    >>> schedule = grow(recipe, max_batch_size=1024)
-    >>> [(round(schedule.at(phase.start_examples).epoch), phase.batch_size)
-    ...  for phase in schedule.phases]
-    [(0, 256), (45, 512), (60, 1024)]
+    >>> [phase.batch_size for phase in grow(recipe, max_batch_size=1024).phases]
+    [256, 512, 1024]
     """
     momentum = recipe.momentum if momentum is None else momentum
+    _check_options(initial_multiple, momentum, exponent, ladder, batch_multiple, num_growths)
+    first = recipe.batch_size * initial_multiple * (1 - recipe.momentum) / (1 - momentum)
+    limit = _limit(recipe, max_batch_size, _nearest(first, batch_multiple), batch_multiple)
+    batch_size = min(first, limit)  # Not rounded, so that factors multiply exactly.
+    batch_sizes = {0: _nearest(batch_size, batch_multiple)}
+    for position, factor in islice(_falls(recipe.descent, ladder), num_growths):
+        if batch_size == limit:
+            break
+        batch_size = min(batch_size * factor, limit)
+        batch_sizes[position] = _nearest(batch_size, batch_multiple)
+    return Schedule(recipe, _whole_updates(batch_sizes, recipe, momentum), exponent)
+
+
+def _check_options(
+    initial_multiple: float,
+    momentum: float,
+    exponent: float,
+    ladder: float,
+    batch_multiple: int,
+    num_growths: int | None,
+) -> None:
     check_momentum(momentum)
     check_whole("batch_multiple", batch_multiple)
     if not 0 < initial_multiple < math.inf:
@@ -305,19 +320,8 @@ def grow(
         raise ValueError(f"exponent={exponent} must be between 0 and 1")
     if not ladder > 1:
         raise ValueError(f"ladder={ladder} must be above 1 (math.inf: grow at jumps only)")
-    if num_growths is not None and num_growths < 0:
-        raise ValueError(f"num_growths={num_growths} must be 0 or more (None: without limit)")
-
-    first = recipe.batch_size * initial_multiple * (1 - recipe.momentum) / (1 - momentum)
-    limit = _limit(recipe, max_batch_size, _nearest(first, batch_multiple), batch_multiple)
-    batch_size = min(first, limit)  # Not rounded, so that factors multiply exactly.
-    batch_sizes = {0: _nearest(batch_size, batch_multiple)}
-    for position, factor in islice(_falls(recipe.trace, ladder), num_growths):
-        if batch_size == limit:
-            break
-        batch_size = min(batch_size * factor, limit)
-        batch_sizes[position] = _nearest(batch_size, batch_multiple)
-    return Schedule(recipe, _whole_updates(batch_sizes, recipe, momentum), exponent)
+    if num_growths is not None:
+        check_whole("num_growths", num_growths, least=0)
 
 
 def _nearest(batch_size: float, batch_multiple: int) -> int:
@@ -342,7 +346,7 @@ def _limit(recipe: Recipe, max_batch_size: float | None, first: int, batch_multi
     return int(max_batch_size // batch_multiple) * batch_multiple
 
 
-def _falls(curve: Trace, ladder: float) -> Iterator[tuple[int, float]]:
+def _falls(curve: Descent, ladder: float) -> Iterator[tuple[int, float]]:
     """Where the ceiling of the curve falls, and by what factor, in order; without end at a 0.
 
     `level` is how far the falls so far have brought it down; the ceiling is at or below that.
@@ -368,7 +372,7 @@ def _whole_updates(
     There is a new phase at each jump of the learning rate, too, so that each side gets its own. An
     interval too short for an update of its batch keeps the batch before it, or else vanishes.
     """
-    jumps, end = recipe.trace.jumps, recipe.end_examples
+    jumps, end = set(recipe.descent.jumps), recipe.end_examples
     phases: list[Phase] = []
     position, asked, last_jump = 0, batch_sizes[0], 0
     for nominal_start, nominal_end in pairwise(sorted({*batch_sizes, *jumps, end})):

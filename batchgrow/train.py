@@ -1,7 +1,6 @@
-"""`train(config, workdir)`: from a config to a finished run. Below this file nobody sees a config."""
+"""`train(config, workdir)`: from a config to a finished run. Below it, nobody sees a config."""
 
 import json
-import math
 from contextlib import ExitStack
 from statistics import median
 from typing import Any
@@ -12,7 +11,7 @@ from ml_collections import ConfigDict
 
 from batchgrow import environment, parallel
 from batchgrow.checkpoint import Checkpoints, Notes
-from batchgrow.config import check, make_schedule
+from batchgrow.config import check, check_layouts, make_schedule
 from batchgrow.data.augment import make_prepare
 from batchgrow.data.feed import Feed, ResidentFeed, StreamedFeed, test_batches
 from batchgrow.data.sources import Images, load_images
@@ -25,7 +24,6 @@ from batchgrow.programs import Programs, split_evenly
 from batchgrow.progress import Progress
 from batchgrow.runfolder import check_config, claim, flatten, write_json
 from batchgrow.runlog import Clock, RunLog
-from batchgrow.schedule import Schedule
 from batchgrow.state import TrainState, create_state
 
 
@@ -109,22 +107,6 @@ def train(config: ConfigDict, workdir: str, *, override_config: bool = False) ->
             log.hyper_parameters(_hyper_parameters(config), summary["final"])
             write_json(folder / "summary.json", summary)
         return outcome
-
-
-def check_layouts(config: ConfigDict, schedule: Schedule, num_devices: int) -> None:
-    """Lays out every batch of the plan on so many devices.
-
-    Raises:
-      ValueError: if one of them cannot be (see `parallel.choose_layout`).
-    """
-    limit = config.run.max_per_device_batch_size
-    for phase in schedule.phases:
-        parallel.choose_layout(
-            phase.batch_size,
-            num_devices,
-            config.ghost_batch_size,
-            math.inf if limit == "auto" else int(limit),
-        )
 
 
 def summarise(run: Run) -> dict[str, Any]:
@@ -225,9 +207,7 @@ def _build(
     return state, programs
 
 
-def _restore(
-    checkpoints: Checkpoints, state: TrainState
-) -> tuple[int, TrainState, Notes]:
+def _restore(checkpoints: Checkpoints, state: TrainState) -> tuple[int, TrainState, Notes]:
     """Position, state and notes of the newest checkpoint, or those of a new run."""
     restored = checkpoints.restore(state)
     return restored or (0, state, {"seconds": {}, "compiled": {}})

@@ -1,5 +1,6 @@
 """How the report says its numbers: one function for each kind of sentence and cell."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -139,7 +140,7 @@ def alternative_text(name: str, comparison: dict[str, Any]) -> str:
         said = [f"{plan['plan']} {_course(plan, 'global_batch_size')}" for plan in plans]
         return _sentence("Batch size against epochs, log scale", said)
     if name == "time":
-        said = [f"{plan['plan']} {duration(plan['wall_seconds'])}, {_shares(plan)}" for plan in done]
+        said = [f"{p['plan']} {duration(p['wall_seconds'])}, {_shares(p)}" for p in done]
         return _sentence("Seconds by timer, stacked", said)
     against = "updates" if name.endswith("updates") else "epochs"
     ends = {
@@ -169,7 +170,7 @@ def _course(plan: dict[str, Any], field: str) -> str:
     for phase in plan["phases"]:
         ends = [phase.get(f"{field}_start"), phase.get(f"{field}_end")]
         values += [phase[field]] * 2 if ends[0] is None else ends
-    changes = [value for value, last in zip(values, [None, *values]) if value != last]
+    changes = [value for value, _ in itertools.groupby(values)]
     if len(changes) > 8:
         return f"from {changes[0]:.4g} to {changes[-1]:.4g} in {len(plan['phases'])} phases"
     return ", ".join(f"{value:.4g}" if value < 1e4 else f"{value:.0f}" for value in changes)

@@ -13,8 +13,8 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 
@@ -23,6 +23,8 @@ from absl import app, flags
 from batchgrow.data import imagenet, sources, stream, workers
 
 FLAGS = flags.FLAGS
+
+Pipeline = Callable[[], AbstractContextManager[Iterator[Any]]]
 
 
 def our_pieces(
@@ -38,7 +40,10 @@ def our_pieces(
     return workers.PieceStream(load, num_workers=num_workers)
 
 
-def tf_pieces(records: str, piece_size: int, image_size: int, threads: int) -> Iterator[Any]:
+@contextmanager
+def tf_pieces(
+    records: str, piece_size: int, image_size: int, threads: int
+) -> Iterator[Iterator[Any]]:
     """The usual tf.data pipeline over a TFRecord file; `threads` 0 for AUTOTUNE."""
     import tensorflow as tf
 
@@ -68,7 +73,7 @@ def tf_pieces(records: str, piece_size: int, image_size: int, threads: int) -> I
     pieces = pieces.batch(piece_size).prefetch(tf.data.AUTOTUNE)
     options = tf.data.Options()
     options.threading.private_threadpool_size = threads
-    return pieces.with_options(options).as_numpy_iterator()
+    yield pieces.with_options(options).as_numpy_iterator()
 
 
 def write_records(source: workers.EncodedSource, path: str) -> None:
@@ -85,10 +90,10 @@ def write_records(source: workers.EncodedSource, path: str) -> None:
 
 
 def seconds_per_piece(
-    pieces: Iterator[Any], clock: Callable[[], float], read_ahead: int, num_pieces: int
+    pieces: Iterator[Any], clock: Callable[[], float], warm_up: int, num_pieces: int
 ) -> float:
-    """Mean over `num_pieces`, after the `read_ahead` that may lie ready from the time between."""
-    for _ in range(read_ahead):
+    """Mean over `num_pieces`, after `warm_up` that were made while the pipeline started."""
+    for _ in range(warm_up):
         next(pieces)
     start = clock()
     for _ in range(num_pieces):
@@ -97,42 +102,37 @@ def seconds_per_piece(
 
 
 def compare(
-    pipelines: Sequence[tuple[str, Iterator[Any]]],
-    clock: Callable[[], float],
-    read_ahead: int,
-    num_pieces: int,
-    repetitions: int,
+    pipelines: dict[str, Pipeline], clock: Callable[[], float], warm_up: int
 ) -> dict[str, float]:
-    """Median seconds per piece of each pipeline, repetitions interleaved."""
-    seconds: dict[str, list[float]] = {name: [] for name, _ in pipelines}
-    for _ in range(repetitions):
-        for name, pieces in pipelines:
-            seconds[name].append(seconds_per_piece(pieces, clock, read_ahead, num_pieces))
+    """Median seconds per piece of each pipeline, repetitions interleaved.
+
+    Each repetition starts its pipeline and stops it, or one would read ahead in another's time.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in pipelines}
+    for _ in range(FLAGS.repetitions):
+        for name, start in pipelines.items():
+            with start() as pieces:
+                seconds[name].append(seconds_per_piece(pieces, clock, warm_up, FLAGS.num_pieces))
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def bench(source: workers.EncodedSource, num_workers: int, with_tf: bool) -> dict[str, Any]:
-    """Images a second per core of each pipeline, in both ways of counting."""
+def bench(source: workers.EncodedSource, num_workers: int, records: str) -> dict[str, Any]:
+    """Images a second per core of each pipeline, counted both ways; tf.data if `records` is given.
+
+    Returns:
+      `{"cores", "images", "image_size", "all_cores": {name: rate}, "cpu_time": {name: rate}}`.
+    """
     size, image_size = FLAGS.piece_size, FLAGS.image_size
-    read_ahead = 4 * max(2, num_workers)
-    with ExitStack() as stack:
-        all_cores, one_process = [], []
-        if with_tf:
-            records = os.path.join(stack.enter_context(tempfile.TemporaryDirectory()), "records")
-            write_records(source, records)
-            all_cores.append(("tf.data", tf_pieces(records, size, image_size, threads=0)))
-            one_process.append(("tf.data", tf_pieces(records, size, image_size, threads=1)))
-        ours = stack.enter_context(our_pieces(source, size, image_size, num_workers))
-        all_cores.append(("batchgrow", ours))
-        wall = compare(
-            all_cores, time.perf_counter, read_ahead, FLAGS.num_pieces, FLAGS.repetitions
-        )
-        ours.close()
-        ours = stack.enter_context(our_pieces(source, size, image_size, 0))
-        one_process.append(("batchgrow", ours))
-        cpu = compare(
-            one_process, time.process_time, read_ahead, FLAGS.num_pieces, FLAGS.repetitions
-        )
+    ours = partial(our_pieces, source, size, image_size)
+    all_cores: dict[str, Pipeline] = {"batchgrow": partial(ours, num_workers)}
+    one_process: dict[str, Pipeline] = {"batchgrow": partial(ours, 0)}
+    if records:
+        theirs = partial(tf_pieces, records, size, image_size)
+        all_cores["tf.data"] = partial(theirs, 0)
+        one_process["tf.data"] = partial(theirs, 1)
+    warm_up = 4 * max(2, num_workers)
+    wall = compare(all_cores, time.perf_counter, warm_up)
+    cpu = compare(one_process, time.process_time, warm_up)
     return {
         "cores": num_workers,
         "images": len(source),
@@ -162,7 +162,11 @@ def _main(argv: list[str]) -> None:
     del argv
     source = sources.open_source("imagenet2012", FLAGS.split, FLAGS.data_dir, decode=False)
     num_workers = FLAGS.num_workers or len(os.sched_getaffinity(0))
-    result = bench(source, num_workers, FLAGS.tf)
+    with tempfile.TemporaryDirectory() as folder:
+        records = os.path.join(folder, "records") if FLAGS.tf else ""
+        if records:
+            write_records(source, records)
+        result = bench(source, num_workers, records)
     print(json.dumps(result) if FLAGS.json else table(result))
 
 

@@ -87,7 +87,10 @@ def render(label: int, rng: np.random.Generator) -> np.ndarray:
     light = np.float32(rng.normal(0.0, 12.0)) + 22.0 * _smooth_noise(rng, width, height, 5)
     light += GRAIN * rng.standard_normal((height, width), np.float32)
     inked = disc * stripes
-    channels = [inked * np.float32(i - g) + (light + np.float32(g)) for g, i in zip(ground, ink, strict=True)]
+    channels = [
+        inked * np.float32(i - g) + (light + np.float32(g))
+        for g, i in zip(ground, ink, strict=True)
+    ]
     return cv2.merge([np.clip(channel, 0, 255).astype(np.uint8) for channel in channels])
 
 

@@ -6,35 +6,34 @@ Takes run folders, or folders of run folders. Unfinished runs are shown as such.
 where there is nothing to report on.
 """
 
-import sys
+import os
 
 from absl import app, flags
 
 from batchgrow import page, report
+from experiments import cli
 
-OUT = flags.DEFINE_string("out", None, "Folder for index.html, report.json and figures/.")
-JSON = flags.DEFINE_bool("json", False, "Print the facts as JSON instead of a table.")
+_OUT = flags.DEFINE_string(
+    "out", None, "Folder for index.html, report.json and figures/.", required=True
+)
+_JSON = flags.DEFINE_bool("json", False, "Print the facts as JSON instead of a table.")
 
 
-def main(argv: list[str]) -> None:
+def main(argv: list[str]) -> int:
+    """Writes the report and prints its facts; `argv[1:]` are the folders."""
     if len(argv) < 2:
-        _fail("no run folder given: python -m experiments.report RUN [RUN ...] --out=DIR")
+        return cli.complain("no run folder given; name one before --out=DIR", cli.BAD_INPUT)
     try:
         runs = [report.read_run(path) for path in report.find_runs(argv[1:])]
-        facts = report.write_report(runs, OUT.value)
+        facts = report.write_report(runs, _OUT.value)
     except (ValueError, OSError) as error:
-        _fail(str(error))
-    if JSON.value:
+        return cli.complain(error, cli.BAD_INPUT)
+    if _JSON.value:
         print(page.as_json(facts), end="")
     else:
-        print(f"{report.text(facts)}\n\n{OUT.value}/index.html")
-
-
-def _fail(message: str) -> None:
-    print(f"report: {message}", file=sys.stderr)
-    sys.exit(2)
+        print(f"{report.text(facts)}\n\nreport: {os.path.join(_OUT.value, 'index.html')}")
+    return 0
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("out")
     app.run(main)

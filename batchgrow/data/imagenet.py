@@ -119,7 +119,7 @@ def _decode_rows(jpeg: bytes, frame: tuple[int, int, int], bottom: int, scale: i
     from which the chroma of the last wanted row is interpolated.
     """
     height, width, offset = frame
-    rows = min(height, -(-bottom // MCU) * MCU + MCU)
+    rows = min(height, bottom + 2 * scale)
     shortened = bytearray(jpeg)
     shortened[offset : offset + 2] = rows.to_bytes(2, "big")
     # The picture's remaining bytes are "extraneous" now, a mere warning: hence not strict.

@@ -66,6 +66,7 @@ def open_source(
 
     decoders = None if decode else {"image": tfds.decode.SkipDecoding()}
     directory = os.path.expanduser(data_dir) or None
+    shown = directory or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
     try:
         builder = tfds.builder(name, data_dir=directory)
         if not builder.is_prepared():
@@ -74,9 +75,8 @@ def open_source(
     except Exception as error:
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]
         raise ValueError(
-            f"data.name {name!r}: split {split!r} cannot be read from "
-            f"data.data_dir {directory or os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets')!r}"
-            f" ({type(error).__name__}: {reason}); prepare it there with tensorflow_datasets"
+            f"data.name {name!r}: split {split!r} cannot be read from run.data_dir {shown!r} "
+            f"({type(error).__name__}: {reason}); prepare it there with tensorflow_datasets"
         ) from error
 
 

@@ -13,7 +13,7 @@ from batchgrow.models.ghost_batch_norm import GhostBatchNorm
 class ConvNet(nn.Module):
     """Two 3x3 convolutions, the second with stride 2, each with BN-ReLU; then one dense layer.
 
-    Attributes: as in `WideResNet`; `channels` of the first convolution, twice as many in the second.
+    Attributes: as in `WideResNet`; `channels` of the first convolution, the second has twice those.
     """
 
     channels: int

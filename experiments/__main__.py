@@ -1,0 +1,18 @@
+"""`python -m experiments` lists the commands with one line each."""
+
+import ast
+import pathlib
+
+HERE = pathlib.Path(__file__).parent
+
+
+def main() -> None:
+    for path in sorted(HERE.glob("*.py")):
+        source = path.read_text(encoding="utf-8")
+        if '__name__ == "__main__"' in source and path.name != "__main__.py":
+            summary = (ast.get_docstring(ast.parse(source)) or "").splitlines()[0]
+            print(f"python -m experiments.{path.stem:<22} {summary}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""Flags in, one line of complaint out: what all commands share."""
+
+import difflib
+import re
+import sys
+from collections.abc import Callable
+
+from absl import app, flags
+from ml_collections import config_flags
+
+BAD_INPUT = 2  # exit status
+
+
+def config_flag() -> flags.FlagHolder:
+    """The --config flag: `configs/NAME.py:VARIANT`, with --config.FIELD=VALUE beside it."""
+    holder = config_flags.DEFINE_config_file("config", None, "configs/NAME.py:VARIANT")
+    flags.mark_flag_as_required("config")
+    return holder
+
+
+def run(main: Callable[[], int]) -> None:
+    """Parses the flags, calls `main` and exits with the status it returns.
+
+    A ValueError, from a flag, a config or `main`, becomes one line and exit status 2; an OSError
+    one line and exit status 1.
+    """
+
+    def guarded(argv: list[str]) -> int:
+        if len(argv) > 1:
+            return complain(f"unexpected argument {argv[1]!r}; flags begin with --", BAD_INPUT)
+        try:
+            return main()
+        except ValueError as error:
+            return complain(error, BAD_INPUT)
+        except OSError as error:  # a full disk, say; or a config file that is not there
+            missing = "Configuration is not available" in str(error)
+            return complain(_one_line(error, argv), BAD_INPUT if missing else 1)
+
+    app.run(guarded, flags_parser=_parse)
+
+
+def complain(error: Exception | str, status: int) -> int:
+    """Prints one line and returns the exit status."""
+    print(f"error: {error}", file=sys.stderr, flush=True)
+    return status
+
+
+def _parse(argv: list[str]) -> list[str]:
+    try:
+        return flags.FLAGS(argv)
+    except Exception as error:  # a config file may raise anything
+        sys.exit(complain(_one_line(error, argv), BAD_INPUT))
+
+
+def _one_line(error: Exception, argv: list[str]) -> str:
+    """The heart of what absl and ml_collections say in many lines, with a near field or flag."""
+    text = str(error).strip()
+    missing = re.search(r"\[Errno 2\] No such file or directory: '([^']+)'", text)
+    if missing:
+        return f"--config: no such file: {missing[1]}"
+    if isinstance(error, flags.UnrecognizedFlagError):
+        near = difflib.get_close_matches(error.flagname, list(flags.FLAGS), n=1)
+        hint = f"; the nearest is --{near[0]}" if near else "; --help lists them"
+        return f"--{error.flagname} is no flag{hint}"
+    if isinstance(error, AttributeError | KeyError):
+        field = re.search(r'instead of "(\w+)"', text) or re.search(r"'(\w+)", text)
+        wrong = next((a for a in argv if field and field[1] in a), "--config")
+        near = re.search(r'Did you mean "([^"]+)"', text)
+        hint = f"; the nearest is {near[1]!r}" if near else ""
+        return f"{wrong.split('=')[0]}: no such config field{hint}"
+    if text.endswith("must have a value other than None."):
+        return "--config is missing: --config=configs/NAME.py:VARIANT"
+    lines = [line.strip() for line in text.splitlines()]
+    if "Traceback" in text:
+        lines = [re.sub(r"^\w+(\.\w+)*: ", "", line) for line in lines[-1:]]
+        return f"--config: {lines[0]}"
+    return " ".join(lines)

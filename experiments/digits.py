@@ -1,0 +1,34 @@
+"""Three plans for one recipe on 8x8 digits, and a report: the paper's claim in a minute.
+
+python -m experiments.digits
+"""
+
+import os
+
+from absl import flags
+
+from batchgrow.report import text, write_report
+from batchgrow.runs import read_run
+from configs import digits
+from experiments.launch import launch, run
+
+_WORKDIR = flags.DEFINE_string("workdir", "runs/digits", "Folder for the runs and the report.")
+
+
+def main() -> int:
+    """Trains every variant, then writes and prints the report."""
+    folders = []
+    for variant in digits.VARIANTS:
+        workdir = os.path.join(_WORKDIR.value, variant) if _WORKDIR.value else ""
+        status = run(digits.get_config(variant), workdir)
+        if status:
+            return status
+        folders.append(workdir)
+    out = os.path.join(_WORKDIR.value, "report")
+    print(text(write_report([read_run(folder) for folder in folders], out)))
+    print(f"\nreport: {os.path.join(out, 'index.html')}")
+    return 0
+
+
+if __name__ == "__main__":
+    launch(main)

@@ -1,0 +1,100 @@
+"""From flags to `train`, and from what happens to an exit status. All training commands use it.
+
+Exit statuses:
+  0    finished (or was finished before)
+  1    an error that is none of the below
+  2    bad input: a flag, a config field, the run folder or the data; nothing was overwritten
+  3    the training loss became infinite or NaN
+  75   preempted by SIGTERM or Ctrl-C; a checkpoint is written: start the same command again
+  76   stopped at the end of a phase, as asked: start it again, on more devices if you like
+  130  a second Ctrl-C; the last checkpoint is the one before
+"""
+
+import sys
+from collections.abc import Callable
+
+import jax
+from absl import flags, logging
+from ml_collections import ConfigDict
+
+from batchgrow.loop import NonFiniteLoss, Outcome
+from batchgrow.train import train
+from experiments import cli
+
+DIVERGED = 3
+STATUS = {Outcome.FINISHED: 0, Outcome.PREEMPTED: 75, Outcome.PHASE_END: 76}
+HEARTBEAT_SECONDS = 30  # a process that dies takes the others down within about this time
+
+_OVERRIDE = flags.DEFINE_bool(
+    "override_config", False, "Go on although fields under config.run differ from the folder's."
+)
+_STOP = flags.DEFINE_bool(
+    "stop_at_phase_end", False, "End the run at the next growth, with exit status 76."
+)
+_DATA_DIR = flags.DEFINE_string(
+    "data_dir", None, "Where tensorflow_datasets keeps its data (default: $TFDS_DATA_DIR)."
+)
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "One of several processes on Cloud TPU, GKE, SLURM or Open MPI."
+)
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator_address", None, "HOST:PORT of process 0, where the cluster is not found by itself."
+)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "With --coordinator_address.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "With --coordinator_address.")
+
+
+def launch(main: Callable[[], int]) -> None:
+    """Parses flags, connects the processes, runs `main` and exits with the status it returns."""
+
+    def connected() -> int:
+        if flags.FLAGS["verbosity"].using_default_value:
+            logging.set_verbosity(logging.WARNING)  # Orbax tells every step of a save
+        connect()
+        try:
+            return main()
+        except NonFiniteLoss as error:
+            return cli.complain(error, DIVERGED)
+
+    cli.run(connected)
+
+
+def run(config: ConfigDict, workdir: str) -> int:
+    """Trains with the flags of this file applied; returns the exit status."""
+    with config.unlocked():
+        if _DATA_DIR.value is not None:
+            config.run.data_dir = _DATA_DIR.value
+        if _STOP.value:
+            config.run.stop_at_phase_end = True
+    outcome = train(config, workdir, override_config=_OVERRIDE.value)
+    print(f"{config.name}:{config.variant}: {outcome.value} ({workdir})", file=sys.stderr)
+    return STATUS[outcome]
+
+
+def connect() -> None:
+    """Joins the other processes, if there are any.
+
+    Raises:
+      ValueError: if they cannot be reached, or the flags do not go together.
+    """
+    explicit = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    if explicit == (None, None, None) and not _DISTRIBUTED.value:
+        return
+    if not _DISTRIBUTED.value and None in explicit:
+        raise ValueError(
+            "--coordinator_address, --num_processes and --process_id go together; "
+            "or use --distributed on a cluster that JAX knows"
+        )
+    try:
+        jax.distributed.initialize(
+            *explicit,
+            initialization_timeout=HEARTBEAT_SECONDS,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+        )
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"--coordinator_address {_COORDINATOR.value}: process {_PROCESS_ID.value} of "
+            f"{_NUM_PROCESSES.value} cannot join ({reason}); check that all processes were started "
+            "and that the address is reachable"
+        ) from error
