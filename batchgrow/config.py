@@ -60,14 +60,13 @@ def make_schedule(config: ConfigDict) -> Schedule:
 
 
 def _curve(recipe: ConfigDict, optimizer: str) -> curves.Curve:
-    rate = recipe.learning_rate
-    if isinstance(rate, ConfigDict):
-        if optimizer not in rate:
-            raise ValueError(
-                f"recipe.learning_rate has no entry for optimizer {optimizer!r}, only for "
-                f"{', '.join(rate)}; set optimizer.name to one of them"
-            )
-        rate = rate[optimizer]
+    rate = recipe.learning_rate or recipe.learning_rates.get(optimizer, 0.0)
+    if rate <= 0:
+        known = ", ".join(recipe.learning_rates) or "none"
+        raise ValueError(
+            f"recipe.learning_rate {rate} must be above 0: this config has a learning rate of its "
+            f"own for these optimizers: {known}; for {optimizer} set it yourself"
+        )
     match recipe.curve:
         case "constant":
             curve = curves.constant(rate)

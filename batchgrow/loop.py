@@ -265,5 +265,6 @@ def _save(run: Run, state: TrainState, examples_seen: int, test_accuracy: float 
     jax.block_until_ready(state.params)
     with run.clock.timer("checkpoint"):
         run.clock.total()
-        notes = {"seconds": dict(run.clock.seconds), "compiled": run.compiled}
+        rows = run.log.rows if run.log is not None else []
+        notes = {"seconds": run.clock.seconds, "compiled": run.compiled, "rows": rows}
         run.checkpoints.save(examples_seen, state, notes, test_accuracy)

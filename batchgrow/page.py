@@ -112,13 +112,12 @@ def _paired_table(paired: Sequence[Facts]) -> str:
 def _paper_table(rows: Sequence[Facts]) -> str:
     if not rows:
         return ""
-    header = (
-        "Plan", "Paper", "Ours (median)", "n", "Paper's updates", "Our updates", "Ran on", "Source"
-    )  # fmt: skip
+    header = ["Plan", "Paper", "Ours (median)", "n", "Paper's updates", "Our updates"]
+    header += ["Ran on", "Source"]
     cells = []
     for row in rows:
-        ours = row["test_accuracy"]
-        updates = row["paper_updates"]
+        ours, updates = row["test_accuracy"], row["paper_updates"]
+        not_run = f"not run: {row['command']}" if row["command"] else "not run"
         cells.append(
             (
                 row["plan"],
@@ -127,19 +126,16 @@ def _paper_table(rows: Sequence[Facts]) -> str:
                 str(ours["n"]) if ours else wording.EMPTY,
                 updates if isinstance(updates, str) else wording.count(updates),
                 wording.count(row["num_updates"]),
-                "; ".join(row["ran_on"]) or (row["command"] and f"not run: {row['command']}")
-                or "not run",
+                "; ".join(row["ran_on"]) or not_run,
                 row["source"],
             )
-        )  # fmt: skip
+        )
     return "<h3>Beside the paper</h3>" + _table(header, cells, wide=(6, 7))
 
 
 def _phases_table(plans: Sequence[Facts]) -> str:
-    header = (
-        "Plan", "Epochs", "Updates", "Batch size", "Learning rate", "Momentum", "Noise scale",
-        "Images/s",
-    )  # fmt: skip
+    header = ["Plan", "Epochs", "Updates", "Batch size", "Learning rate", "Momentum"]
+    header += ["Noise scale", "Images/s"]
     rows = [
         (
             plan["plan"],

@@ -3,12 +3,14 @@
 import contextlib
 import fcntl
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from etils import epath
 
+log = logging.getLogger(__name__)
 Config = dict[str, Any]
 
 # Fields under this key say how a run is executed; its trajectory does not depend on them.
@@ -32,27 +34,27 @@ def claim(workdir: str, *, is_writer: bool) -> Iterator[epath.Path]:
     """
     if not workdir:
         raise FolderError("workdir is empty; name a folder for the run: --workdir=runs/NAME")
-    folder = epath.Path(workdir if "://" in workdir else os.path.abspath(workdir))
+    remote = "://" in workdir
+    folder = epath.Path(workdir if remote else os.path.abspath(workdir))
     if not is_writer:
         yield folder
         return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.write_text("")
-        probe.unlink()
-    except OSError as error:
-        raise FolderError(
-            f"workdir {workdir}: cannot be written ({error.strerror or error}); free space or "
-            "choose another folder"
-        ) from error
-    if "://" in workdir:
-        yield folder
-        return
-    # The kernel frees the lock when the process ends, however it ends.
-    with open(folder / ".lock", "w") as lock:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            folder.mkdir(parents=True, exist_ok=True)
+            if remote:
+                (folder / ".lock").write_text("")
+            else:
+                lock = stack.enter_context(open(folder / ".lock", "w"))
+        except OSError as error:
+            raise FolderError(
+                f"workdir {workdir}: cannot be written ({error.strerror or error}); choose another "
+                "folder, or see to its permissions"
+            ) from error
+        try:
+            # The kernel frees the lock when the process ends, however it ends.
+            if not remote:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise FolderError(
                 f"workdir {workdir}: another run is using it; wait for it or take another folder"
@@ -60,27 +62,21 @@ def claim(workdir: str, *, is_writer: bool) -> Iterator[epath.Path]:
         yield folder
 
 
-def check_config(folder: epath.Path, config: Config, *, override: bool) -> None:
+def check_config(folder: epath.Path, before: Config, now: Config, *, override: bool) -> None:
     """Refuses a folder that holds the run of another config.
 
     Args:
       folder: the run folder.
-      config: of the run to start, as plain nested dicts.
+      before: the config of the run in it, as plain nested dicts or by dotted name.
+      now: of the run to start, likewise.
       override: accept other values under `run`, which cannot change the trajectory.
 
     Raises:
       FolderError: with every field that differs.
     """
-    path = folder / "config.json"
-    if not path.exists():
-        return
-    try:
-        before = flatten(json.loads(path.read_text()))
-    except json.JSONDecodeError as error:
-        raise FolderError(f"{path} is not JSON ({error}); restore it or take another") from error
-    now = flatten(json.loads(json.dumps(config)))
+    before, now = flatten(before), flatten(json.loads(json.dumps(now)))
     changed = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
-    fixed = [k for k in changed if not k.startswith(FREE + ".")]
+    fixed = [k for k in changed if k in trajectory_fields(dict.fromkeys(changed))]
     if not changed or (override and not fixed):
         return
     shown = fixed or changed
@@ -91,6 +87,24 @@ def check_config(folder: epath.Path, config: Config, *, override: bool) -> None:
         else "it cannot change the trajectory; add --override_config to go on with it"
     )
     raise FolderError(f"workdir {folder} holds a run with another config ({difference}); {remedy}")
+
+
+def trajectory_fields(config: Config) -> Config:
+    """The fields that a trajectory depends on, by dotted name.
+
+    >>> trajectory_fields({"seed": 0, "run": {"num_devices": 4}})
+    {'seed': 0}
+    """
+    return {k: v for k, v in flatten(config).items() if not k.startswith(FREE + ".")}
+
+
+def read_json(path: epath.Path) -> Any:
+    """What `write_json` wrote; None if the file is not there, or damaged (with a warning)."""
+    try:
+        return json.loads(path.read_bytes()) if path.exists() else None
+    except ValueError as error:
+        log.warning("%s is damaged (%s); it is written again", path, error)
+        return None
 
 
 def write_json(path: epath.Path, value: Any) -> None:

@@ -1,17 +1,24 @@
 """What a run writes down: rows against examples seen, TensorBoard events, a clock with names.
 
-`metrics.jsonl` comes first: one JSON object a line, appended and flushed. A resumed run cuts it
-back to its checkpoint and writes the same rows again, so none is lost and none stands twice.
+`metrics.jsonl` comes first: one JSON object a line, appended and synced. A checkpoint holds the rows
+before it, so a resumed run restores the file to them, whatever happened to it, and goes on: no row
+is lost and none stands twice.
 """
 
 import contextlib
+import io
 import json
 import math
+import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from etils import epath
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.record_writer import directory_check
 
 Row = dict[str, Any]
 
@@ -70,16 +77,26 @@ class RunLog:
 
     Args:
       workdir: the run folder.
-      examples_seen: where the run starts; rows beyond it are cut off and come again.
+      rows: those of the run so far, from its checkpoint; the file is made to hold just them.
       tensorboard: whether to write event files beside.
+
+    Attributes:
+      rows: all rows of the run.
+
+    Raises:
+      OSError: if the disk is full or gone; the rows before stay as they are.
     """
 
-    def __init__(self, workdir: epath.Path, *, examples_seen: int, tensorboard: bool):
+    def __init__(self, workdir: epath.Path, *, rows: Sequence[Row], tensorboard: bool):
         self._path = workdir / "metrics.jsonl"
-        self.rows = [row for row in read_rows(self._path) if row["examples_seen"] <= examples_seen]
-        self._rewrite()
-        self._file = None if _is_remote(self._path) else open(self._path, "a", encoding="utf-8")
-        self._board = _event_writer(workdir, examples_seen) if tensorboard else None
+        self.rows = list(rows)
+        self._board = None
+        with self._told():
+            self._rewrite()
+            self._file = None if _is_remote(self._path) else open(self._path, "ab", buffering=0)
+            if tensorboard:
+                seen = self.rows[-1]["examples_seen"] if self.rows else 0
+                self._board = EventFile(os.path.join(workdir, "tensorboard"), seen)
 
     def __enter__(self) -> "RunLog":
         return self
@@ -88,32 +105,32 @@ class RunLog:
         self.close()
 
     def write(self, row: Row) -> None:
-        """Appends a row and flushes it.
+        """Appends a row; returns when it is on disk.
 
         Raises:
-          OSError: if the disk is full or gone; the rows before stay as they are.
+          OSError: as the class.
         """
         self.rows.append(row)
-        if self._file is None:
-            self._rewrite()  # object stores cannot append
-        else:
-            self._file.write(json.dumps(row) + "\n")
-            self._file.flush()
-        if self._board is not None:
-            for name, value in row.items():
-                if name not in ("examples_seen", "updates") and math.isfinite(value):
-                    self._board.add_scalar(f"by_examples/{name}", value, row["examples_seen"])
-                    self._board.add_scalar(f"by_updates/{name}", value, row["updates"])
+        with self._told():
+            if self._file is None:
+                self._rewrite()  # object stores cannot append
+            else:
+                _write_all(self._file, _line(row).encode())
+                os.fsync(self._file.fileno())
+            if self._board is not None:
+                self._board.row(row)
 
     def text(self, name: str, text: str) -> None:
         """Notes a text, such as the plan, in TensorBoard."""
         if self._board is not None:
-            self._board.add_text(name, text)
+            with self._told():
+                self._board.text(name, text)
 
     def hyper_parameters(self, values: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
         """Notes hyper-parameters with the final metrics, for TensorBoard's HParams tab."""
         if self._board is not None:
-            self._board.add_hparams(dict(values), dict(metrics), name="hparams")
+            with self._told():
+                self._board.hyper_parameters(values, metrics)
 
     def close(self) -> None:
         """Closes the files."""
@@ -123,33 +140,83 @@ class RunLog:
             self._board.close()
 
     def _rewrite(self) -> None:
-        text = "".join(json.dumps(row) + "\n" for row in self.rows)
-        if self._path.exists() and self._path.read_text() == text:
+        text = "".join(map(_line, self.rows))
+        if self._path.exists() and self._path.read_bytes() == text.encode():
             return
         # Through a second file: a full disk leaves the old rows as they are.
         fresh = self._path.parent / "metrics.jsonl.new"
         fresh.write_text(text)
         fresh.replace(self._path)
 
-
-def read_rows(path: epath.PathLike) -> list[Row]:
-    """The rows of a `metrics.jsonl`; a last line that a crash cut short is left out."""
-    path = epath.Path(path)
-    rows = []
-    for line in path.read_text().splitlines() if path.exists() else ():
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
+            yield
+        except OSError as error:
+            raise OSError(
+                f"{self._path.parent}: the log cannot be written ({error.strerror or error}); free "
+                "space and start the same command again; it goes on from its last checkpoint"
+            ) from error
 
 
-def _event_writer(workdir: epath.Path, examples_seen: int) -> Any:
-    from tensorboardX import SummaryWriter
+class EventFile:
+    """A TensorBoard event file, written at once.
 
-    # What an interrupted run wrote beyond its checkpoint is hidden by purge_step.
-    purge_step = examples_seen + 1 if examples_seen else None
-    return SummaryWriter(str(workdir / "tensorboard"), purge_step=purge_step)
+    Not `tensorboardX.SummaryWriter`: its thread dies of a full disk and leaves the run hanging.
+
+    Args:
+      folder: for the event file.
+      examples_seen: where the run starts; TensorBoard is told to forget what lies beyond.
+    """
+
+    def __init__(self, folder: str, examples_seen: int):
+        directory_check(folder)
+        self._folder = folder
+        # Two starts within a second must not write to the same file.
+        self._writer = EventsWriter(os.path.join(folder, "events"), f".{os.getpid()}")
+        start = SessionLog(status=SessionLog.START)
+        self._write(Event(step=examples_seen + 1, session_log=start))
+
+    def row(self, row: Row) -> None:
+        """Notes each finite column against examples seen and against updates."""
+        for name, value in row.items():
+            if name not in ("examples_seen", "updates") and math.isfinite(value):
+                for clock, step in (("examples", "examples_seen"), ("updates", "updates")):
+                    scalar = summary.scalar(f"by_{clock}/{name}", value)
+                    self._write(Event(step=row[step], summary=scalar))
+        self._writer.flush()
+
+    def text(self, name: str, text: str) -> None:
+        """Notes a text."""
+        self._write(Event(summary=summary.text(name, text)))
+        self._writer.flush()
+
+    def hyper_parameters(self, values: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+        """Notes a session of the HParams tab, which wants a folder of its own."""
+        session = EventFile(os.path.join(self._folder, "hparams"), 0)
+        for part in summary.hparams(dict(values), dict(metrics)):
+            session._write(Event(summary=part))
+        for name, value in metrics.items():
+            session._write(Event(summary=summary.scalar(name, value)))
+        session.close()
+
+    def close(self) -> None:
+        """Closes the file; what could not be written was told when it was noted."""
+        with contextlib.suppress(OSError):
+            self._writer.close()
+
+    def _write(self, event: Event) -> None:
+        event.wall_time = time.time()
+        self._writer.write_event(event)
+
+
+def _line(row: Row) -> str:
+    return json.dumps(row) + "\n"
+
+
+def _write_all(file: io.RawIOBase, data: bytes) -> None:
+    while data:  # a disk that becomes full takes a part first, then raises
+        data = data[file.write(data) :]
 
 
 def _is_remote(path: epath.Path) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from etils import epath
-from scipy import stats
+from scipy import special
 
 # Fields of a config that do not change the trajectory (`run` holds those of the execution); two
 # runs may differ in them and in the seed and still be two samples of one plan.
@@ -252,7 +252,7 @@ def paired_difference(first: PlanGroup, second: PlanGroup) -> PairedDifference |
     n, mean = len(differences), statistics.fmean(differences)
     if n == 1:
         return PairedDifference(n, mean, None, None)
-    half = stats.t.ppf(0.975, n - 1) * statistics.stdev(differences) / math.sqrt(n)
+    half = special.stdtrit(n - 1, 0.975) * statistics.stdev(differences) / math.sqrt(n)
     return PairedDifference(n, mean, mean - half, mean + half)
 
 

@@ -59,10 +59,9 @@ def accumulation_epochs(batch_size: int, momentum: float, num_examples: int) -> 
 class Phase:
     """A whole number of updates of one batch size.
 
-    The nominal interval is where the phase belongs by the recipe. The real one is within half a
-    batch of it, because each phase starts where the last one ended. Learning rates are read off the
-    recipe inside the nominal interval, so that an update which sticks out gets the right side of a
-    jump.
+    By the recipe a phase begins at its nominal start. The real one is within half a batch of that,
+    because each phase starts where the last one ended. An update from before the nominal start has
+    the learning rate from there, and so it is on the right side of a jump.
     """
 
     start_examples: int
@@ -70,7 +69,6 @@ class Phase:
     batch_size: int
     momentum: float
     nominal_start_examples: int
-    nominal_end_examples: int
 
     @property
     def end_examples(self) -> int:
@@ -165,11 +163,10 @@ class Schedule:
 
     def _learning_rate(self, phase: Phase, examples_seen: int) -> float:
         recipe = self.recipe
-        nominal = max(phase.nominal_start_examples, examples_seen)
-        nominal = min(phase.nominal_end_examples - 1, nominal)
+        on_recipe = recipe.learning_rate_at(max(examples_seen, phase.nominal_start_examples))
         growth = (phase.batch_size / recipe.batch_size) ** self.exponent
         momentum_ratio = (1 - phase.momentum) / (1 - recipe.momentum)
-        return recipe.learning_rate_at(nominal) * growth * momentum_ratio
+        return on_recipe * growth * momentum_ratio
 
     def to_dict(self, num_devices: int | None = None) -> dict[str, Any]:
         """The plan as plain numbers, ready for JSON; `_end` is at the last update of a phase.
@@ -372,10 +369,10 @@ def _whole_updates(
     There is a new phase at each jump of the learning rate, too, so that each side gets its own. An
     interval too short for an update of its batch keeps the batch before it, or else vanishes.
     """
-    jumps, end = set(recipe.descent.jumps), recipe.end_examples
+    jumps = set(recipe.descent.jumps)
     phases: list[Phase] = []
     position, asked, last_jump = 0, batch_sizes[0], 0
-    for nominal_start, nominal_end in pairwise(sorted({*batch_sizes, *jumps, end})):
+    for nominal_start, nominal_end in pairwise(sorted({*batch_sizes, *jumps, recipe.end_examples})):
         if nominal_start in jumps:
             last_jump = nominal_start
         batch_size = asked = batch_sizes.get(nominal_start, asked)
@@ -384,16 +381,11 @@ def _whole_updates(
         num_updates = _round((nominal_end - position) / batch_size)
         if num_updates < 1:
             continue
-        phase = Phase(position, num_updates, batch_size, momentum, nominal_start, nominal_end)
-        if phases and _is_one_phase(phases[-1], phase, last_jump):
-            start = phases.pop()
-            both = start.num_updates + num_updates
-            phase = replace(start, num_updates=both, nominal_end_examples=nominal_end)
-        phases.append(phase)
-        position = phase.end_examples
+        last = phases[-1] if phases else None
+        if last and last.batch_size == batch_size and last.nominal_start_examples >= last_jump:
+            phases[-1] = replace(last, num_updates=last.num_updates + num_updates)
+        else:
+            phases.append(Phase(position, num_updates, batch_size, momentum, nominal_start))
+        position = phases[-1].end_examples
     # A run shorter than half a batch still makes one update.
-    return tuple(phases) or (Phase(0, 1, batch_sizes[0], momentum, 0, end),)
-
-
-def _is_one_phase(earlier: Phase, later: Phase, last_jump: int) -> bool:
-    return earlier.batch_size == later.batch_size and last_jump < earlier.nominal_end_examples
+    return tuple(phases) or (Phase(0, 1, batch_sizes[0], momentum, 0),)

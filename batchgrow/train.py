@@ -22,7 +22,7 @@ from batchgrow.optimizer import make_optimizer
 from batchgrow.preemption import Preemption
 from batchgrow.programs import Programs, split_evenly
 from batchgrow.progress import Progress
-from batchgrow.runfolder import check_config, claim, flatten, write_json
+from batchgrow.runfolder import check_config, claim, flatten, read_json, write_json
 from batchgrow.runlog import Clock, RunLog
 from batchgrow.state import TrainState, create_state
 
@@ -49,14 +49,14 @@ def train(config: ConfigDict, workdir: str, *, override_config: bool = False) ->
     is_writer = jax.process_index() == 0
     with ExitStack() as stack:
         folder = stack.enter_context(claim(workdir, is_writer=is_writer))
-        check_config(folder, config.to_dict(), override=override_config)
-        if (folder / "summary.json").exists():
-            return Outcome.FINISHED
+        preemption = stack.enter_context(Preemption())
+        before, finished = (read_json(folder / f"{x}.json") for x in ("config", "summary"))
+        if before is not None:
+            check_config(folder, before, config.to_dict(), override=override_config)
+            if finished is not None:
+                return Outcome.FINISHED
         train_images, test_images = _load(config, "train"), _load(config, "test")
         enable_compilation_cache(config.run.compilation_cache_dir)
-        if is_writer:
-            write_json(folder / "config.json", config.to_dict())
-            write_json(folder / "plan.json", schedule.to_dict(num_devices=mesh.size))
 
         feed: Feed = (ResidentFeed if config.run.resident else StreamedFeed)(
             train_images, config.seed
@@ -64,15 +64,24 @@ def train(config: ConfigDict, workdir: str, *, override_config: bool = False) ->
         dataset = parallel.replicate(feed.dataset, mesh)
         size = -(-config.run.eval_batch_size // mesh.size) * mesh.size
         tests = [split_evenly(batch, mesh) for batch in test_batches(test_images, size)]
-        state, programs = _build(config, mesh, schedule.phases[0].momentum, feed, tests[0])
+        state, programs = build(config, mesh, schedule.phases[0].momentum, feed, tests[0])
         stack.enter_context(programs)
-        checkpoints = stack.enter_context(Checkpoints(folder, keep=config.run.keep_checkpoints))
+        checkpoints = stack.enter_context(
+            Checkpoints(
+                folder,
+                keep=config.run.keep_checkpoints,
+                config=config.to_dict(),
+                plan=schedule.to_dict(),
+            )
+        )
         examples_seen, state, notes = _restore(checkpoints, parallel.replicate(state, mesh))
 
         log = None
         if is_writer:
+            write_json(folder / "config.json", config.to_dict())
+            write_json(folder / "plan.json", schedule.to_dict(num_devices=mesh.size))
             log = stack.enter_context(
-                RunLog(folder, examples_seen=examples_seen, tensorboard=config.run.tensorboard)
+                RunLog(folder, rows=notes["rows"], tensorboard=config.run.tensorboard)
             )
             log.text("plan", f"```\n{schedule.table(num_devices=mesh.size)}\n```")
         progress = stack.enter_context(
@@ -96,7 +105,7 @@ def train(config: ConfigDict, workdir: str, *, override_config: bool = False) ->
             checkpoints=checkpoints,
             clock=Clock(notes["seconds"]),
             progress=progress,
-            preemption=stack.enter_context(Preemption()),
+            preemption=preemption,
             compile_ahead=config.run.compile_ahead,
             stop_at_phase_end=config.run.stop_at_phase_end,
             compiled=notes["compiled"],
@@ -165,7 +174,7 @@ def _load(config: ConfigDict, split: str) -> Images:
     return images
 
 
-def _build(
+def build(
     config: ConfigDict, mesh: Mesh, momentum: float, feed: Feed, test_batch: Any
 ) -> tuple[TrainState, Programs]:
     """The initial state, and the programs that train and evaluate it."""
@@ -210,7 +219,7 @@ def _build(
 def _restore(checkpoints: Checkpoints, state: TrainState) -> tuple[int, TrainState, Notes]:
     """Position, state and notes of the newest checkpoint, or those of a new run."""
     restored = checkpoints.restore(state)
-    return restored or (0, state, {"seconds": {}, "compiled": {}})
+    return restored or (0, state, {"seconds": {}, "compiled": {}, "rows": []})
 
 
 def _cadence(config: ConfigDict) -> Cadence:

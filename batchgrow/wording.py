@@ -69,15 +69,16 @@ def headline(plans: Sequence[dict[str, Any]], same_noise_scale: bool | None) -> 
     most = max(done, key=lambda plan: plan["num_updates"])
     least = min(done, key=lambda plan: plan["num_updates"])
     how_many = NUMBERS[len(done)] if len(done) < len(NUMBERS) else str(len(done))
+    low, high = percent(min(medians), 1), percent(max(medians), 1)
     apart = 100 * (max(medians) - min(medians))
-    spread = (
-        f"{how_many} plans within {apart:.1f} points of test accuracy"
-        if apart <= CLOSE_POINTS
-        else f"{how_many} plans {apart:.1f} points of test accuracy apart"
-    )
+    if apart < 0.05:
+        spread = f"{how_many} plans at {low} test accuracy ({_seeds(done)})"
+    else:
+        within = f"within {apart:.1f} points" if apart <= CLOSE_POINTS else f"{apart:.1f} points"
+        of = "of test accuracy" if apart <= CLOSE_POINTS else "of test accuracy apart"
+        spread = f"{how_many} plans {within} {of} ({low} to {high}, {_seeds(done)})"
     noise = {True: "Same noise scale", False: "Different noise scales", None: "Noise scale unknown"}
-    sentence = f"{noise[same_noise_scale]}: {spread} ({percent(min(medians), 1)} to "
-    sentence += f"{percent(max(medians), 1)}, {_seeds(done)})"
+    sentence = f"{noise[same_noise_scale]}: {spread}"
     if most["num_updates"] == least["num_updates"]:
         return f"{sentence}; all make {count(most['num_updates'])} updates."
     ratio = most["num_updates"] / least["num_updates"]

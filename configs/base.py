@@ -46,7 +46,8 @@ def get_config() -> ConfigDict:
     recipe.global_batch_size = 0
     recipe.momentum = 0.9  # of optimizers that have one; Adam's b1
     recipe.curve = "step"  # constant, step, exponential, inverse_time, cosine
-    recipe.learning_rate = 0.0  # initial; or one for each optimizer: {"momentum": 0.1, ...}
+    recipe.learning_rate = 0.0  # initial; 0: what learning_rates has for the optimizer
+    recipe.learning_rates = ConfigDict()  # initial, by optimizer
     recipe.boundaries_epochs = (0.0,)  # of "step"
     recipe.factor = 1.0  # of "step", at each boundary
     recipe.decay_rate = 1.0  # per epoch, of "exponential" and "inverse_time"

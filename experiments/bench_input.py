@@ -35,7 +35,8 @@ def our_pieces(
         source,
         partial(workers.process_positions, piece_size=piece_size),
         stream.Stream(len(source), seed=0).indices,
-        partial(imagenet.training_image, image_size=image_size, seed=0),
+        partial(imagenet.training_image, seed=0),
+        image_size,
     )
     return workers.PieceStream(load, num_workers=num_workers)
 

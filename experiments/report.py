@@ -13,16 +13,14 @@ from absl import app, flags
 from batchgrow import page, report
 from experiments import cli
 
-_OUT = flags.DEFINE_string(
-    "out", None, "Folder for index.html, report.json and figures/.", required=True
-)
+_OUT = flags.DEFINE_string("out", "", "Folder for index.html, report.json and figures/.")
 _JSON = flags.DEFINE_bool("json", False, "Print the facts as JSON instead of a table.")
 
 
 def main(argv: list[str]) -> int:
     """Writes the report and prints its facts; `argv[1:]` are the folders."""
-    if len(argv) < 2:
-        return cli.complain("no run folder given; name one before --out=DIR", cli.BAD_INPUT)
+    if len(argv) < 2 or not _OUT.value:
+        return cli.complain("give run folders and a folder: RUN [RUN ...] --out=DIR", cli.BAD_INPUT)
     try:
         runs = [report.read_run(path) for path in report.find_runs(argv[1:])]
         facts = report.write_report(runs, _OUT.value)

@@ -37,8 +37,8 @@ def make_prepare(
     """
     if augment not in NAMES:
         raise ValueError(f"data.augment {augment!r} is none of {', '.join(NAMES)}")
-    shift = np.asarray(mean, np.float32)
-    scale = 1.0 / np.asarray(std, np.float32)
+    shift = np.asarray(mean, np.float32).reshape(1, 1, 1, -1)
+    scale = 1.0 / np.asarray(std, np.float32).reshape(1, 1, 1, -1)
 
     def prepare(batch: Batch, dataset: Any) -> tuple[jax.Array, jax.Array]:
         if "index" in batch:

@@ -38,7 +38,8 @@ class PieceLoader:
       source: of encoded examples.
       positions: from a piece's number to the stream positions in it, int64 `(piece,)`.
       indices: from stream positions to indices into the source.
-      decode: from encoded bytes and the stream position to uint8 `(height, width, 3)`.
+      decode: of encoded bytes, by the stream position, into a uint8 `(size, size, 3)`.
+      image_size: that size.
       on_bad_record: "stop" raises; "replace" takes the next readable index (the first follows the
         last), under the same position, so that the stream stays what its number says.
     """
@@ -46,7 +47,8 @@ class PieceLoader:
     source: EncodedSource
     positions: Callable[[int], np.ndarray]
     indices: Callable[[np.ndarray], np.ndarray]
-    decode: Callable[[bytes, int], np.ndarray]
+    decode: Callable[[bytes, int, np.ndarray], None]
+    image_size: int
     on_bad_record: str = "stop"
 
     def __post_init__(self) -> None:
@@ -65,25 +67,28 @@ class PieceLoader:
         """
         cv2.setNumThreads(1)  # the workers are the parallelism
         positions = self.positions(number)
+        indices = self.indices(positions)
+        image = np.empty((len(positions), self.image_size, self.image_size, 3), np.uint8)
+        label = np.empty(len(positions), np.int32)
         bad: list[str] = []
-        examples = [
-            self._example(int(index), int(position), bad)
-            for index, position in zip(self.indices(positions), positions, strict=True)
-        ]
+        for i in range(len(positions)):
+            label[i] = self._read(int(indices[i]), int(positions[i]), image[i], bad)
         return {
-            "image": np.stack([image for image, _ in examples]),
-            "label": np.array([label for _, label in examples], np.int32),
+            "image": image,
+            "label": label,
             "position": positions.astype(np.uint32),
             "bad": tuple(bad),
         }
 
-    def _example(self, index: int, position: int, bad: list[str]) -> tuple[np.ndarray, int]:
+    def _read(self, index: int, position: int, image: np.ndarray, bad: list[str]) -> int:
+        """Fills `image` and returns the label."""
         for _ in range(MAX_BAD_IN_A_ROW):
             file_name = "unread"
             try:
                 example = self.source[index]
                 file_name = example.get("file_name", b"unnamed")
-                return self.decode(example["image"], position), int(example["label"])
+                self.decode(example["image"], position, image)
+                return int(example["label"])
             except Exception as error:  # whatever the source or the decoder raises for a bad record
                 name = file_name.decode() if isinstance(file_name, bytes) else file_name
                 line = f"record {index} ({name}): {type(error).__name__}: {error}"
@@ -171,8 +176,9 @@ def process_positions(
 
 def evaluation_pieces(
     source: EncodedSource,
-    decode: Callable[[bytes, int], np.ndarray],
+    decode: Callable[[bytes, int, np.ndarray], None],
     *,
+    image_size: int,
     piece_size: int,
     process_index: int = 0,
     process_count: int = 1,
@@ -197,6 +203,7 @@ def evaluation_pieces(
         ),
         partial(np.minimum, num_examples - 1),
         decode,
+        image_size,
     )
     num_pieces = -(-num_examples // (piece_size * process_count))
     with PieceStream(load, stop=num_pieces, num_workers=num_workers) as pieces:

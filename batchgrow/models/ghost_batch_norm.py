@@ -136,5 +136,8 @@ def devices_per_ghost(local_batch_size: int, ghost_batch_size: int, num_devices:
 
 def _normalise(x, mean, var, scale, bias, epsilon, dtype) -> jax.Array:
     """(x - mean) / sqrt(var + epsilon) * scale + bias, in float32 until the end."""
+    mean, var, scale, bias = (
+        v.reshape((1,) * (x.ndim - v.ndim) + v.shape) for v in (mean, var, scale, bias)
+    )
     factor = lax.rsqrt(var + epsilon) * scale
     return (x.astype(jnp.float32) * factor + (bias - mean * factor)).astype(dtype)

@@ -1,0 +1,172 @@
+"""What a growth of the batch costs: with the next size compiled ahead, and without.
+
+    python -m experiments.bench_growth [--json]
+
+The training loop runs a growing wide ResNet on synthetic images, twice in each repetition:
+
+  naive_stall_ratio  each size is compiled when its phase begins
+  stall_ratio        each size is compiled while the phase before trains; phases are long enough
+
+Both are the time from the end of a phase's last update to the end of the next phase's first, over
+the median update of the new size. `slowdown_while_compiling` is the price: the median update
+during the background compile over the median update of the same size after it. No executable comes
+from a cache, no checkpoint is written, and the host waits for each update.
+"""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from absl import flags
+
+from batchgrow.loop import run_phases
+from experiments import cli, timing
+from experiments.timing import median
+
+_DEPTH = flags.DEFINE_integer("depth", 10, "Of the wide ResNet: 10, 16, 22, 28, ...")
+_WIDTH = flags.DEFINE_integer("width", 1, "Of the wide ResNet.")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "The first one.")
+_FACTOR = flags.DEFINE_integer("factor", 2, "Of each growth.")
+_GROWTHS = flags.DEFINE_integer("growths", 2, "How many.")
+_IMAGE_SIZE = flags.DEFINE_integer("image_size", 32, "Pixels.")
+_UPDATES = flags.DEFINE_integer("updates", 20, "Of each phase beside those that hide a compile.")
+_REPETITIONS = flags.DEFINE_integer("repetitions", 3, "Medians are taken over them.")
+_SECONDS = flags.DEFINE_float("seconds", 300.0, "No repetition begins that would end later.")
+
+# Training and compiling share the host's cores, so that compiling takes longer than alone.
+MARGIN = 3.0
+
+
+@dataclass(frozen=True)
+class Update:
+    """When an update ended, and whether a compilation was under way then."""
+
+    batch_size: int
+    end: float
+    compiling: bool
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """The updates of one run, and by batch size the seconds to lower and compile it and waited."""
+
+    updates: Sequence[Update]
+    compile_seconds: dict[int, float]
+    waited_seconds: dict[int, float]
+
+    def durations(self, batch_size: int, compiling: bool | None = None) -> list[float]:
+        """Of each update of this size but the first one."""
+        pairs = zip(self.updates, self.updates[1:], strict=False)
+        return [
+            later.end - earlier.end
+            for earlier, later in pairs
+            if earlier.batch_size == later.batch_size == batch_size
+            and compiling in (None, earlier.compiling)
+            and earlier.compiling == later.compiling
+        ]
+
+    def stall_ratio(self, batch_size: int) -> float:
+        """Of the growth to this size."""
+        first = next(i for i, u in enumerate(self.updates) if u.batch_size == batch_size)
+        stall = self.updates[first].end - self.updates[first - 1].end
+        return stall / (median(self.durations(batch_size, compiling=False)) or math.nan)
+
+    def slowdown_while_compiling(self, batch_size: int) -> float | None:
+        """None if no update was alone, or none had company."""
+        during = median(self.durations(batch_size, compiling=True))
+        alone = median(self.durations(batch_size, compiling=False))
+        return during / alone if during and alone else None
+
+
+def measure(phases: Sequence[tuple[int, int]], *, compile_ahead: bool) -> Timeline:
+    """Runs phases of `(batch_size, num_updates)` and notes when each update ends."""
+    config = timing.make_config(
+        name="wide_resnet",
+        depth=_DEPTH.value,
+        width=_WIDTH.value,
+        image_size=_IMAGE_SIZE.value,
+        ghost_batch_size=_BATCH_SIZE.value,
+        num_devices=1,
+    )
+    config.run.updates_per_dispatch = 1
+    updates: list[Update] = []
+    # The last update of the schedule is left out: an evaluation follows it.
+    total = sum(num_updates for _, num_updates in phases) - 1
+
+    def watch(batch_size: int, token: jax.Array) -> None:
+        token.block_until_ready()
+        now = time.perf_counter()
+        compiling = any(times.compile_seconds == 0 for times in run.programs.times.values())
+        updates.append(Update(batch_size, now, compiling))
+        run.preemption.enough = len(updates) == total
+
+    with timing.watched_run(config, phases, watch, compile_ahead=compile_ahead) as (run, state):
+        run_phases(run, state, 0)
+        times = {size: run.programs.times[size] for size, _ in phases}
+    return Timeline(
+        updates,
+        {size: t.lower_seconds + t.compile_seconds for size, t in times.items()},
+        {size: t.waited_seconds for size, t in times.items()},
+    )
+
+
+def long_enough(sizes: Sequence[int], naive: Timeline) -> list[tuple[int, int]]:
+    """Phases that outlast the compilation of their successor, by what a naive run measured."""
+    hidden = [naive.compile_seconds[size] for size in sizes[1:]] + [0.0]
+    hidden[0] += naive.compile_seconds[sizes[0]]  # the evaluation, compiled before the second size
+    return [
+        (size, _UPDATES.value + math.ceil(MARGIN * seconds / (median(naive.durations(size)) or 1)))
+        for size, seconds in zip(sizes, hidden, strict=True)
+    ]
+
+
+def bench(sizes: Sequence[int]) -> list[dict[str, Any]]:
+    """One row for each growth, medians over repetitions of a naive run and one compiled ahead."""
+    short = [(size, max(4, _UPDATES.value)) for size in sizes]
+    naive, ahead = [], []
+    started = time.perf_counter()
+    while len(ahead) < _REPETITIONS.value:
+        begun = time.perf_counter()
+        naive.append(measure(short, compile_ahead=False))
+        ahead.append(measure(long_enough(sizes, naive[0]), compile_ahead=True))
+        now = time.perf_counter()
+        if now - started + (now - begun) > _SECONDS.value:
+            break
+    rows = []
+    for before, size in zip(sizes, sizes[1:], strict=False):
+        update = median([median(t.durations(size, compiling=False)) for t in ahead])
+        rows.append(
+            {
+                "growth": f"{before} -> {size}",
+                "update_ms": 1e3 * update if update else None,
+                "compile_seconds": median([t.compile_seconds[size] for t in naive]),
+                "naive_stall_ratio": median([t.stall_ratio(size) for t in naive]),
+                "stall_ratio": median([t.stall_ratio(size) for t in ahead]),
+                "waited_seconds": median([t.waited_seconds[size] for t in ahead]),
+                "slowdown_while_compiling": median(
+                    [t.slowdown_while_compiling(before) for t in ahead]
+                ),
+                "repetitions": len(ahead),
+            }
+        )
+    return rows
+
+
+def main() -> int:
+    """Prints the table."""
+    jax.config.update("jax_enable_compilation_cache", False)
+    if min(_BATCH_SIZE.value, _GROWTHS.value, _REPETITIONS.value) < 1 or _FACTOR.value < 2:
+        raise ValueError("--batch_size, --growths and --repetitions must be 1 or more, --factor 2")
+    sizes = [_BATCH_SIZE.value * _FACTOR.value**i for i in range(_GROWTHS.value + 1)]
+    model = f"WRN-{_DEPTH.value}-{_WIDTH.value}"
+    shape = f"{_IMAGE_SIZE.value} x {_IMAGE_SIZE.value}"
+    notes = [f"{model}, images {shape}, ghost batch {sizes[0]}; slowdown: of the size before"]
+    print(timing.report("bench_growth", bench(sizes), notes))
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

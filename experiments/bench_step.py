@@ -1,0 +1,228 @@
+"""What an update of the training loop costs beside a bare hand-written step.
+
+    python -m experiments.bench_step [--json]
+
+`overhead_ratio` compares the loop as `train` runs it, every line of it, with a jitted step of the
+same mathematics that is called again and again on one batch. `ghost_norm_ratio` compares two such
+bare steps, with ghost batch norm and with `flax.linen.BatchNorm`, where the ghost batch is the
+whole batch. Bursts of the three take turns in one process; each ratio is the median of the ratios
+within a turn. Two models: a tiny one, and a wide ResNet.
+"""
+
+import time
+from collections.abc import Callable
+from itertools import chain
+from typing import Any
+from unittest import mock
+
+import flax.linen as nn
+import jax
+import numpy as np
+import optax
+from absl import flags
+from ml_collections import ConfigDict
+
+from batchgrow.loop import run_phases
+from batchgrow.models import make_model, wide_resnet
+from experiments import cli, timing
+from experiments.timing import median
+
+_DEPTH = flags.DEFINE_integer("depth", 16, "Of the wide ResNet; 0 leaves it out.")
+_WIDTH = flags.DEFINE_integer("width", 1, "Of the wide ResNet.")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "Of the wide ResNet.")
+_IMAGE_SIZE = flags.DEFINE_integer("image_size", 32, "Pixels, of the wide ResNet.")
+_UPDATES_PER_DISPATCH = flags.DEFINE_integer("updates_per_dispatch", 0, "As in config.run.")
+_TURNS = flags.DEFINE_integer("turns", 25, "Bursts of each kind.")
+_BURST_SECONDS = flags.DEFINE_float("burst_seconds", 0.3, "Length of a burst, about.")
+_SECONDS = flags.DEFINE_float("seconds", 120.0, "No turn of a model begins later than this.")
+
+MOMENTUM = 0.9
+UNLIMITED = 10**9  # updates
+
+
+class BareStep:
+    """Momentum SGD with L2 and batch statistics on one batch, as one would write it by hand.
+
+    Args:
+      model: with fields as in `batchgrow.models`.
+      config: what `timing.make_config` gives.
+      batch: uint8 images `(batch, h, w, c)` and int32 labels.
+    """
+
+    def __init__(self, model: nn.Module, config: ConfigDict, batch: tuple[Any, Any]):
+        weight_decay = config.optimizer.weight_decay
+        mean, std = config.data.mean[0], config.data.std[0]
+
+        def loss_fn(params: Any, batch_stats: Any, image: Any, label: Any) -> tuple[Any, Any]:
+            logits, updated = model.apply(
+                {"params": params, "batch_stats": batch_stats},
+                (image.astype(np.float32) - mean) / std,
+                train=True,
+                mutable=["batch_stats"],
+            )
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, label)
+            return losses.mean(), updated["batch_stats"]
+
+        def step(state: Any, image: Any, label: Any, learning_rate: Any) -> tuple[Any, Any]:
+            params, batch_stats, trace = state
+            (loss, batch_stats), gradient = jax.value_and_grad(loss_fn, has_aux=True)(
+                params, batch_stats, image, label
+            )
+            trace = jax.tree.map(
+                lambda a, g, w: MOMENTUM * a + g + weight_decay * w, trace, gradient, params
+            )
+            params = jax.tree.map(lambda w, a: w - learning_rate * a, params, trace)
+            return (params, batch_stats, trace), loss
+
+        image = np.zeros((1, *config.data.image_shape), np.float32)
+        key = jax.random.key(0)
+        variables = jax.jit(lambda key: model.init(key, image, train=True))(key)
+        params = variables["params"]
+        zeros = jax.tree.map(np.zeros_like, params)
+        self._batch = jax.device_put(batch)
+        # A copy, because the step is given the buffers of its state.
+        self.state = jax.device_put((params, variables["batch_stats"], zeros))
+        self._step = jax.jit(step, donate_argnums=0)
+
+    def __call__(self, num_updates: int, learning_rate: float = 1e-3) -> None:
+        """So many updates, waiting for the last."""
+        loss = None
+        for _ in range(num_updates):
+            self.state, loss = self._step(self.state, *self._batch, learning_rate)
+        jax.block_until_ready(loss)
+
+
+def bare_steps(config: ConfigDict) -> dict[str, BareStep]:
+    """The bare step with ghost batch norm and, where it can be had, with flax's batch norm."""
+    fields = {k: v for k, v in config.model.to_dict().items() if k != "name"}
+    size = config.ghost_batch_size
+    images = timing.synthetic_images(size, config.data.image_shape[0])
+    batch = (images.image, images.label)
+    model = make_model(config.model.name, ghost_batch_size=size, **fields)
+    steps = {"bare": BareStep(model, config, batch)}
+    if config.model.name == "wide_resnet":
+        with mock.patch.object(wide_resnet, "GhostBatchNorm", _flax_batch_norm):
+            steps["flax"] = BareStep(model, config, batch)
+            steps["flax"](1)  # traced while the patch is there
+    return steps
+
+
+def _flax_batch_norm(
+    ghost_batch_size: int, use_running_average: bool, axis_name: str | None, dtype: Any
+) -> nn.BatchNorm:
+    return nn.BatchNorm(use_running_average, momentum=0.9, epsilon=1e-5, dtype=dtype)
+
+
+class Turns:
+    """Bursts of the loop's updates, and between them bursts of bare ones.
+
+    Attributes:
+      seconds: of one update, by kind, in each turn.
+    """
+
+    def __init__(self, steps: dict[str, BareStep], updates_per_dispatch: int):
+        self._steps = steps
+        self._updates_per_dispatch = updates_per_dispatch
+        self.seconds: dict[str, list[float]] = {name: [] for name in ("loop", *steps)}
+        self._warm_up = 3  # dispatches; then the first burst tells how long one takes
+        self._burst = 5
+        self._count = 0
+        self._deadline = time.perf_counter() + _SECONDS.value
+        self._since = 0.0
+
+    def dispatched(self, _: int, token: jax.Array) -> bool:
+        """Called by the loop after each dispatch; whether there have been enough turns."""
+        self._count += 1
+        if self._warm_up:
+            self._warm_up -= 1
+            if self._warm_up == 0:
+                for step in self._steps.values():
+                    step(3)
+                self._begin(token)
+        elif self._count == self._burst:
+            token.block_until_ready()
+            num_updates = self._burst * self._updates_per_dispatch
+            seconds = (time.perf_counter() - self._since) / num_updates
+            if self._burst == 5:
+                wanted = _BURST_SECONDS.value / seconds / self._updates_per_dispatch
+                self._burst = max(6, round(wanted))
+            else:
+                self._turn(seconds)
+            self._begin(token)
+        return len(self.seconds["loop"]) >= _TURNS.value or (
+            bool(self.seconds["loop"]) and time.perf_counter() > self._deadline
+        )
+
+    def _turn(self, loop_seconds: float) -> None:
+        num_updates = self._burst * self._updates_per_dispatch
+        self.seconds["loop"].append(loop_seconds)
+        for name, step in self._steps.items():
+            started = time.perf_counter()
+            step(num_updates)
+            self.seconds[name].append((time.perf_counter() - started) / num_updates)
+
+    def _begin(self, token: jax.Array) -> None:
+        token.block_until_ready()
+        self._count = 0
+        self._since = time.perf_counter()
+
+    def ratio(self, above: str, below: str) -> float | None:
+        """Median over turns of the ratio of two kinds."""
+        if below not in self.seconds:
+            return None
+        pairs = zip(self.seconds[above], self.seconds[below], strict=True)
+        return median([a / b for a, b in pairs])
+
+
+def bench(label: str, config: ConfigDict, batch_size: int) -> dict[str, Any]:
+    """One row of the table."""
+    config.run.updates_per_dispatch = _UPDATES_PER_DISPATCH.value
+
+    def watch(size: int, token: jax.Array) -> None:
+        run.preemption.enough = turns.dispatched(size, token)
+
+    phases = [(batch_size, UNLIMITED)]
+    with timing.watched_run(config, phases, watch, compile_ahead=False) as (run, state):
+        updates_per_dispatch = run.programs.updates_per_dispatch
+        turns = Turns(bare_steps(config), updates_per_dispatch)
+        run_phases(run, state, 0)
+    milliseconds = {k: 1e3 * (median(v) or 0.0) for k, v in turns.seconds.items()}
+    return {
+        "model": label,
+        "batch_size": batch_size,
+        "updates_per_dispatch": updates_per_dispatch,
+        "loop_ms": milliseconds["loop"],
+        "bare_ms": milliseconds["bare"],
+        "overhead_ratio": turns.ratio("loop", "bare"),
+        "flax_norm_ms": milliseconds.get("flax"),
+        "ghost_norm_ratio": turns.ratio("bare", "flax"),
+        "turns": len(turns.seconds["loop"]),
+    }
+
+
+def models() -> dict[str, tuple[ConfigDict, int]]:
+    """The tiny model and the wide ResNet: config and batch size of each, by label."""
+    found: dict[str, tuple[ConfigDict, int]] = {}
+    tiny: dict[str, Callable[[], Any] | Any] = {"name": "conv_net", "channels": 8}
+    config = timing.make_config(image_size=8, ghost_batch_size=16, num_devices=1, **tiny)
+    found["ConvNet-8 8 x 8"] = (config, 16)
+    if _DEPTH.value:
+        size, batch_size = _IMAGE_SIZE.value, _BATCH_SIZE.value
+        wide = {"name": "wide_resnet", "depth": _DEPTH.value, "width": _WIDTH.value}
+        config = timing.make_config(
+            image_size=size, ghost_batch_size=batch_size, num_devices=1, **wide
+        )
+        found[f"WRN-{_DEPTH.value}-{_WIDTH.value} {size} x {size}"] = (config, batch_size)
+    return found
+
+
+def main() -> int:
+    """Prints the table."""
+    rows = [bench(label, *model) for label, model in models().items()]
+    notes = ["loop: batchgrow's, with everything but rows, evaluations and checkpoints"]
+    print(timing.report("bench_step", rows, notes))
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

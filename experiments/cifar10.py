@@ -1,0 +1,10 @@
+"""CIFAR-10 with WRN-16-4, Sections 5.1 and 5.2 of the paper: one plan.
+
+    python -m experiments.cifar10 --config=configs/cifar10.py:increased_lr --workdir=runs/increased_lr
+"""
+
+from experiments.launch import launch
+from experiments.train import main
+
+if __name__ == "__main__":
+    launch(main)

@@ -1,0 +1,197 @@
+"""What the benchmarks share: the real loop on synthetic data, watched at every dispatch."""
+
+import json
+import math
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import accumulate
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+from ml_collections import ConfigDict
+
+from batchgrow import curves, environment, parallel
+from batchgrow.checkpoint import Checkpoints
+from batchgrow.data.feed import ResidentFeed, test_batches
+from batchgrow.data.sources import Images
+from batchgrow.loop import Cadence, Run
+from batchgrow.preemption import Preemption
+from batchgrow.programs import split_evenly
+from batchgrow.progress import Progress
+from batchgrow.runlog import Clock
+from batchgrow.schedule import Phase, Recipe, Schedule
+from batchgrow.train import build
+from configs import base
+
+NUM_CLASSES = 10
+NEVER = 2**60  # examples
+
+JSON = flags.DEFINE_bool("json", False, "One line of JSON instead of the table.")
+DTYPE = flags.DEFINE_enum(
+    "dtype", "float32", ("float32", "bfloat16"), "Of activations and products."
+)
+
+# What a call of `Watch` gets: the batch size, and an array that is ready when the dispatch is done.
+Watch = Callable[[int, jax.Array], None]
+
+
+class NoCheckpoints(Checkpoints):
+    """Keeps nothing: disks are not what is measured."""
+
+    def __init__(self) -> None:
+        """Makes no folder."""
+
+    def save(self, *_: Any) -> None:
+        """Nothing."""
+
+    def wait(self) -> None:
+        """Nothing to wait for."""
+
+
+class Stop(Preemption):
+    """Ends a run when `enough` is set, as a signal would."""
+
+    enough = False
+
+    def requested(self, num_updates: int) -> bool:
+        """Whether there is enough."""
+        return self.enough or super().requested(num_updates)
+
+
+def make_config(
+    *, image_size: int, ghost_batch_size: int, num_devices: int, **model: Any
+) -> ConfigDict:
+    """Momentum SGD on images `(image_size, image_size, 3)`, nothing logged or shown."""
+    config = base.get_config()
+    config.name = "benchmark"
+    config.data.image_shape = (image_size, image_size, 3)
+    config.data.mean = (127.5,)
+    config.data.std = (64.0,)
+    config.model.update({"num_classes": NUM_CLASSES, "dtype": DTYPE.value} | model)
+    config.ghost_batch_size = ghost_batch_size
+    config.optimizer.weight_decay = 5e-4
+    config.run.num_devices = num_devices
+    config.run.progress = False
+    return config
+
+
+def make_schedule(phases: Sequence[tuple[int, int]], num_examples: int) -> Schedule:
+    """Phases of `(batch_size, num_updates)` at a small constant learning rate."""
+    bounds = list(accumulate((math.prod(phase) for phase in phases), initial=0))
+    recipe = Recipe(
+        batch_size=phases[0][0],
+        momentum=0.9,
+        learning_rate=curves.constant(1e-3),
+        num_examples=num_examples,
+        num_epochs=bounds[-1] / num_examples,
+    )
+    return Schedule(
+        recipe,
+        tuple(
+            Phase(start, num_updates, batch_size, 0.9, start)
+            for (batch_size, num_updates), start in zip(phases, bounds, strict=False)
+        ),
+    )
+
+
+def synthetic_images(num_examples: int, image_size: int) -> Images:
+    """Noise."""
+    generator = np.random.default_rng(0)
+    shape = (num_examples, image_size, image_size, 3)
+    labels = generator.integers(NUM_CLASSES, size=num_examples, dtype=np.int32)
+    return Images(generator.integers(256, size=shape, dtype=np.uint8), labels)
+
+
+@contextmanager
+def watched_run(
+    config: ConfigDict, phases: Sequence[tuple[int, int]], watch: Watch, *, compile_ahead: bool
+) -> Iterator[tuple[Run, Any]]:
+    """A run as `train` makes it, and its first state; `watch` is called after each dispatch.
+
+    Args:
+      phases: `(batch_size, num_updates)` of each.
+    """
+    mesh = parallel.make_mesh(config.run.num_devices)
+    num_examples = 2 * max(batch_size for batch_size, _ in phases)
+    images = synthetic_images(num_examples, config.data.image_shape[0])
+    feed = ResidentFeed(images, config.seed)
+    test = split_evenly(next(test_batches(images, mesh.size)), mesh)
+    schedule = make_schedule(phases, num_examples)
+    state, programs = build(config, mesh, 0.9, feed, test)
+    train = programs.train
+
+    def watched(global_batch_size: int) -> Any:
+        program = train(global_batch_size)
+
+        def executable(*args: Any) -> Any:
+            state, token = program.executable(*args)
+            watch(global_batch_size, token)
+            return state, token
+
+        return replace(program, executable=executable)
+
+    programs.train = watched
+    with (
+        programs,
+        Stop() as stop,
+        Progress(schedule.end_examples, 0, config.name, enabled=False) as progress,
+    ):
+        yield (
+            Run(
+                schedule=schedule,
+                cadence=Cadence(log=NEVER, evaluate=NEVER, checkpoint=NEVER),
+                programs=programs,
+                feed=feed,
+                dataset=parallel.replicate(feed.dataset, mesh),
+                test_batches=[parallel.shard(test, mesh)],
+                log=None,
+                checkpoints=NoCheckpoints(),
+                clock=Clock(),
+                progress=progress,
+                preemption=stop,
+                compile_ahead=compile_ahead,
+                stop_at_phase_end=False,
+                compiled={},
+            ),
+            parallel.replicate(state, mesh),
+        )
+
+
+def report(title: str, rows: Sequence[dict[str, Any]], notes: Sequence[str] = ()) -> str:
+    """The rows and what they were measured on: a table, or with --json one line of JSON."""
+    about = {
+        "dtype": DTYPE.value,
+        "devices": environment.devices(),
+        "versions": environment.versions(),
+        "commit": environment.commit(),
+        "command": environment.command(),
+    }
+    if JSON.value:
+        return json.dumps({"benchmark": title, "rows": rows, "notes": notes, **about})
+    cells = [list(rows[0]), *([_cell(value) for value in row.values()] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = ["  ".join(map(str.rjust, line, widths)) for line in cells]
+    devices, versions = about["devices"], about["versions"]
+    lines += [
+        "",
+        *notes,
+        f"{about['dtype']}, {devices['count']} x {devices['kind']} ({devices['platform']}), "
+        + ", ".join(f"{name} {versions[name]}" for name in ("python", "jax", "flax"))
+        + f", commit {about['commit']}",
+        about["command"],
+    ]
+    return "\n".join(lines)
+
+
+def median(values: Sequence[float | None]) -> float | None:
+    """The median of what is not None, or None."""
+    known = [value for value in values if value is not None]
+    return statistics.median(known) if known else None
+
+
+def _cell(value: Any) -> str:
+    return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)

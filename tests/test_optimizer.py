@@ -1,0 +1,150 @@
+"""Each optimizer against its published update, written out in numpy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from batchgrow.optimizer import NAMES, kernels, make_optimizer, uses_momentum
+
+M, B2, EPS, DECAY = 0.9, 0.99, 1e-3, 0.1
+STEPS = 6
+
+
+def start() -> dict:
+    """A kernel, a bias and batch norm's scale."""
+    rng = np.random.default_rng(0)
+    return {
+        "dense": {"kernel": rng.normal(size=(3, 2)), "bias": rng.normal(size=2)},
+        "norm": {"scale": rng.normal(size=2)},
+    }
+
+
+def gradients() -> list[dict]:
+    rng = np.random.default_rng(1)
+    return [jax.tree.map(lambda p: rng.normal(size=p.shape), start()) for _ in range(STEPS)]
+
+
+def directions(name: str, **options) -> list[dict]:
+    """What the chain returns for the gradients above at fixed parameters."""
+    options = {"momentum": M, "weight_decay": 0.0, "b2": B2, "epsilon": EPS} | options
+    optimizer = make_optimizer(name, **options)
+    params = jax.tree.map(jnp.float32, start())
+    state, found = optimizer.init(params), []
+    for gradient in gradients():
+        direction, state = optimizer.update(jax.tree.map(jnp.float32, gradient), state, params)
+        found.append(direction)
+    return found
+
+
+def closed_form(name: str, g: list[np.ndarray]) -> np.ndarray:
+    """The direction after all of the gradients `g`, from the sums in the papers."""
+    k = len(g)
+    powers = [M ** (k - 1 - i) for i in range(k)]
+    mean = sum(p * x for p, x in zip(powers, g, strict=True))  # A <- m A + g
+    squares = [B2 ** (k - 1 - i) * g[i] ** 2 for i in range(k)]
+    match name:
+        case "sgd":
+            return g[-1]
+        case "momentum":
+            return mean
+        case "nesterov":
+            return g[-1] + M * mean
+        case "adam":
+            first = (1 - M) * mean / (1 - M**k)
+            second = (1 - B2) * sum(squares) / (1 - B2**k)
+            return first / (np.sqrt(second) + EPS)
+        case "rmsprop":
+            return g[-1] / np.sqrt((1 - B2) * sum(squares) + EPS)
+        case "adagrad":
+            return g[-1] / np.sqrt(0.1 + sum(x**2 for x in g) + EPS)
+    raise AssertionError(name)
+
+
+@pytest.mark.parametrize("name", ["sgd", "momentum", "nesterov", "adam", "rmsprop", "adagrad"])
+def test_direction_is_the_published_one(name):
+    expected = jax.tree.map(lambda *g: closed_form(name, list(g)), *gradients())
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5), directions(name)[-1], expected
+    )
+
+
+def test_adam_times_learning_rate_is_optax_adam():
+    reference = optax.adam(0.01, b1=M, b2=B2, eps=EPS)
+    state = reference.init(start())
+    for gradient, direction in zip(gradients(), directions("adam"), strict=True):
+        update, state = reference.update(gradient, state)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(-0.01 * a, b, rtol=1e-4), direction, update
+        )
+
+
+def test_changing_the_learning_rate_needs_no_correction():
+    """w <- w - lr_t A_t with A <- m A + g, lr changing at every update (Goyal et al. 2017, (9))."""
+    rates = [0.1, 0.1, 0.5, 0.5, 0.02, 0.02]
+    w = start()["dense"]["kernel"]
+    for rate, direction in zip(rates, directions("momentum"), strict=True):
+        w = w - rate * np.asarray(direction["dense"]["kernel"])
+    g = [gradient["dense"]["kernel"] for gradient in gradients()]
+    expected = start()["dense"]["kernel"] - sum(
+        rates[t] * sum(M ** (t - i) * g[i] for i in range(t + 1)) for t in range(STEPS)
+    )
+    np.testing.assert_allclose(w, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["momentum", "adam"])
+def test_weight_decay_is_added_to_the_gradient(name):
+    """Coupled L2: the same as adding lambda * w to every gradient, before any accumulation."""
+    decayed = [jax.tree.map(lambda g, w: g + DECAY * w, g, start()) for g in gradients()]
+    expected = jax.tree.map(lambda *g: closed_form(name, list(g)), *decayed)
+    actual = directions(name, weight_decay=DECAY)[-1]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5), actual, expected)
+
+
+def test_decay_on_kernels_spares_batch_norm_and_biases():
+    plain = directions("sgd")[-1]
+    spared = directions("sgd", weight_decay=DECAY, decay_on="kernels")[-1]
+    kernel = start()["dense"]["kernel"]
+    np.testing.assert_allclose(
+        spared["dense"]["kernel"], plain["dense"]["kernel"] + DECAY * kernel, rtol=1e-5
+    )
+    np.testing.assert_array_equal(spared["dense"]["bias"], plain["dense"]["bias"])
+    np.testing.assert_array_equal(spared["norm"]["scale"], plain["norm"]["scale"])
+    assert kernels(start()) == {"dense": {"kernel": True, "bias": False}, "norm": {"scale": False}}
+
+
+def test_lars_trusts_kernels_by_their_norms():
+    trust = 0.02
+    actual = directions("lars", weight_decay=DECAY, trust_coefficient=trust)[0]
+    g, w = gradients()[0], start()
+    regularised = jax.tree.map(lambda g, w: g + DECAY * w, g, w)
+    step = regularised["dense"]["kernel"]
+    ratio = trust * np.linalg.norm(w["dense"]["kernel"]) / np.linalg.norm(step)
+    np.testing.assert_allclose(actual["dense"]["kernel"], ratio * step, rtol=1e-5)
+    np.testing.assert_allclose(actual["dense"]["bias"], regularised["dense"]["bias"], rtol=1e-5)
+    np.testing.assert_allclose(actual["norm"]["scale"], regularised["norm"]["scale"], rtol=1e-5)
+
+
+def test_lamb_trusts_kernels_by_their_norms():
+    actual = directions("lamb", weight_decay=DECAY)[-1]
+    w = start()
+    adam = jax.tree.map(lambda *g: closed_form("adam", list(g)), *gradients())
+    step = jax.tree.map(lambda a, w: a + DECAY * w, adam, w)
+    kernel = step["dense"]["kernel"]
+    ratio = np.linalg.norm(w["dense"]["kernel"]) / np.linalg.norm(kernel)
+    np.testing.assert_allclose(actual["dense"]["kernel"], ratio * kernel, rtol=2e-5)
+    np.testing.assert_allclose(actual["dense"]["bias"], step["dense"]["bias"], rtol=2e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_momentum_matters_where_it_is_said_to(name):
+    last = [directions(name, momentum=m)[-1]["dense"]["bias"] for m in (0.5, 0.9)]
+    assert np.allclose(last[0], last[1]) != uses_momentum(name)
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(ValueError, match="optimizer.name 'adamw' is none of sgd, momentum"):
+        make_optimizer("adamw", momentum=M, weight_decay=0.0)
+    with pytest.raises(ValueError, match="optimizer.decay_on 'bias' is none of all, kernels"):
+        make_optimizer("sgd", momentum=M, weight_decay=0.0, decay_on="bias")

@@ -1,0 +1,140 @@
+"""What holds for every recipe and plan."""
+
+import itertools
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from batchgrow.curves import Curve, constant, cosine, exponential, inverse_time, step, with_warmup
+from batchgrow.schedule import Point, Recipe, Schedule, grow
+
+
+@st.composite
+def recipes(draw: st.DrawFn) -> Recipe:
+    num_epochs = draw(st.floats(0.5, 12))
+    height = draw(st.floats(1e-3, 10))
+    boundaries = sorted(draw(st.sets(st.integers(1, 40), min_size=1, max_size=4)))
+    factors = draw(st.lists(st.floats(0.05, 1.5), min_size=4, max_size=4))
+
+    def staircase(epoch: float) -> float:
+        return height * math.prod(factors[: sum(epoch >= b / 4 for b in boundaries)])
+
+    known = tuple(boundary / 4 for boundary in boundaries)
+    curve = draw(
+        st.sampled_from(
+            [
+                constant(height),
+                step(height, known, factors[0]),
+                Curve(staircase, known),
+                staircase,
+                exponential(height, factors[0]),
+                inverse_time(height, factors[0]),
+                cosine(height, num_epochs),
+                lambda epoch: height * (1.1 + math.cos(3 * epoch)),
+                lambda epoch: staircase(epoch) * (1.1 + math.cos(epoch)),
+            ]
+        )
+    )
+    if draw(st.booleans()):
+        curve = with_warmup(curve, draw(st.floats(0, 4)), draw(st.floats(0.01, 1)))
+    return Recipe(
+        batch_size=draw(st.integers(1, 300)),
+        momentum=draw(st.sampled_from([0.0, 0.5, 0.9, 0.99])),
+        learning_rate=curve,
+        num_examples=draw(st.integers(10, 3000)),
+        num_epochs=num_epochs,
+    )
+
+
+PLANS = st.fixed_dictionaries(
+    {
+        "max_batch_size": st.sampled_from([None, math.inf, 64, 100, 1000]),
+        "initial_multiple": st.floats(0.2, 8),
+        "momentum": st.sampled_from([None, 0.0, 0.9, 0.95]),
+        "exponent": st.sampled_from([1.0, 0.5]),
+        "ladder": st.sampled_from([2.0, 1.3, 5.0, math.inf]),
+        "batch_multiple": st.sampled_from([1, 7, 64]),
+        "num_growths": st.sampled_from([None, 0, 1, 3]),
+    }
+)
+
+
+def some_points(schedule: Schedule) -> list[Point]:
+    """Every update of a short plan; of a long one the first, second and last of each phase."""
+    if schedule.num_updates <= 200:
+        return list(schedule.points())
+    return [
+        schedule.at(phase.start_examples + update * phase.batch_size)
+        for phase in schedule.phases
+        for update in sorted({0, min(1, phase.num_updates - 1), phase.num_updates - 1})
+    ]
+
+
+@settings(max_examples=100, deadline=None)
+@given(recipe=recipes(), options=PLANS)
+def test_the_noise_scale_is_the_recipes(recipe: Recipe, options: dict[str, Any]) -> None:
+    """At each update it is that of the recipe at a time less than half a batch away."""
+    schedule = grow(recipe, **(options | {"exponent": 1.0}))
+    largest = max(phase.batch_size for phase in schedule.phases)
+    for point in some_points(schedule):
+        phase = schedule.phases[point.phase]
+        nominal = max(point.examples_seen, phase.nominal_start_examples)
+        assert nominal - point.examples_seen <= largest / 2
+        assert all(
+            nominal < later.nominal_start_examples for later in schedule.phases[point.phase + 1 :]
+        )
+        learning_rate = float(recipe.learning_rate(nominal / recipe.num_examples))
+        of_recipe = learning_rate * recipe.num_examples / recipe.batch_size / (1 - recipe.momentum)
+        assert point.noise_scale == pytest.approx(of_recipe)
+        of_plan = (
+            point.learning_rate * recipe.num_examples / point.batch_size / (1 - point.momentum)
+        )
+        assert point.noise_scale == pytest.approx(of_plan)
+        exact = point.noise_scale - point.learning_rate / (1 - point.momentum)
+        assert point.noise_scale_exact == pytest.approx(exact, rel=1e-6, abs=1e-9 * of_plan)
+
+
+@settings(max_examples=100, deadline=None)
+@given(recipe=recipes(), options=PLANS)
+def test_examples_are_partitioned(recipe: Recipe, options: dict[str, Any]) -> None:
+    schedule = grow(recipe, **options)
+    phases, multiple = schedule.phases, options["batch_multiple"]
+    position = 0
+    for phase in phases:
+        assert phase.start_examples == position
+        assert phase.num_updates >= 1 and phase.batch_size >= 1
+        assert phase.batch_size % multiple == 0
+        position += phase.num_updates * phase.batch_size
+    assert position == schedule.end_examples
+    assert schedule.num_updates == sum(phase.num_updates for phase in phases)
+    nominal_end = round(recipe.num_epochs * recipe.num_examples)
+    if schedule.num_updates > 1:
+        assert abs(schedule.end_examples - nominal_end) <= phases[-1].batch_size / 2
+    for earlier, later in itertools.pairwise(phases):
+        assert earlier.nominal_start_examples < later.nominal_start_examples
+        assert abs(later.start_examples - later.nominal_start_examples) <= earlier.batch_size / 2
+        assert earlier.batch_size < later.batch_size or any(
+            earlier.nominal_start_examples < jump <= later.nominal_start_examples
+            for jump in recipe.descent.jumps
+        )
+        assert earlier.batch_size <= later.batch_size
+    if options["max_batch_size"] is not None:
+        assert phases[-1].batch_size <= max(options["max_batch_size"], multiple)
+
+
+@settings(max_examples=100, deadline=None)
+@given(recipe=recipes(), options=PLANS)
+def test_the_learning_rate_never_exceeds_what_the_start_allowed(
+    recipe: Recipe, options: dict[str, Any]
+) -> None:
+    schedule = grow(recipe, **(options | {"batch_multiple": 1}))
+    highest = recipe.descent.ceiling(0)
+    first = schedule.phases[0].batch_size
+    momentum_ratio = (1 - schedule.phases[0].momentum) / (1 - recipe.momentum)
+    allowed = highest * (first / recipe.batch_size) ** schedule.exponent * momentum_ratio
+    rounding = 1 + 1 / first
+    for point in some_points(schedule):
+        assert point.learning_rate <= allowed * rounding * (1 + 1e-3)

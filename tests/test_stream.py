@@ -1,0 +1,97 @@
+"""The order of the training stream, and the batches that are read from it."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from batchgrow.data import feed
+from batchgrow.data.sources import Images, load_images
+from batchgrow.data.stream import Stream
+
+
+def numbered_images(num_examples: int) -> Images:
+    """Image i is filled with i, and its label is i."""
+    numbers = np.arange(num_examples)
+    image = np.broadcast_to(numbers[:, None, None, None], (num_examples, 3, 3, 1))
+    return Images(image.astype(np.uint8), numbers.astype(np.int32))
+
+
+@settings(max_examples=30, deadline=None)
+@given(num_examples=st.integers(1, 60), seed=st.integers(0, 2**31), epoch=st.integers(0, 10**6))
+def test_each_epoch_is_a_permutation(num_examples, seed, epoch):
+    positions = np.arange(epoch * num_examples, (epoch + 1) * num_examples)
+    indices = Stream(num_examples, seed).indices(positions)
+    assert sorted(indices.tolist()) == list(range(num_examples))
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    num_examples=st.integers(1, 20),
+    sizes=st.lists(st.integers(1, 25), min_size=1, max_size=10),
+    start=st.integers(0, 100),
+)
+def test_order_does_not_depend_on_how_it_is_cut(num_examples, sizes, start):
+    """Batches of any sizes, across epochs, are the stream; so is one that starts in the middle."""
+    stream = Stream(num_examples, seed=3)
+    end = start + sum(sizes)
+    whole = stream.indices(np.arange(end))
+    cuts = np.cumsum([start, *sizes])
+    parts = [stream.indices(np.arange(a, b)) for a, b in zip(cuts, cuts[1:], strict=False)]
+    np.testing.assert_array_equal(np.concatenate(parts), whole[start:])
+
+
+def test_epochs_and_seeds_have_orders_of_their_own():
+    orders = [
+        tuple(Stream(30, seed).indices(np.arange(30 * epoch, 30 * (epoch + 1))).tolist())
+        for seed in range(3)
+        for epoch in range(3)
+    ]
+    assert len(set(orders)) == 9
+
+
+def test_order_is_pinned():
+    """A resumed run relies on the order being the same for ever."""
+    order = [3, 6, 4, 0, 7, 5, 2, 1, 1, 4, 6, 5, 7, 3, 2, 0]
+    assert Stream(8, 0).indices(np.arange(16)).tolist() == order
+
+
+def test_any_shape_of_positions():
+    stream = Stream(10, 0)
+    positions = np.arange(24).reshape(2, 3, 4)
+    indices = stream.indices(positions)
+    assert indices.shape == (2, 3, 4)
+    np.testing.assert_array_equal(indices.ravel(), stream.indices(np.arange(24)))
+
+
+def test_resident_and_streamed_feeds_give_the_same_examples():
+    images = numbered_images(50)
+    resident, streamed = feed.ResidentFeed(images, 4), feed.StreamedFeed(images, 4)
+    positions = np.arange(40, 64).reshape(2, 3, 4)
+    there, here = resident.batch(positions), streamed.batch(positions)
+    np.testing.assert_array_equal(images.image[there["index"]], here["image"])
+    np.testing.assert_array_equal(images.label[there["index"]], here["label"])
+    np.testing.assert_array_equal(there["position"], here["position"])
+    np.testing.assert_array_equal(there["position"], positions)
+    for source, batch in ((resident, there), (streamed, here)):
+        found = {name: (leaf.shape[3:], leaf.dtype) for name, leaf in batch.items()}
+        assert found == {name: (s, np.dtype(d)) for name, (s, d) in source.spec.items()}
+
+
+@pytest.mark.parametrize(("num_examples", "batch_size"), [(10, 4), (8, 4), (3, 8), (1, 1)])
+def test_test_batches_hold_every_example_once(num_examples, batch_size):
+    batches = list(feed.test_batches(numbered_images(num_examples), batch_size))
+    assert {len(batch["mask"]) for batch in batches} == {batch_size}
+    labels = np.concatenate([batch["label"][batch["mask"] == 1] for batch in batches])
+    assert labels.tolist() == list(range(num_examples))
+    pixels = np.concatenate([batch["image"][batch["mask"] == 1, 0, 0, 0] for batch in batches])
+    assert pixels.tolist() == list(range(num_examples))
+
+
+def test_digits_are_split_without_overlap():
+    train, test = load_images("digits", "train"), load_images("digits", "test")
+    assert (train.image.shape, test.image.shape) == ((1437, 8, 8, 1), (360, 8, 8, 1))
+    assert train.image.dtype == np.uint8 and train.image.max() == 240
+    together = {image.tobytes() for image in np.concatenate([train.image, test.image])}
+    assert len(together) == 1797
+    assert set(train.label) == set(test.label) == set(range(10))
