@@ -41,7 +41,7 @@ setup(
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     packages=find_packages(include=["batchgrow*", "configs*", "experiments*"]),
-    package_data={"batchgrow": ["py.typed", "*.html"]},
+    package_data={"batchgrow": ["py.typed"], "batchgrow.report": ["*.html"]},
     python_requires=">=3.11",
     install_requires=CORE,
     extras_require=EXTRAS,

@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import math
+import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -223,5 +224,9 @@ def _told(folder: epath.Path) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:200]
+    """The heart of a message; TensorStore's go on for a page."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text = str(error).strip() or type(error).__name__
+    system = re.search(r"([^:]+) \[os_error_code", text)
+    return system[1].strip() if system else text.splitlines()[0][:120]

@@ -93,7 +93,7 @@ def run_phases(run: Run, state: TrainState, examples_seen: int) -> Outcome:
       NonFiniteLoss: with the updates between which it happened, and the last good metrics.
     """
     phases = [p for p in run.schedule.phases if p.end_examples > examples_seen]
-    for phase, following in zip(phases, [*phases[1:], None], strict=True):
+    for phase, following in zip(phases, [*phases, None][1:], strict=True):
         program = _program(run, phase, following)
         state, examples_seen, stopped = _run_phase(run, program, phase, state, examples_seen)
         if stopped:
@@ -160,10 +160,10 @@ def _dispatch(
         positions = starts[:, None] + np.arange(points[0].batch_size)
         slots = parallel.local_device_slots(run.programs.mesh)
         batches = run.feed.batch(program.layout.split(positions)[slots])
-        batches = parallel.shard(batches, run.programs.mesh)
     rates = np.array([point.learning_rate for point in padded], np.float32)
-    scalars = parallel.replicate((rates, np.int32(len(points))), run.programs.mesh)
-    return program.executable(state, batches, *scalars, run.dataset)
+    scalars = (rates, np.int32(len(points)))
+    arguments = parallel.host_arguments(batches, scalars, run.programs.mesh)
+    return program.executable(state, *arguments, run.dataset)
 
 
 def evaluate(run: Run, state: TrainState) -> dict[str, float]:

@@ -28,15 +28,15 @@ def get_config(variant: str = "decaying_lr") -> ConfigDict:
     config.data.std = (90.0,)
 
     config.model.name = "conv_net"
-    config.model.channels = 16
+    config.model.channels = 4
     config.model.num_classes = 10
     config.ghost_batch_size = 16
 
     config.optimizer.weight_decay = 5e-4
-    config.recipe.num_epochs = 50.0
+    config.recipe.num_epochs = 30.0
     config.recipe.global_batch_size = 16
-    config.recipe.learning_rate = 0.05
-    config.recipe.boundaries_epochs = (15.0, 30.0, 40.0)  # 60, 120, 160 of 200 in the paper
+    config.recipe.learning_rate = 0.2
+    config.recipe.boundaries_epochs = (9.0, 18.0, 24.0)  # 60, 120, 160 of 200 in the paper
     config.recipe.factor = 0.2
     config.run.checkpoint_every_epochs = 10.0
 

@@ -203,9 +203,9 @@ def bench(label: str, config: ConfigDict, batch_size: int) -> dict[str, Any]:
 def models() -> dict[str, tuple[ConfigDict, int]]:
     """The tiny model and the wide ResNet: config and batch size of each, by label."""
     found: dict[str, tuple[ConfigDict, int]] = {}
-    tiny: dict[str, Callable[[], Any] | Any] = {"name": "conv_net", "channels": 8}
-    config = timing.make_config(image_size=8, ghost_batch_size=16, num_devices=1, **tiny)
-    found["ConvNet-8 8 x 8"] = (config, 16)
+    tiny: dict[str, Callable[[], Any] | Any] = {"name": "conv_net", "channels": 16}
+    config = timing.make_config(image_size=8, ghost_batch_size=32, num_devices=1, **tiny)
+    found["ConvNet-16 8 x 8"] = (config, 32)
     if _DEPTH.value:
         size, batch_size = _IMAGE_SIZE.value, _BATCH_SIZE.value
         wide = {"name": "wide_resnet", "depth": _DEPTH.value, "width": _WIDTH.value}

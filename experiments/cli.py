@@ -18,18 +18,21 @@ def config_flag() -> flags.FlagHolder:
     return holder
 
 
-def run(main: Callable[[], int]) -> None:
+def run(main: Callable[..., int], *, positional: bool = False) -> None:
     """Parses the flags, calls `main` and exits with the status it returns.
+
+    With `positional`, `main` gets the list of arguments that are no flags; otherwise there may be
+    none.
 
     A ValueError, from a flag, a config or `main`, becomes one line and exit status 2; an OSError
     one line and exit status 1.
     """
 
     def guarded(argv: list[str]) -> int:
-        if len(argv) > 1:
+        if argv[1:] and not positional:
             return complain(f"unexpected argument {argv[1]!r}; flags begin with --", BAD_INPUT)
         try:
-            return main()
+            return main(argv[1:]) if positional else main()
         except ValueError as error:
             return complain(error, BAD_INPUT)
         except OSError as error:  # a full disk, say; or a config file that is not there

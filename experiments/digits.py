@@ -7,8 +7,7 @@ import os
 
 from absl import flags
 
-from batchgrow.report import text, write_report
-from batchgrow.runs import read_run
+from batchgrow.report import read_run, text, write_report
 from configs import digits
 from experiments.launch import launch, run
 

@@ -12,6 +12,7 @@ Exit statuses:
 
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from absl import flags, logging
@@ -48,8 +49,11 @@ def launch(main: Callable[[], int]) -> None:
     """Parses flags, connects the processes, runs `main` and exits with the status it returns."""
 
     def connected() -> int:
-        if flags.FLAGS["verbosity"].using_default_value:
-            logging.set_verbosity(logging.WARNING)  # Orbax tells every step of a save
+        if not flags.FLAGS["verbosity"].present:
+            logging.set_verbosity(logging.WARNING)
+            # Orbax tells every step of a save, and a traceback where we say one line.
+            logging.get_absl_logger().addFilter(lambda record: "orbax" not in record.pathname)
+            sys.excepthook = _excepthook
         connect()
         try:
             return main()
@@ -69,6 +73,12 @@ def run(config: ConfigDict, workdir: str) -> int:
     outcome = train(config, workdir, override_config=_OVERRIDE.value)
     print(f"{config.name}:{config.variant}: {outcome.value} ({workdir})", file=sys.stderr)
     return STATUS[outcome]
+
+
+def _excepthook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    """Spares the tracebacks of TensorStore's other files when one of them has failed."""
+    if str(error) != "Event loop is closed":
+        sys.__excepthook__(kind, error, trace)
 
 
 def connect() -> None:

@@ -1,4 +1,4 @@
-"""Write a tfds-prepared `imagenet2012` folder of generated JPEGs, to try everything without ImageNet.
+"""Write a tfds-prepared `imagenet2012` of generated JPEGs, to try everything without ImageNet.
 
     python -m experiments.make_fake_imagenet --out=DIR --num_train=1281 --num_validation=500
 
@@ -87,10 +87,8 @@ def render(label: int, rng: np.random.Generator) -> np.ndarray:
     light = np.float32(rng.normal(0.0, 12.0)) + 22.0 * _smooth_noise(rng, width, height, 5)
     light += GRAIN * rng.standard_normal((height, width), np.float32)
     inked = disc * stripes
-    channels = [
-        inked * np.float32(i - g) + (light + np.float32(g))
-        for g, i in zip(ground, ink, strict=True)
-    ]
+    colours = zip(ground, ink, strict=True)
+    channels = [inked * np.float32(b - a) + (light + np.float32(a)) for a, b in colours]
     return cv2.merge([np.clip(channel, 0, 255).astype(np.uint8) for channel in channels])
 
 
@@ -123,7 +121,7 @@ def examples(
 
 
 class FakeImagenet2012(imagenet2012_dataset_builder.Builder, skip_registration=True):
-    """tfds's own builder of `imagenet2012`, fed with generated pictures instead of the tar files."""
+    """tfds's own builder of `imagenet2012`, with generated pictures instead of the tar files."""
 
     name = "imagenet2012"
     pkg_dir_path = tfds.core.tfds_path("datasets/imagenet2012")

@@ -8,24 +8,22 @@ where there is nothing to report on.
 
 import os
 
-from absl import app, flags
+from absl import flags
 
-from batchgrow import page, report
+from batchgrow import report
+from batchgrow.report import page
 from experiments import cli
 
 _OUT = flags.DEFINE_string("out", "", "Folder for index.html, report.json and figures/.")
 _JSON = flags.DEFINE_bool("json", False, "Print the facts as JSON instead of a table.")
 
 
-def main(argv: list[str]) -> int:
-    """Writes the report and prints its facts; `argv[1:]` are the folders."""
-    if len(argv) < 2 or not _OUT.value:
-        return cli.complain("give run folders and a folder: RUN [RUN ...] --out=DIR", cli.BAD_INPUT)
-    try:
-        runs = [report.read_run(path) for path in report.find_runs(argv[1:])]
-        facts = report.write_report(runs, _OUT.value)
-    except (ValueError, OSError) as error:
-        return cli.complain(error, cli.BAD_INPUT)
+def main(folders: list[str]) -> int:
+    """Writes the report on the runs in `folders` and prints its facts."""
+    if not folders or not _OUT.value:
+        raise ValueError("give run folders and a folder for the report: RUN [RUN ...] --out=DIR")
+    runs = [report.read_run(path) for path in report.find_runs(folders)]
+    facts = report.write_report(runs, _OUT.value)
     if _JSON.value:
         print(page.as_json(facts), end="")
     else:
@@ -34,4 +32,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cli.run(main, positional=True)

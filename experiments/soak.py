@@ -53,9 +53,12 @@ RUNNING = {
     "SIGINT": PREEMPTED,
     "stop at a phase end": PHASE_END,
 }
-DAMAGE = ("truncated checkpoint", "flipped bit in a checkpoint", "cut metrics.jsonl", "cut JSON")
+DAMAGE = ("truncated checkpoint", "flipped bit in a checkpoint", "cut metrics.jsonl")
 REFUSALS = ("second run on the folder", "changed config", "changed data set")
-KINDS = (*RUNNING, *DAMAGE, *REFUSALS)
+CUT_JSON = "cut JSON of a finished run"
+KINDS = (*RUNNING, *DAMAGE, *REFUSALS, CUT_JSON)
+JSON_FILES = ("config.json", "plan.json", "summary.json")
+UPDATES = 5  # between two starts, or twice as many
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,8 @@ def get_config() -> ConfigDict:
 def start(workdir: pathlib.Path, fault: Fault = Fault()) -> multiprocessing.Process:
     """Starts a training in a process of its own, in which `fault` will happen."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["experiments.soak"])  # imports once for all processes
+    # The slow imports once for all processes.
+    context.set_forkserver_preload(["batchgrow.train", "experiments.launch", "configs.digits"])
     process = context.Process(target=_child, args=(str(workdir), fault))
     process.start()
     return process
@@ -147,8 +151,8 @@ def rows(workdir: pathlib.Path) -> list[dict[str, Any]]:
 
 def damage(workdir: pathlib.Path, kind: str, rng: random.Random) -> bool:
     """Damages a file of a stopped run; False if there is none to damage yet."""
-    if kind == "cut JSON":
-        files = [workdir / f"{name}.json" for name in ("config", "plan", "summary")]
+    if kind == CUT_JSON:
+        files = [workdir / name for name in JSON_FILES]
     elif kind == "cut metrics.jsonl":
         files = [workdir / "metrics.jsonl"]
     else:
@@ -239,9 +243,9 @@ def _one_run(
     planned: Counter = Counter()
     while planned.total() < FAULTS_PER_RUN:
         # The kinds that were seldom so far come first, in random order.
-        kind = min(KINDS, key=lambda k: (kinds[k]["injected"] + planned[k], rng.random()))
+        kind = min(KINDS[:-1], key=lambda k: (kinds[k]["injected"] + planned[k], rng.random()))
         planned[kind] += 1
-        fault = Fault(kind, rng.randint(1, 4), rng.uniform(0, 0.1), rng.random())
+        fault = Fault(kind, rng.randint(1, 2), rng.uniform(0, 0.1), rng.random())
         before = checkpoints(workdir)
         if kind in DAMAGE and not damage(workdir, kind, rng):
             continue
@@ -249,12 +253,16 @@ def _one_run(
         if kind in RUNNING and code == FINISHED:
             continue  # the run ended before the fault could happen
         # Of a damaged checkpoint the one before is the newest that is whole.
-        whole = before[-2:-1] if "checkpoint" in kind and kind in DAMAGE else before[-1:]
+        whole = before[:-1] if kind in DAMAGE[:2] else before
         position = resumed_at(workdir)
         yield kind, right, position is not None and position < max(whole, default=0)
     code = status(start(workdir))
     if code != FINISHED:
         raise RuntimeError(f"{workdir}: exit status {code} without a fault: {said(workdir)}")
+    damage(workdir, CUT_JSON, rng)
+    right = status(start(workdir)) == FINISHED
+    whole = [json.loads((workdir / name).read_bytes()) for name in JSON_FILES]
+    yield CUT_JSON, right and len(whole) == len(JSON_FILES), False
 
 
 def _struck(workdir: pathlib.Path, fault: Fault) -> tuple[int, bool]:
@@ -271,15 +279,16 @@ def _struck(workdir: pathlib.Path, fault: Fault) -> tuple[int, bool]:
 
 def _refused(workdir: pathlib.Path, fault: Fault) -> tuple[int, bool]:
     """A start that must be refused, on a folder with a run in it."""
-    flag = _beside(workdir, "paused")
     if fault.kind == "second run on the folder":
+        flag = _beside(workdir, "paused")
+        flag.unlink(missing_ok=True)
         first = start(workdir, fault)
         while not flag.exists() and first.is_alive():
             time.sleep(0.02)
-        code = status(start(workdir)) if first.is_alive() else REFUSED
-        message = said(workdir)
-        flag.unlink(missing_ok=True)
-        return code, code == REFUSED and "another run" in message and status(first) == FINISHED
+        code = status(start(workdir))
+        right = code == REFUSED and "another run" in said(workdir)
+        first.kill()
+        return code, right and status(first) == KILLED
     if not (workdir / "config.json").exists():
         status(start(workdir, Fault("kill -9 at an update", fault.nth)))
     before = _contents(workdir)
@@ -337,11 +346,8 @@ def _arm(folder: pathlib.Path, fault: Fault) -> None:
         limit((folder / "metrics.jsonl").stat().st_size + int(300 * fault.part))
 
     def pause() -> None:
-        flag = _beside(folder, "paused")
-        flag.touch()
-        until = time.monotonic() + TIME_LIMIT
-        while flag.exists() and time.monotonic() < until:
-            time.sleep(0.02)
+        _beside(folder, "paused").touch()
+        time.sleep(TIME_LIMIT)
 
     def shrink() -> None:
         load = train.load_images
@@ -354,7 +360,7 @@ def _arm(folder: pathlib.Path, fault: Fault) -> None:
 
     match fault.kind:
         case "kill -9 at an update":
-            _before(Progress, "advance", fault.nth * 6, kill)
+            _before(Progress, "advance", fault.nth * UPDATES, kill)
         case "kill -9 in an evaluation":
             _before(loop, "evaluate", fault.nth, kill_soon)
         case "kill -9 in a checkpoint write":
@@ -367,7 +373,8 @@ def _arm(folder: pathlib.Path, fault: Fault) -> None:
             _before(Checkpoints, "save", fault.nth, lambda: limit(int(4000 * fault.part)))
         case "SIGTERM" | "SIGINT":
             number = signal.Signals[fault.kind]
-            _before(Progress, "advance", fault.nth * 6, lambda: os.kill(os.getpid(), number))
+            updates = fault.nth * UPDATES
+            _before(Progress, "advance", updates, lambda: os.kill(os.getpid(), number))
         case "second run on the folder":
             _before(Progress, "advance", fault.nth, pause)
         case "changed data set":

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from batchgrow import figures, report, runs
+from batchgrow import report
+from batchgrow.report import figures, runs
 
 NUM_EXAMPLES, NUM_EPOCHS, FACTOR = 1500, 12, 4
 STEPS = (0, 4, 8, 12)

@@ -1,13 +1,15 @@
 """Encoded pictures to uint8 arrays on the host: Inception crop and flip, or resize and centre crop.
 
-Only what a crop needs is decoded: nothing below it, and, where the crop is at least twice as large
-as the result, at half, quarter or eighth size (the decoder then averages, as a resize should). The
-crop itself is drawn before, from the size in the header, so its distribution is what it would be.
-Pixels stay uint8; they are normalised on the device.
+In two steps. A `Crop` is drawn from the size in the picture's header; then `draw` decodes and
+resizes. So the distribution of crops cannot depend on how pixels are made, and `draw` makes only
+those that the crop needs: it decodes nothing below the crop, and where the crop is at least twice as
+large as the result, it decodes at half, quarter or eighth size (the decoder then averages, as a
+resize should). Pixels stay uint8; they are normalised on the device.
 """
 
 import math
 import threading
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -24,54 +26,84 @@ Frame = tuple[int, int, int]  # height, width, offset of the height in the file
 _thread = threading.local()
 
 
+@dataclass(frozen=True)
+class Crop:
+    """What `draw` makes of a picture.
+
+    Attributes:
+      frame: of the picture.
+      box: of the crop, within the picture.
+      flip: left to right.
+      smooth: shrink by averaging areas and decode exactly, rather than bilinearly and fast.
+    """
+
+    frame: Frame
+    box: Box
+    flip: bool = False
+    smooth: bool = False
+
+
+def training_crop(jpeg: bytes, position: int, *, seed: int) -> Crop:
+    """The random crop and flip of the picture that stands at a stream position."""
+    return random_resized_crop(jpeg, example_rng(seed, position))
+
+
+def evaluation_crop(jpeg: bytes, position: int, *, image_size: int) -> Crop:
+    """The centre crop at the usual ratio: 224 of 256, 299 of 342."""
+    del position  # of the stream: nothing is random here
+    return centre_crop(jpeg, image_size, round(image_size * 256 / 224))
+
+
 def example_rng(seed: int, position: int) -> np.random.Generator:
     """The generator of one example's augmentation: counter-based, keyed by (seed, position)."""
     return np.random.Generator(np.random.Philox(key=np.array([seed, position], np.uint64)))
 
 
-def decode_and_random_resized_crop(jpeg: bytes, rng: np.random.Generator, out: np.ndarray) -> None:
-    """Into `out`, uint8 (size, size, 3): a random crop, bilinear, flipped half of the time.
+def random_resized_crop(jpeg: bytes, rng: np.random.Generator) -> Crop:
+    """For training: `crop_box`, flipped half of the time.
 
     Raises:
-      ValueError: where `jpeg` cannot be decoded or is cut short.
+      ValueError: where `jpeg` is none, or cut short.
     """
     frame = _frame(jpeg)
-    box = crop_box(frame[0], frame[1], rng)
-    # The faster of libjpeg-turbo's inverse DCTs and chroma interpolations: within a few levels of
-    # the exact ones, far less than augmentation changes. Evaluation is exact.
-    _decode_box(jpeg, frame, box, out, cv2.INTER_LINEAR, exact=False)
-    if rng.random() < 0.5:
-        cv2.flip(out, 1, dst=out)
+    return Crop(frame, crop_box(frame[0], frame[1], rng), flip=rng.random() < 0.5)
 
 
-def decode_and_centre_crop(jpeg: bytes, resize_size: int, out: np.ndarray) -> None:
-    """Into `out`, uint8 (size, size, 3): the middle, the shorter side becoming `resize_size`.
+def centre_crop(jpeg: bytes, image_size: int, resize_size: int) -> Crop:
+    """For evaluation: the middle `image_size` of the picture whose shorter side is `resize_size`.
 
-    Resizing to 256 (342) and cropping 224 (299) is the same as cropping 224/256 (299/342) of the
-    shorter side and resizing that, which spares the rest. Shrinks by averaging areas, so that
-    nothing aliases; enlarges bilinearly.
+    To resize to 256 (342) and crop 224 (299) is to crop 224/256 (299/342) of the shorter side and
+    resize that, which spares the rest.
 
     Raises:
-      ValueError: where `jpeg` cannot be decoded or is cut short.
+      ValueError: where `jpeg` is none, or cut short.
     """
     frame = _frame(jpeg)
     height, width = frame[:2]
-    image_size = out.shape[0]
     side = max(1, round(min(height, width) * image_size / resize_size))
-    box = ((height - side) // 2, (width - side) // 2, side, side)
-    interpolation = cv2.INTER_AREA if side > image_size else cv2.INTER_LINEAR
-    _decode_box(jpeg, frame, box, out, interpolation, exact=True)
+    return Crop(frame, ((height - side) // 2, (width - side) // 2, side, side), smooth=True)
 
 
-def training_image(jpeg: bytes, position: int, out: np.ndarray, *, seed: int) -> None:
-    """`decode_and_random_resized_crop` by the key of a stream position."""
-    decode_and_random_resized_crop(jpeg, example_rng(seed, position), out)
+def draw(jpeg: bytes, crop: Crop, out: np.ndarray) -> None:
+    """Decodes and resizes a crop into `out`, uint8 (size, size, 3).
 
+    At scale s the crop's edges are rounded outwards to whole pixels of the smaller picture. Crops
+    smaller than `out` are enlarged bilinearly.
 
-def evaluation_image(jpeg: bytes, position: int, out: np.ndarray) -> None:
-    """`decode_and_centre_crop` at the usual ratio: 224 of 256, 299 of 342."""
-    del position  # of the stream: nothing is random here
-    decode_and_centre_crop(jpeg, round(out.shape[0] * 256 / 224), out)
+    Raises:
+      ValueError: where the picture cannot be decoded. Wrong bits in the middle of one are not found
+        here: the decoder goes on, with wrong pixels (ArrayRecord has checksums of its own).
+    """
+    top, left, height, width = crop.box
+    scale = decode_scale(crop.box, out.shape[0])
+    image = _decode_rows(jpeg, crop.frame, top + height, scale, exact=crop.smooth)
+    rows = slice(top // scale, -(-(top + height) // scale))
+    columns = slice(left // scale, -(-(left + width) // scale))
+    shrinks = height > out.shape[0]
+    interpolation = cv2.INTER_AREA if crop.smooth and shrinks else cv2.INTER_LINEAR
+    cv2.resize(image[rows, columns], out.shape[:2], dst=out, interpolation=interpolation)
+    if crop.flip:
+        cv2.flip(out, 1, dst=out)
 
 
 def crop_box(height: int, width: int, rng: np.random.Generator) -> Box:
@@ -100,27 +132,15 @@ def decode_scale(box: Box, image_size: int) -> int:
     return next((scale for scale in SCALES if shorter >= scale * image_size), 1)
 
 
-def _decode_box(
-    jpeg: bytes, frame: Frame, box: Box, out: np.ndarray, interpolation: int, *, exact: bool
-) -> None:
-    """The pixels of `box`, resized into `out`.
-
-    At scale s the box's edges are rounded outwards to whole pixels of the smaller picture.
-    """
-    top, left, crop_height, crop_width = box
-    scale = decode_scale(box, out.shape[0])
-    image = _decode_rows(jpeg, frame, top + crop_height, scale, exact)
-    rows = slice(top // scale, -(-(top + crop_height) // scale))
-    columns = slice(left // scale, -(-(left + crop_width) // scale))
-    cv2.resize(image[rows, columns], out.shape[:2], dst=out, interpolation=interpolation)
-
-
 def _decode_rows(jpeg: bytes, frame: Frame, bottom: int, scale: int, exact: bool) -> np.ndarray:
     """The rows above `bottom`, and perhaps some more, decoded at 1/scale; as in the whole picture.
 
     simplejpeg decodes whole pictures, so it is told that this one ends where the crop does: a
     decoder works from the top and stops at the height in the header. Two rows more are kept, from
     which the chroma of the last wanted row is interpolated.
+
+    Where not `exact`, by the faster of libjpeg-turbo's inverse DCTs and chroma interpolations: within
+    a few levels, far less than augmentation changes.
 
     The result lives in a buffer of this thread until its next call: a fresh array for every picture
     costs a tenth of the time, in page faults.
@@ -170,6 +190,9 @@ def _frame(jpeg: bytes) -> Frame:
                 raise ValueError(f"JPEG cut short: {len(jpeg)} bytes without an end marker")
             size = at + 5
             height = int.from_bytes(jpeg[size : size + 2], "big")
-            return height, int.from_bytes(jpeg[size + 2 : size + 4], "big"), size
+            width = int.from_bytes(jpeg[size + 2 : size + 4], "big")
+            if not height or not width:
+                raise ValueError(f"JPEG of {width} x {height} pixels")
+            return height, width, size
         at += 2 + int.from_bytes(jpeg[at + 2 : at + 4], "big")
     raise ValueError(f"JPEG without a frame header: {len(jpeg)} bytes")

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
-from batchgrow import wording
-from batchgrow.runs import TIMERS
+from batchgrow.report import wording
+from batchgrow.report.runs import TIMERS
 
 Facts = dict[str, Any]
 
@@ -38,7 +38,9 @@ def html_page(facts: Facts, drawings: Sequence[Mapping[str, Drawing]], out_dir: 
             body.append(f'<h2 id="comparison{number}">{_escape(comparison["setting"])}</h2>')
         body.append(_comparison(comparison, drawn, "h3" if len(comparisons) > 1 else "h2"))
     body += [_what_ran(facts["runs"]), _run_again(facts["runs"], out_dir)]
-    template = string.Template(resources.files("batchgrow").joinpath("report.html").read_text())
+    template = string.Template(
+        resources.files("batchgrow.report").joinpath("page.html").read_text()
+    )
     title = f"{', '.join(names)}: how the plans compare"
     return template.substitute(title=_escape(title), body="\n".join(body))
 

@@ -19,7 +19,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
-from batchgrow.runs import TIMERS, PlanGroup, Run
+from batchgrow.report.runs import TIMERS, PlanGroup, Run
 
 # Blue, vermilion, green and purple of Okabe & Ito, then darker forms of their orange and sky blue.
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#c468a0", "#b07a00", "#3f93c6", "#7f7f7f")

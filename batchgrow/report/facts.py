@@ -9,77 +9,22 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from etils import epath
 
-from batchgrow import figures, page, wording
-from batchgrow.runs import (
+from batchgrow.report import wording
+from batchgrow.report.runs import (
     TIMERS,
     PlanGroup,
     Run,
-    find_runs,
     group_by_plan,
-    paired_difference,
     paired_differences,
-    read_run,
     summarize,
 )
-
-__all__ = [
-    "PlanGroup",
-    "Run",
-    "facts",
-    "find_runs",
-    "group_by_plan",
-    "paired_difference",
-    "read_run",
-    "summarize",
-    "text",
-    "write_report",
-]
 
 Facts = dict[str, Any]
 # variant -> {"test_accuracy": fraction, "updates", "source"}, optionally "optimizer" (the row holds
 # for that one only) and "command" (what fills the row where nobody has run it).
 Paper = Mapping[str, Mapping[str, Any]]
 TEXT_WIDTH = 100
-
-
-def write_report(runs: Sequence[Run], out_dir: str, paper: Paper | None = None) -> Facts:
-    """Write index.html, report.json and figures/*.{png,svg} into `out_dir`; returns the facts.
-
-    Raises ValueError where none of the runs has logged anything.
-    """
-    found = facts(runs, paper)
-    out = epath.Path(out_dir)
-    (out / "figures").mkdir(parents=True, exist_ok=True)
-    families = _families(group_by_plan(runs))
-    lines = figures.lines_of_plans(families)
-    drawings = []
-    for number, (family, comparison) in enumerate(zip(families, found["comparisons"], strict=True)):
-        prefix = f"{number + 1}_" if len(families) > 1 else ""
-        panels = figures.panels(family, lines)
-        _write_figure(out, f"{prefix}overview", figures.draw(*panels[:4], columns=2))
-        seconds = {plan["plan"]: plan["seconds"] for plan in comparison["plans"] if plan["seconds"]}
-        if seconds:
-            panels.append(figures.time_panel(seconds))
-        drawn = {}
-        for panel in panels:
-            svg = _write_figure(out, prefix + panel.name, figures.draw(panel))
-            alternative = wording.alternative_text(panel.name, comparison)
-            drawn[panel.name] = page.Drawing(
-                panel.title, figures.inline_svg(svg, prefix + panel.name), alternative
-            )
-        drawings.append(drawn)
-    (out / "report.json").write_text(page.as_json(found))
-    (out / "index.html").write_text(page.html_page(found, drawings, out_dir))
-    return found
-
-
-def _write_figure(out: epath.Path, name: str, figure: figures.Figure) -> str:
-    svg = figures.svg(figure)
-    (out / "figures" / f"{name}.svg").write_text(svg)
-    (out / "figures" / f"{name}.png").write_bytes(figures.png(figure))
-    return svg
 
 
 def facts(runs: Sequence[Run], paper: Paper | None = None) -> Facts:
@@ -93,14 +38,14 @@ def facts(runs: Sequence[Run], paper: Paper | None = None) -> Facts:
             "train first, or wait for the first row of metrics.jsonl"
         )
     groups = group_by_plan(runs)
-    families = _families(groups)
+    families = families_of(groups)
     return {
         "comparisons": [_comparison(family, paper or {}) for family in families],
         "runs": [_run_facts(group, run) for group in groups for run in group.runs],
     }
 
 
-def _families(groups: Sequence[PlanGroup]) -> list[list[PlanGroup]]:
+def families_of(groups: Sequence[PlanGroup]) -> list[list[PlanGroup]]:
     """Plans worth comparing: the same experiment, network, optimizer and number of epochs."""
     families: dict[str, list[PlanGroup]] = {}
     for group in groups:
