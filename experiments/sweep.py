@@ -1,0 +1,86 @@
+"""A grid of plans, seeds and optimizers, with a report at the end: resumable, cell by cell.
+
+    python -m experiments.sweep --config=configs/cifar10.py --variants=decaying_lr,hybrid \
+        --seeds=5 --workdir=runs/sweep
+
+Cells that are finished are skipped and an interrupted one is resumed, so the same command may be
+started again at any time. A cell lies in WORKDIR/VARIANT/OPTIMIZER/SEED.
+"""
+
+import importlib
+import json
+import os
+import pathlib
+import re
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from batchgrow.loop import NonFiniteLoss
+from batchgrow.report import find_runs, read_run, text, write_report
+from experiments import cli
+from experiments.launch import launch, run
+
+_CONFIG = flags.DEFINE_string("config", None, "configs/NAME.py, whose variants are run.")
+_VARIANTS = flags.DEFINE_list("variants", [], "Which; each as after the colon of --config.")
+_SUFFIX = flags.DEFINE_string("size", "", "Added to each variant after a comma, such as small.")
+_SEEDS = flags.DEFINE_integer("seeds", 5, "How many, from --first_seed on.")
+_FIRST_SEED = flags.DEFINE_integer("first_seed", 0, "The first seed.")
+_OPTIMIZERS = flags.DEFINE_list("optimizers", [], "Names; none for the config's own.")
+_WORKDIR = flags.DEFINE_string("workdir", "", "Folder for the cells and the report.")
+
+PAPER = pathlib.Path(__file__).parent / "paper.json"
+
+
+def main() -> int:
+    """Runs the cells that are missing, then writes and prints the report."""
+    if not (_CONFIG.value and _VARIANTS.value and _WORKDIR.value):
+        raise ValueError("--config, --variants and --workdir are needed; --help has an example")
+    diverged = []
+    for config, folder in cells():
+        try:
+            status = run(config, folder)
+        except NonFiniteLoss as error:  # a finding: the report lists it
+            diverged.append(f"{folder}: {error}")
+            continue
+        if status:
+            return status
+    runs = [read_run(folder) for folder in find_runs([_WORKDIR.value])]
+    out = os.path.join(_WORKDIR.value, "report")
+    print(text(write_report(runs, out, paper_of(_CONFIG.value))))
+    print("".join(f"\ndiverged: {line}" for line in diverged))
+    print(f"report: {os.path.join(out, 'index.html')}")
+    return 0
+
+
+def cells() -> list[tuple[ConfigDict, str]]:
+    """The config and the folder of every cell: seeds outermost, so that plans fill up alike.
+
+    Raises:
+      ValueError: for a config file or a variant that does not exist.
+    """
+    name = re.sub(r"(\.py)?(:.*)?$", "", _CONFIG.value)
+    try:
+        module = importlib.import_module(name.replace("/", "."))
+    except ModuleNotFoundError as error:
+        raise ValueError(f"--config {_CONFIG.value!r}: no such file; try configs/NAME.py") from error
+    grid = []
+    for seed in range(_FIRST_SEED.value, _FIRST_SEED.value + _SEEDS.value):
+        for variant in _VARIANTS.value:
+            for optimizer in _OPTIMIZERS.value or [None]:
+                config = module.get_config(f"{variant},{_SUFFIX.value}".rstrip(","))
+                config.seed = seed
+                config.optimizer.name = optimizer or config.optimizer.name
+                cell = (config.variant, config.optimizer.name, str(seed))
+                grid.append((config.lock(), os.path.join(_WORKDIR.value, *cell)))
+    return grid
+
+
+def paper_of(config: str) -> dict[str, dict]:
+    """The paper's numbers for this config's variants, from experiments/paper.json."""
+    numbers = json.loads(PAPER.read_text(encoding="utf-8"))
+    return numbers.get(pathlib.Path(config.partition(":")[0]).stem, {})
+
+
+if __name__ == "__main__":
+    launch(main)
