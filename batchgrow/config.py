@@ -7,18 +7,19 @@ before anything is compiled.
 import math
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from batchgrow import curves
 from batchgrow.optimizer import DECAY_ON, NAMES, uses_momentum
 from batchgrow.parallel import choose_layout
 from batchgrow.schedule import Recipe, Schedule, decay, grow, hybrid
 
+# An ml_collections.ConfigDict, whose fields no type checker knows.
+Config = Any
+
 CURVES = ("constant", "step", "exponential", "inverse_time", "cosine")
 PLANS = ("decay", "hybrid", "grow")
 
 
-def make_schedule(config: ConfigDict) -> Schedule:
+def make_schedule(config: Config) -> Schedule:
     """The plan that a config describes.
 
     Raises:
@@ -59,7 +60,7 @@ def make_schedule(config: ConfigDict) -> Schedule:
     raise ValueError(f"plan.name {plan.name!r} is none of {', '.join(PLANS)}")
 
 
-def _curve(recipe: ConfigDict, optimizer: str) -> curves.Curve:
+def _curve(recipe: Config, optimizer: str) -> curves.Curve:
     rate = recipe.learning_rate or recipe.learning_rates.get(optimizer, 0.0)
     if rate <= 0:
         known = ", ".join(recipe.learning_rates) or "none"
@@ -83,7 +84,7 @@ def _curve(recipe: ConfigDict, optimizer: str) -> curves.Curve:
     return curves.with_warmup(curve, recipe.warmup_epochs, recipe.warmup_learning_rate)
 
 
-def check(config: ConfigDict) -> None:
+def check(config: Config) -> None:
     """Checks the fields that are not the plan's.
 
     Raises:
@@ -129,7 +130,7 @@ def check(config: ConfigDict) -> None:
         raise ValueError(f"label_smoothing {config.label_smoothing} must be at least 0 and below 1")
 
 
-def check_layouts(config: ConfigDict, schedule: Schedule, num_devices: int) -> None:
+def check_layouts(config: Config, schedule: Schedule, num_devices: int) -> None:
     """Lays out every batch of the plan on so many devices.
 
     Raises:

@@ -7,7 +7,7 @@ import logging
 import math
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from itertools import islice
 from typing import Any
@@ -155,7 +155,7 @@ def _dispatch(
     """Sends the batches of some updates and starts them; returns without waiting for the result."""
     with run.clock.timer("input"):
         # A dispatch of fewer updates than it could hold repeats the last one; it is not run.
-        padded = [*points, *points[-1:] * (run.programs.updates_per_dispatch - len(points))]
+        padded = [*points, *[points[-1]] * (run.programs.updates_per_dispatch - len(points))]
         starts = np.array([point.examples_seen for point in padded])
         positions = starts[:, None] + np.arange(points[0].batch_size)
         slots = parallel.local_device_slots(run.programs.mesh)
@@ -209,7 +209,7 @@ def _write_row(
     if run.log is not None:
         run.log.write(row)
     run.progress.row(row)
-    return state.replace(sums=parallel.replicate(zero_sums(), run.programs.mesh))
+    return replace(state, sums=parallel.replicate(zero_sums(), run.programs.mesh))
 
 
 def _diverged(run: Run, row: Row) -> str:

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import jax
 
 
 def memory_needed(executable: Any) -> int | None:
@@ -19,11 +18,11 @@ def memory_needed(executable: Any) -> int | None:
     )
 
 
-def memory_limit(device: jax.Device) -> int | None:
+def memory_limit(device: Any) -> int | None:
     """Bytes that JAX may use on `device`, or None where the backend does not say (CPU)."""
     return (device.memory_stats() or {}).get("bytes_limit")
 
 
-def memory_in_use(device: jax.Device) -> int | None:
+def memory_in_use(device: Any) -> int | None:
     """Bytes in use on `device` now, or None where the backend does not say."""
     return (device.memory_stats() or {}).get("bytes_in_use")

@@ -190,7 +190,7 @@ def pmap_eval(step: Callable, mesh: Mesh) -> Any:
     )
 
 
-def _devices(mesh: Mesh) -> list[jax.Device] | None:
+def _devices(mesh: Mesh) -> list[Any] | None:
     """None, pmap's own choice, if the mesh is all there is (several processes demand it)."""
     devices = list(mesh.devices.flat)
     return None if devices == jax.devices() else devices

@@ -1,8 +1,8 @@
 """What a run writes down: rows against examples seen, TensorBoard events, a clock with names.
 
-`metrics.jsonl` comes first: one JSON object a line, appended and synced. A checkpoint holds the rows
-before it, so a resumed run restores the file to them, whatever happened to it, and goes on: no row
-is lost and none stands twice.
+`metrics.jsonl` comes first: one JSON object a line, appended and synced. A checkpoint holds the
+rows before it, so a resumed run restores the file to them, whatever happened to it, and goes on: no
+row is lost and none stands twice.
 """
 
 import contextlib

@@ -131,7 +131,7 @@ def eval_step(
       batch: leaves `(examples, ...)`, `mask` float32: 0 for padding.
     """
     images, labels = prepare(batch, dataset)
-    logits = model.apply({"params": params, "batch_stats": batch_stats}, images, train=False)
+    logits: Any = model.apply({"params": params, "batch_stats": batch_stats}, images, train=False)
     losses = cross_entropy(logits, labels)
     sums = metric_sums(losses, logits, labels, batch["mask"])
     return lax.psum(sums, axis_name) if axis_name is not None else sums

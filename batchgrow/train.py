@@ -7,11 +7,10 @@ from typing import Any
 
 import jax
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from batchgrow import environment, parallel
 from batchgrow.checkpoint import Checkpoints, Notes
-from batchgrow.config import check, check_layouts, make_schedule
+from batchgrow.config import Config, check, check_layouts, make_schedule
 from batchgrow.data.augment import make_prepare
 from batchgrow.data.feed import Feed, ResidentFeed, StreamedFeed, test_batches
 from batchgrow.data.sources import Images, load_images
@@ -27,7 +26,7 @@ from batchgrow.runlog import Clock, RunLog
 from batchgrow.state import TrainState, create_state
 
 
-def train(config: ConfigDict, workdir: str, *, override_config: bool = False) -> Outcome:
+def train(config: Config, workdir: str, *, override_config: bool = False) -> Outcome:
     """Trains what `config` describes, from the last checkpoint in `workdir` if there is one.
 
     Every wrong field is found before anything is compiled or written.
@@ -156,7 +155,7 @@ def summarise(run: Run) -> dict[str, Any]:
     }
 
 
-def _load(config: ConfigDict, split: str) -> Images:
+def _load(config: Config, split: str) -> Images:
     """A split, of the size that the config says."""
     data = config.data
     images = load_images(data.name, data[f"{split}_split"], config.run.data_dir)
@@ -175,7 +174,7 @@ def _load(config: ConfigDict, split: str) -> Images:
 
 
 def build(
-    config: ConfigDict, mesh: Mesh, momentum: float, feed: Feed, test_batch: Any
+    config: Config, mesh: Mesh, momentum: float, feed: Feed, test_batch: Any
 ) -> tuple[TrainState, Programs]:
     """The initial state, and the programs that train and evaluate it."""
     fields = {k: v for k, v in config.model.to_dict().items() if k != "name"}
@@ -222,7 +221,7 @@ def _restore(checkpoints: Checkpoints, state: TrainState) -> tuple[int, TrainSta
     return restored or (0, state, {"seconds": {}, "compiled": {}, "rows": []})
 
 
-def _cadence(config: ConfigDict) -> Cadence:
+def _cadence(config: Config) -> Cadence:
     def examples(epochs: float) -> int:
         return max(1, round(epochs * config.data.num_train_examples))
 
@@ -233,7 +232,7 @@ def _cadence(config: ConfigDict) -> Cadence:
     )
 
 
-def _hyper_parameters(config: ConfigDict) -> dict[str, Any]:
+def _hyper_parameters(config: Config) -> dict[str, Any]:
     """The config's fields as TensorBoard takes them: numbers and strings."""
     flat = flatten(json.loads(config.to_json()))
     return {k: v if isinstance(v, int | float | str) else str(v) for k, v in flat.items()}

@@ -6,10 +6,12 @@ Nothing under `run` changes the trajectory; everything else does.
 
 from ml_collections import ConfigDict
 
+from batchgrow.config import Config
 
-def get_config() -> ConfigDict:
+
+def get_config() -> Config:
     """The fields that all experiments share."""
-    config = ConfigDict()
+    config: Config = ConfigDict()
     config.name = ""
     config.variant = ""
     config.seed = 0  # of parameters, stream order and augmentation

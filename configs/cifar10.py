@@ -18,8 +18,7 @@ Sec. 5.2, batches up to 5120:
 `VARIANT,small` has the same plan in small: a WRN-10-1 for 30 epochs, for two CPU cores.
 """
 
-from ml_collections import ConfigDict
-
+from batchgrow.config import Config
 from configs import base
 
 VARIANTS = (
@@ -33,7 +32,7 @@ VARIANTS = (
 )
 
 
-def get_config(variant: str = "decaying_lr") -> ConfigDict:
+def get_config(variant: str = "decaying_lr") -> Config:
     """The WRN recipe (Zagoruyko & Komodakis 2016), and one of `VARIANTS` to pay for it."""
     name, _, size = variant.partition(",")
     config = wide_resnet()
@@ -67,7 +66,7 @@ def get_config(variant: str = "decaying_lr") -> ConfigDict:
     return config
 
 
-def wide_resnet() -> ConfigDict:
+def wide_resnet() -> Config:
     """The recipe: WRN-16-4, 200 epochs, preprocessing as in the authors' repository."""
     config = base.get_config()
     config.name = "cifar10"
@@ -102,7 +101,7 @@ def wide_resnet() -> ConfigDict:
     return config
 
 
-def shrink(config: ConfigDict) -> None:
+def shrink(config: Config) -> None:
     """The same plan for two CPU cores: a small network, the steps in the same proportions."""
     config.model.depth = 10
     config.model.width = 1

@@ -7,14 +7,13 @@ Smith et al. (2018), Sec. 5.1, in small: the recipe divides the learning rate by
 The batch of `increasing_batch` grows 16 -> 80 -> 400; the last division by 5 is the rate's.
 """
 
-from ml_collections import ConfigDict
-
+from batchgrow.config import Config
 from configs import base
 
 VARIANTS = ("decaying_lr", "hybrid", "increasing_batch")
 
 
-def get_config(variant: str = "decaying_lr") -> ConfigDict:
+def get_config(variant: str = "decaying_lr") -> Config:
     """The recipe, and one of `VARIANTS` to pay for it."""
     config = base.get_config()
     config.name = "digits"

@@ -44,9 +44,12 @@ def our_pieces(
 
 @contextmanager
 def tf_pieces(
-    records: str, piece_size: int, image_size: int, threads: int
+    records: str, piece_size: int, image_size: int, dtype: str, threads: int
 ) -> Iterator[Iterator[Any]]:
-    """The usual tf.data pipeline over a TFRecord file; `threads` 0 for AUTOTUNE."""
+    """The usual tf.data pipeline over a TFRecord file; `threads` 0 for AUTOTUNE.
+
+    `dtype`: "float32", as the resize returns it and most programs keep it, or "uint8".
+    """
     import tensorflow as tf
 
     features = {

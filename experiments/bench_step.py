@@ -20,8 +20,8 @@ import jax
 import numpy as np
 import optax
 from absl import flags
-from ml_collections import ConfigDict
 
+from batchgrow.config import Config
 from batchgrow.loop import run_phases
 from batchgrow.models import make_model, wide_resnet
 from experiments import cli, timing
@@ -49,7 +49,7 @@ class BareStep:
       batch: uint8 images `(batch, h, w, c)` and int32 labels.
     """
 
-    def __init__(self, model: nn.Module, config: ConfigDict, batch: tuple[Any, Any]):
+    def __init__(self, model: nn.Module, config: Config, batch: tuple[Any, Any]):
         weight_decay = config.optimizer.weight_decay
         mean, std = config.data.mean[0], config.data.std[0]
 
@@ -92,7 +92,7 @@ class BareStep:
         jax.block_until_ready(loss)
 
 
-def bare_steps(config: ConfigDict) -> dict[str, BareStep]:
+def bare_steps(config: Config) -> dict[str, BareStep]:
     """The bare step with ghost batch norm and, where it can be had, with flax's batch norm."""
     fields = {k: v for k, v in config.model.to_dict().items() if k != "name"}
     size = config.ghost_batch_size
@@ -174,7 +174,7 @@ class Turns:
         return median([a / b for a, b in pairs])
 
 
-def bench(label: str, config: ConfigDict, batch_size: int) -> dict[str, Any]:
+def bench(label: str, config: Config, batch_size: int) -> dict[str, Any]:
     """One row of the table."""
     config.run.updates_per_dispatch = _UPDATES_PER_DISPATCH.value
 
@@ -200,9 +200,9 @@ def bench(label: str, config: ConfigDict, batch_size: int) -> dict[str, Any]:
     }
 
 
-def models() -> dict[str, tuple[ConfigDict, int]]:
+def models() -> dict[str, tuple[Config, int]]:
     """The tiny model and the wide ResNet: config and batch size of each, by label."""
-    found: dict[str, tuple[ConfigDict, int]] = {}
+    found: dict[str, tuple[Config, int]] = {}
     tiny: dict[str, Callable[[], Any] | Any] = {"name": "conv_net", "channels": 16}
     config = timing.make_config(image_size=8, ghost_batch_size=32, num_devices=1, **tiny)
     found["ConvNet-16 8 x 8"] = (config, 32)

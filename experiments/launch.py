@@ -16,8 +16,8 @@ from typing import Any
 
 import jax
 from absl import flags, logging
-from ml_collections import ConfigDict
 
+from batchgrow.config import Config
 from batchgrow.loop import NonFiniteLoss, Outcome
 from batchgrow.train import train
 from experiments import cli
@@ -63,7 +63,7 @@ def launch(main: Callable[[], int]) -> None:
     cli.run(connected)
 
 
-def run(config: ConfigDict, workdir: str) -> int:
+def run(config: Config, workdir: str) -> int:
     """Trains with the flags of this file applied; returns the exit status."""
     with config.unlocked():
         if _DATA_DIR.value is not None:

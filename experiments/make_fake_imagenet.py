@@ -10,7 +10,7 @@ class and can be learned; their sizes, bytes and share of greyscale are ImageNet
 import os
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import cv2
 import numpy as np
@@ -125,6 +125,7 @@ class FakeImagenet2012(imagenet2012_dataset_builder.Builder, skip_registration=T
 
     name = "imagenet2012"
     pkg_dir_path = tfds.core.tfds_path("datasets/imagenet2012")
+    url_infos: ClassVar[dict[str, Any]] = {}  # nothing is downloaded
 
     def __init__(
         self, *, num_train: int, num_validation: int, num_classes: int, seed: int, **kwargs: Any

@@ -11,14 +11,12 @@ import importlib
 import json
 import os
 import pathlib
-import re
 
 from absl import flags
-from ml_collections import ConfigDict
 
+from batchgrow.config import Config
 from batchgrow.loop import NonFiniteLoss
 from batchgrow.report import find_runs, read_run, text, write_report
-from experiments import cli
 from experiments.launch import launch, run
 
 _CONFIG = flags.DEFINE_string("config", None, "configs/NAME.py, whose variants are run.")
@@ -53,13 +51,13 @@ def main() -> int:
     return 0
 
 
-def cells() -> list[tuple[ConfigDict, str]]:
+def cells() -> list[tuple[Config, str]]:
     """The config and the folder of every cell: seeds outermost, so that plans fill up alike.
 
     Raises:
       ValueError: for a config file or a variant that does not exist.
     """
-    name = re.sub(r"(\.py)?(:.*)?$", "", _CONFIG.value)
+    name = str(_CONFIG.value).removesuffix(".py")
     try:
         module = importlib.import_module(name.replace("/", "."))
     except ModuleNotFoundError as error:
@@ -79,7 +77,7 @@ def cells() -> list[tuple[ConfigDict, str]]:
 def paper_of(config: str) -> dict[str, dict]:
     """The paper's numbers for this config's variants, from experiments/paper.json."""
     numbers = json.loads(PAPER.read_text(encoding="utf-8"))
-    return numbers.get(pathlib.Path(config.partition(":")[0]).stem, {})
+    return numbers.get(pathlib.Path(config).stem, {})
 
 
 if __name__ == "__main__":

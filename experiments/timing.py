@@ -12,10 +12,10 @@ from typing import Any
 import jax
 import numpy as np
 from absl import flags
-from ml_collections import ConfigDict
 
 from batchgrow import curves, environment, parallel
 from batchgrow.checkpoint import Checkpoints
+from batchgrow.config import Config
 from batchgrow.data.feed import ResidentFeed, test_batches
 from batchgrow.data.sources import Images
 from batchgrow.loop import Cadence, Run
@@ -64,7 +64,7 @@ class Stop(Preemption):
 
 def make_config(
     *, image_size: int, ghost_batch_size: int, num_devices: int, **model: Any
-) -> ConfigDict:
+) -> Config:
     """Momentum SGD on images `(image_size, image_size, 3)`, nothing logged or shown."""
     config = base.get_config()
     config.name = "benchmark"
@@ -108,7 +108,7 @@ def synthetic_images(num_examples: int, image_size: int) -> Images:
 
 @contextmanager
 def watched_run(
-    config: ConfigDict, phases: Sequence[tuple[int, int]], watch: Watch, *, compile_ahead: bool
+    config: Config, phases: Sequence[tuple[int, int]], watch: Watch, *, compile_ahead: bool
 ) -> Iterator[tuple[Run, Any]]:
     """A run as `train` makes it, and its first state; `watch` is called after each dispatch.
 

@@ -71,7 +71,9 @@ def test_an_image_depends_on_seed_and_position_only():
     whole = augmented("crop_flip", images, positions)
     alone = [augmented("crop_flip", images[i : i + 1], positions[i : i + 1])[0] for i in (0, 5, 11)]
     np.testing.assert_array_equal(whole[[0, 5, 11]], alone)
-    np.testing.assert_array_equal(whole[::-1], augmented("crop_flip", images[::-1], positions[::-1]))
+    np.testing.assert_array_equal(
+        whole[::-1], augmented("crop_flip", images[::-1], positions[::-1])
+    )
     assert not np.array_equal(whole, augmented("crop_flip", images, positions + 12))
     assert not np.array_equal(whole, augmented("crop_flip", images, positions, seed=1))
 

@@ -45,7 +45,9 @@ def forward_and_gradients(norm: nn.Module, x: jax.Array, weights: jax.Array) -> 
 
 
 def assert_close(actual, expected, atol=1e-5):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=atol), actual, expected)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=atol), actual, expected
+    )
 
 
 def weights_like(x: jax.Array) -> jax.Array:
@@ -106,9 +108,7 @@ def test_eight_devices_equal_one(per_device):
 
 def test_statistics_of_bfloat16_inputs_are_float32():
     x = (images(16) + 30).astype(jnp.bfloat16)
-    y, updated = ghost_norm(16, dtype=jnp.bfloat16).apply(
-        variables(), x, mutable=["batch_stats"]
-    )
+    y, updated = ghost_norm(16, dtype=jnp.bfloat16).apply(variables(), x, mutable=["batch_stats"])
     assert y.dtype == jnp.bfloat16
     exact = np.asarray(x, np.float64).reshape(-1, CHANNELS)
     for name, new in (("mean", exact.mean(0)), ("var", exact.var(0))):

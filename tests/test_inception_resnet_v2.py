@@ -47,7 +47,9 @@ def test_parameter_count_is_the_published_one():
 @pytest.mark.slow
 def test_training_in_bfloat16():
     """Finite, non-zero float32 gradients; float32 logits; ghost batches apart."""
-    model = InceptionResNetV2(num_classes=10, ghost_batch_size=2, dtype=jnp.bfloat16)
+    model = InceptionResNetV2(
+        num_classes=10, ghost_batch_size=2, dtype=jnp.bfloat16, num_blocks=(1, 1, 2)
+    )
     variables = random_variables(model)
 
     @jax.jit
@@ -73,6 +75,10 @@ def test_logits_are_those_of_keras(monkeypatch, tmp_path):
     monkeypatch.setenv("KERAS_BACKEND", "jax")
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
     keras = pytest.importorskip("keras")
+    # Its weights are replaced below; drawing them would take longer than everything else.
+    monkeypatch.setattr(
+        keras.initializers.GlorotUniform, "__call__", lambda _, shape, dtype: np.zeros(shape, dtype)
+    )
     peer = keras.applications.InceptionResNetV2(
         weights=None, input_shape=(139, 139, 3), classes=10, classifier_activation=None
     )

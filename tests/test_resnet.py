@@ -49,9 +49,11 @@ def test_unpublished_depth_is_refused():
         model.init(jax.random.key(0), IMAGES, train=False)
 
 
+@pytest.mark.slow
 def test_initial_parameters_are_those_of_goyal():
     model = ResNet(depth=18, num_classes=1000, ghost_batch_size=4)
-    params = model.init(jax.random.key(0), IMAGES[:1, :32, :32], train=False)["params"]
+    key = jax.random.key(0, impl="rbg")  # compiles in a third of the default's time
+    params = jax.jit(partial(model.init, train=False))(key, IMAGES)["params"]
     scales = [leaf["scale"] for name, leaf in params.items() if name.startswith("GhostBatchNorm")]
     zero_scales = [scale for scale in scales if not scale.any()]
     assert len(scales) == 20 and len(zero_scales) == 8  # the last one of each of 8 blocks

@@ -1,37 +1,47 @@
 """What the tests train: a network and runs of 8x8 digits small enough to compile in a moment."""
 
+import json
+import pathlib
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import flax.linen as nn
 import jax
-import ml_collections
-import numpy as np
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from batchgrow import models, train
+from batchgrow import models
+from batchgrow import train as train_module
+from batchgrow.loop import Outcome
 from batchgrow.models import GhostBatchNorm
+from batchgrow.runlog import TIMING, Row
 from configs import digits
 
 
 class TinyNet(nn.Module):
-    """One hidden layer with ghost batch norm."""
+    """One hidden layer with ghost batch norm; fields as every model's."""
 
     num_classes: int
     ghost_batch_size: int
     axis_name: str | None = None
-    dtype: Any = np.float32
+    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
-        x = nn.Dense(12)(images.reshape(images.shape[0], -1))
+        x = nn.Dense(12, use_bias=False)(images.reshape(images.shape[0], -1))
         x = GhostBatchNorm(self.ghost_batch_size, not train, self.axis_name)(x)
         return nn.Dense(self.num_classes)(nn.relu(x))
 
 
-def make_config(**changes: Any) -> ConfigDict:
-    """`increasing_batch` of digits for half an epoch: 11 updates of 32 examples, then 3 of 128.
+def make_config(changes: Mapping[str, Any] | None = None) -> ConfigDict:
+    """Digits for half an epoch: 11 updates of 32 examples, then 3 of 128, ghosts of 16.
 
-    `changes` are fields by their dotted names, with "__" for the dot.
+    Rows stand at 160, 288, 480, 608 and 736 examples; the last is evaluated, and one before.
+
+    Args:
+      changes: fields by their dotted names.
     """
     config = digits.get_config("increasing_batch")
     config.model = ConfigDict({"name": "tiny", "num_classes": 10, "dtype": "float32"})
@@ -46,18 +56,21 @@ def make_config(**changes: Any) -> ConfigDict:
     config.run.eval_batch_size = 100
     config.run.tensorboard = False
     config.run.progress = False
-    config.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
+    for name, value in (changes or {}).items():
+        *folder, field = name.split(".")
+        target = config
+        for key in folder:
+            target = target[key]
+        with target.ignore_type():
+            target[field] = value
     return config
 
 
 class MemoryCheckpoints:
-    """Keeps the states that a run saves, as host arrays, instead of writing them."""
+    """Keeps the states that a run saves, as host arrays, and writes nothing."""
 
-    def __init__(self) -> None:
+    def __init__(self, *_: object, **__: object):
         self.states: dict[int, Any] = {}
-
-    def __call__(self, *_: object, **__: object) -> "MemoryCheckpoints":
-        return self
 
     def __enter__(self) -> "MemoryCheckpoints":
         return self
@@ -73,3 +86,29 @@ class MemoryCheckpoints:
 
     def save(self, examples_seen: int, state: Any, *_: object) -> None:
         self.states[examples_seen] = jax.device_get(state)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What came out: states by examples seen, and rows without their timing."""
+
+    outcome: Outcome
+    states: dict[int, Any]
+    rows: list[Row]
+
+
+def run_in_memory(workdir: pathlib.Path, changes: Mapping[str, Any] | None = None) -> Trained:
+    """`train` with `make_config(changes)`, the checkpoints kept in memory."""
+    checkpoints = MemoryCheckpoints()
+    with (
+        mock.patch.dict(models.MODELS, tiny=TinyNet),
+        mock.patch.object(train_module, "Checkpoints", lambda *_, **__: checkpoints),
+    ):
+        outcome = train_module.train(make_config(changes), str(workdir))
+    rows = [{k: v for k, v in row.items() if k not in TIMING} for row in read_rows(workdir)]
+    return Trained(outcome, checkpoints.states, rows)
+
+
+def read_rows(workdir: pathlib.Path) -> list[Row]:
+    """The rows of `metrics.jsonl`."""
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]

@@ -51,7 +51,8 @@ def make_prepare(
             images = examples[index] if "index" in batch else examples
         else:
             key = jax.random.fold_in(jax.random.key(seed), 1)
-            rows, cols = window(key, batch["position"], *examples.shape[1:3], augment)
+            height, width = examples.shape[1:3]
+            rows, cols = window(key, batch["position"], height, width, augment)
             images = examples[index[:, None, None], rows[:, :, None], cols[:, None, :]]
         return (images.astype(jnp.float32) - shift) * scale, labels
 

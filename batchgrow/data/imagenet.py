@@ -2,9 +2,9 @@
 
 In two steps. A `Crop` is drawn from the size in the picture's header; then `draw` decodes and
 resizes. So the distribution of crops cannot depend on how pixels are made, and `draw` makes only
-those that the crop needs: it decodes nothing below the crop, and where the crop is at least twice as
-large as the result, it decodes at half, quarter or eighth size (the decoder then averages, as a
-resize should). Pixels stay uint8; they are normalised on the device.
+those that the crop needs: it decodes nothing below the crop, and where the crop is at least twice
+as large as the result, it decodes at half, quarter or eighth size (the decoder then averages, as
+a resize should). Pixels stay uint8; they are normalised on the device.
 """
 
 import math
@@ -139,8 +139,8 @@ def _decode_rows(jpeg: bytes, frame: Frame, bottom: int, scale: int, exact: bool
     decoder works from the top and stops at the height in the header. Two rows more are kept, from
     which the chroma of the last wanted row is interpolated.
 
-    Where not `exact`, by the faster of libjpeg-turbo's inverse DCTs and chroma interpolations: within
-    a few levels, far less than augmentation changes.
+    Where not `exact`, by the faster of libjpeg-turbo's inverse DCTs and chroma interpolations:
+    within a few levels, far less than augmentation changes.
 
     The result lives in a buffer of this thread until its next call: a fresh array for every picture
     costs a tenth of the time, in page faults.

@@ -71,7 +71,9 @@ def open_source(
         builder = tfds.builder(name, data_dir=directory)
         if not builder.is_prepared():
             builder.download_and_prepare(file_format="array_record")
-        return builder.as_data_source(split=split, decoders=decoders)
+        return tfds.data_source(
+            name, split=split, data_dir=directory, decoders=decoders, download=False
+        )
     except Exception as error:
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]
         raise ValueError(
@@ -84,7 +86,7 @@ def _digits(split: str) -> Images:
     """scikit-learn's 1,797 8x8 digits: 1,437 to train, 360 to test, split at random once."""
     from sklearn.datasets import load_digits
 
-    digits = load_digits()
+    digits: Any = load_digits()
     order = np.random.default_rng(0).permutation(len(digits.target))
     chosen = order[:1437] if split == "train" else order[1437:]
     image = (digits.images[chosen, :, :, None] * 15).astype(np.uint8)  # 0..16 to 0..240

@@ -55,13 +55,15 @@ class InceptionResNetV2(nn.Module):
     Kernels start Glorot-uniform, as in TF-Slim. Layers are numbered in the order of timm's
     `state_dict`, so its weights can be copied one after another.
 
-    Attributes: as in `ResNet`.
+    Attributes: as in `ResNet`; `num_blocks`, the residual blocks at each of the three resolutions
+    (at least one each), of which the last has no ReLU.
     """
 
     num_classes: int
     ghost_batch_size: int
     axis_name: str | None = None
     dtype: Any = jnp.float32
+    num_blocks: tuple[int, int, int] = (10, 20, 10)
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
@@ -108,13 +110,13 @@ class InceptionResNetV2(nn.Module):
         pooled = nn.avg_pool(x, (3, 3), padding="SAME", count_include_pad=False)
         branches = [chain(x, branch) for branch in MIXED_5B]
         x = jnp.concatenate([*branches, unit(pooled, 64, 1, 1)], axis=-1)
-        for _ in range(10):
+        for _ in range(self.num_blocks[0]):
             x = nn.relu(residual(x, BLOCK_35, scale=0.17))
         x = reduction(x, MIXED_6A)
-        for _ in range(20):
+        for _ in range(self.num_blocks[1]):
             x = nn.relu(residual(x, BLOCK_17, scale=0.10))
         x = reduction(x, MIXED_7A)
-        for _ in range(9):
+        for _ in range(self.num_blocks[2] - 1):
             x = nn.relu(residual(x, BLOCK_8, scale=0.20))
         x = residual(x, BLOCK_8, scale=1.0)
 

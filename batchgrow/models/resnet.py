@@ -58,7 +58,8 @@ class ResNet(nn.Module):
         )
         x = conv(64, (7, 7), strides=2, padding=3)(images.astype(self.dtype))
         x = nn.relu(norm()(x))
-        x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        padding: Any = ((1, 1), (1, 1))  # flax takes pairs, though its annotation says `str`
+        x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=padding)
         for stage, num_blocks in enumerate(stages):
             for index in range(num_blocks):
                 strides = 2 if stage > 0 and index == 0 else 1
