@@ -140,7 +140,7 @@ def enable_compilation_cache(directory: str) -> str:
 
     Returns the folder in use, or "" if it cannot be written (then nothing is cached).
     """
-    configured = jax.config.read("jax_compilation_cache_dir")
+    configured = jax.config.values["jax_compilation_cache_dir"]
     if not configured:
         home = pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
         configured = directory or str(home / "batchgrow" / "xla")

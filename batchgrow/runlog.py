@@ -173,7 +173,7 @@ class EventFile:
         directory_check(folder)
         self._folder = folder
         # Two starts within a second must not write to the same file.
-        self._writer = EventsWriter(os.path.join(folder, "events"), f".{os.getpid()}")
+        self._writer = EventsWriter(os.path.join(folder, "events"), f".{time.time_ns()}")
         start = SessionLog(status=SessionLog.START)
         self._write(Event(step=examples_seen + 1, session_log=start))
 

@@ -49,11 +49,11 @@ def train(config: Config, workdir: str, *, override_config: bool = False) -> Out
     with ExitStack() as stack:
         folder = stack.enter_context(claim(workdir, is_writer=is_writer))
         preemption = stack.enter_context(Preemption())
-        before, finished = (read_json(folder / f"{x}.json") for x in ("config", "summary"))
-        if before is not None:
-            check_config(folder, before, config.to_dict(), override=override_config)
-            if finished is not None:
-                return Outcome.FINISHED
+        files = [read_json(folder / f"{name}.json") for name in ("config", "plan", "summary")]
+        if files[0] is not None:
+            check_config(folder, files[0], config.to_dict(), override=override_config)
+        if None not in files:
+            return Outcome.FINISHED
         train_images, test_images = _load(config, "train"), _load(config, "test")
         enable_compilation_cache(config.run.compilation_cache_dir)
 

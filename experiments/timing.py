@@ -116,7 +116,7 @@ def watched_run(
       phases: `(batch_size, num_updates)` of each.
     """
     mesh = parallel.make_mesh(config.run.num_devices)
-    num_examples = 2 * max(batch_size for batch_size, _ in phases)
+    num_examples = max(4096, *(2 * batch_size for batch_size, _ in phases))
     images = synthetic_images(num_examples, config.data.image_shape[0])
     feed = ResidentFeed(images, config.seed)
     test = split_evenly(next(test_batches(images, mesh.size)), mesh)

@@ -60,12 +60,13 @@ def test_training_in_bfloat16():
         )
         return -jax.nn.log_softmax(logits)[:, 0].mean(), logits
 
-    grads, logits = grad(variables["params"], IMAGES)
+    images = IMAGES[:, :75, :75]
+    grads, logits = grad(variables["params"], images)
     assert logits.dtype == jnp.float32
     for leaf in jax.tree.leaves(grads):
         assert leaf.dtype == jnp.float32 and np.isfinite(leaf).all() and leaf.any()
 
-    _, others = grad(variables["params"], np.concatenate([IMAGES[:3], -IMAGES[3:]]))
+    _, others = grad(variables["params"], np.concatenate([images[:3], -images[3:]]))
     np.testing.assert_array_equal(others[:2], logits[:2])
     assert (np.abs(others[2:] - logits[2:]).max(axis=1) > 0.01).all()
 
@@ -86,7 +87,8 @@ def test_logits_are_those_of_keras(monkeypatch, tmp_path):
     variables = random_variables(model)
     _copy_to_keras(variables, peer)
     with jax.default_matmul_precision("float32"):
-        theirs = peer.predict(IMAGES, verbose=0)
+        with jax.numpy_rank_promotion("allow"):
+            theirs = peer.predict(IMAGES, verbose=0)
         ours = np.asarray(jax.jit(partial(model.apply, train=False))(variables, IMAGES))
     error, spread = np.abs(ours - theirs).max(), theirs.std(axis=0).mean()
     print(f"largest difference {error:.1e}; between images {spread:.2g}")

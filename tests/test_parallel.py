@@ -112,9 +112,12 @@ MIXED = [(2, "auto"), (4, 16), (8, 4)]
 def test_training_does_not_depend_on_the_layout(optimizer, num_devices, limit, tmp_path):
     """14 updates across a growth: state and rows equal those of one device and one pass.
 
-    The sums run in another order, so to float32: 2e-5 of the largest entry of each array.
+    The sums run in another order, so to float32: 2e-5 of the largest entry of each array. Some
+    pixels are always blank, and batch norm cancels them: their gradient is rounding error, which
+    Adam's usual epsilon would blow up to the size of the others.
     """
     changes = {"optimizer.name": optimizer, "recipe.learning_rate": RATES[optimizer]}
+    changes["optimizer.epsilon"] = 1e-3
     expected = reference(optimizer, changes, tmp_path / "one")
     actual = run_in_memory(
         tmp_path / "many",

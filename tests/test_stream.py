@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchgrow.data import feed
+from batchgrow.data import stream as stream_module
 from batchgrow.data.sources import Images, load_images
 from batchgrow.data.stream import Stream
 
@@ -56,8 +57,23 @@ def test_order_is_pinned():
     assert Stream(8, 0).indices(np.arange(16)).tolist() == order
 
 
+def test_only_the_epochs_of_a_batch_are_drawn(monkeypatch):
+    """At epoch 1000 nothing is drawn for the thousand before."""
+    drawn = []
+    permutation = stream_module._permutation
+
+    def record(num_examples, seed, epoch):
+        drawn.append(epoch)
+        return permutation(num_examples, seed, epoch)
+
+    monkeypatch.setattr(stream_module, "_permutation", record)
+    Stream(10, 0).indices(np.arange(10_005, 10_025)[::-1])
+    assert drawn == [1000, 1001, 1002]
+
+
 def test_any_shape_of_positions():
     stream = Stream(10, 0)
+    assert stream.indices(np.empty((0, 4))).shape == (0, 4)
     positions = np.arange(24).reshape(2, 3, 4)
     indices = stream.indices(positions)
     assert indices.shape == (2, 3, 4)

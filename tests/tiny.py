@@ -97,14 +97,16 @@ class Trained:
     rows: list[Row]
 
 
-def run_in_memory(workdir: pathlib.Path, changes: Mapping[str, Any] | None = None) -> Trained:
+def run_in_memory(
+    workdir: pathlib.Path, changes: Mapping[str, Any] | None = None, **options: Any
+) -> Trained:
     """`train` with `make_config(changes)`, the checkpoints kept in memory."""
     checkpoints = MemoryCheckpoints()
     with (
         mock.patch.dict(models.MODELS, tiny=TinyNet),
         mock.patch.object(train_module, "Checkpoints", lambda *_, **__: checkpoints),
     ):
-        outcome = train_module.train(make_config(changes), str(workdir))
+        outcome = train_module.train(make_config(changes), str(workdir), **options)
     rows = [{k: v for k, v in row.items() if k not in TIMING} for row in read_rows(workdir)]
     return Trained(outcome, checkpoints.states, rows)
 

@@ -139,8 +139,8 @@ def _decode_rows(jpeg: bytes, frame: Frame, bottom: int, scale: int, exact: bool
     decoder works from the top and stops at the height in the header. Two rows more are kept, from
     which the chroma of the last wanted row is interpolated.
 
-    Where not `exact`, by the faster of libjpeg-turbo's inverse DCTs and chroma interpolations:
-    within a few levels, far less than augmentation changes.
+    Where not `exact`, chroma is repeated instead of interpolated: 5% faster, within a few levels,
+    and no bias. (The faster inverse DCT, which darkens by 0.65 levels, gains nothing more.)
 
     The result lives in a buffer of this thread until its next call: a fresh array for every picture
     costs a tenth of the time, in page faults.
@@ -154,7 +154,6 @@ def _decode_rows(jpeg: bytes, frame: Frame, bottom: int, scale: int, exact: bool
     return simplejpeg.decode_jpeg(
         shortened,
         "RGB",
-        fastdct=not exact,
         fastupsample=not exact,
         min_height=minimum[0],
         min_width=minimum[1],

@@ -32,7 +32,7 @@ class Stream:
         positions = np.asarray(positions, np.int64)
         epochs, places = np.divmod(positions, self.num_examples)
         indices = np.empty_like(positions)
-        for epoch in np.unique(epochs).tolist():
+        for epoch in range(epochs.min(), epochs.max() + 1) if epochs.size else ():
             here = epochs == epoch
             order = _permutation(self.num_examples, self.seed, epoch)
             indices[here] = order[places[here]]

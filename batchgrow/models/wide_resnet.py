@@ -25,6 +25,8 @@ class WideResNet(nn.Module):
       ghost_batch_size: examples that share batch statistics.
       axis_name: the mapped device axis, or None.
       dtype: of activations and matrix products; parameters stay float32.
+      stem_strides: of the first convolution; 2 halves the resolution of all that follows, which
+        is no WRN any more but a quarter of the work.
     """
 
     depth: int
@@ -33,6 +35,7 @@ class WideResNet(nn.Module):
     ghost_batch_size: int
     axis_name: str | None = None
     dtype: Any = jnp.float32
+    stem_strides: int = 1
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
@@ -51,7 +54,9 @@ class WideResNet(nn.Module):
             axis_name=self.axis_name,
             dtype=self.dtype,
         )
-        x = conv(16, (3, 3), name="stem")(images.astype(self.dtype))
+        x = conv(16, (3, 3), strides=self.stem_strides, padding=1, name="stem")(
+            images.astype(self.dtype)
+        )
         for group, channels in enumerate((16, 32, 64)):
             for block in range((self.depth - 4) // 6):
                 strides = 2 if group > 0 and block == 0 else 1

@@ -1,0 +1,219 @@
+import os
+import pathlib
+import random
+import resource
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from etils import epath
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from batchgrow.checkpoint import Checkpoints
+from batchgrow.runfolder import FolderError
+from batchgrow.state import TrainState, digest, zero_sums
+
+CONFIG = {"seed": 0, "recipe": {"learning_rate": 0.1}, "run": {"num_devices": 1}}
+PLAN = {"num_updates": 4, "phases": [{"global_batch_size": 10, "learning_rate_start": 0.1}]}
+
+
+def make_state(seed: int) -> TrainState:
+    rng = np.random.default_rng(seed)
+    kernel, bias, mean, trace = (
+        jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((30, 17), 17, 17, (30, 17))
+    )
+    return TrainState({"kernel": kernel, "bias": bias}, {"mean": mean}, trace, zero_sums())
+
+
+def open_checkpoints(
+    folder: pathlib.Path, keep: int = 2, config: dict = CONFIG, plan: dict = PLAN
+) -> Checkpoints:
+    return Checkpoints(epath.Path(folder), keep=keep, config=config, plan=plan)
+
+
+def notes(step: int) -> dict:
+    return {"rows": [{"examples_seen": step, "train_loss": 1 / 3}]}
+
+
+def save(folder: pathlib.Path, accuracies: dict[int, float | None], keep: int = 2) -> None:
+    with open_checkpoints(folder, keep) as checkpoints:
+        checkpoints.restore(make_state(0))
+        for step, accuracy in accuracies.items():
+            checkpoints.save(step, make_state(step), notes(step), accuracy)
+
+
+def steps(folder: pathlib.Path) -> list[str]:
+    return sorted(path.name for path in (folder / "checkpoints").iterdir())
+
+
+def assert_whole(restored: tuple[int, TrainState, dict] | None, allowed: tuple[int, ...]) -> None:
+    assert restored is not None
+    step, state, found = restored
+    assert step in allowed
+    assert found == notes(step)
+    jax.tree.map(np.testing.assert_array_equal, state, make_state(step))
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    folder = tmp_path_factory.mktemp("saved")
+    save(folder, {10: 0.9, 20: None, 30: 0.5})
+    return folder
+
+
+def test_restores_the_newest_bit_for_bit(saved: pathlib.Path) -> None:
+    with open_checkpoints(saved) as checkpoints:
+        assert_whole(checkpoints.restore(make_state(0)), (30,))
+
+
+def test_a_new_folder_has_none(tmp_path: pathlib.Path) -> None:
+    with open_checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.restore(make_state(0)) is None
+
+
+def test_the_last_and_the_best_are_kept_through_restarts(tmp_path: pathlib.Path) -> None:
+    save(tmp_path, {10: 0.5, 20: 0.9, 30: None, 40: 0.6})
+    assert steps(tmp_path) == ["20", "30", "40"]
+    # Another process has to know the accuracies of those before it.
+    save(tmp_path, {50: None, 60: 0.7})
+    assert steps(tmp_path) == ["20", "50", "60"]
+    save(tmp_path, {70: 0.9, 80: None, 90: None})  # as good, and later
+    assert steps(tmp_path) == ["70", "80", "90"]
+
+
+def test_a_checkpoint_that_is_there_is_left_alone(tmp_path: pathlib.Path) -> None:
+    save(tmp_path, {10: None})
+    with open_checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(10, make_state(11), notes(11), None)
+        checkpoints.wait()
+        assert_whole(checkpoints.restore(make_state(0)), (10,))
+
+
+def test_no_damage_to_a_file_goes_unnoticed(saved: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    rng = random.Random(0)
+    newest = sorted(p for p in (saved / "checkpoints" / "30").rglob("*") if p.is_file())
+    fell_back = 0
+    for number, path in enumerate(newest + rng.choices(newest, k=10)):
+        folder = tmp_path / str(number)
+        shutil.copytree(saved, folder)
+        target = folder / path.relative_to(saved)
+        content = bytearray(target.read_bytes())
+        match rng.choice(("flip", "flip", "truncate", "remove")):
+            case "flip":
+                content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+                target.write_bytes(content)
+            case "truncate":
+                target.write_bytes(content[: rng.randrange(len(content))])
+            case "remove":
+                target.unlink()
+        with open_checkpoints(folder) as checkpoints:
+            restored = checkpoints.restore(make_state(0))
+            assert_whole(restored, (30, 20))
+            checkpoints.save(40, make_state(40), notes(40), None)  # and the run goes on
+        if restored[0] == 20:
+            fell_back += 1
+            assert "30.bad" in steps(folder)
+        shutil.rmtree(folder)
+    assert fell_back >= 5
+
+
+def test_a_damaged_one_is_set_aside_with_a_word(
+    saved: pathlib.Path, tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
+    for number in ("", "1"):  # twice at the same place
+        (tmp_path / "checkpoints" / "30" / "notes" / "metadata").write_text("{")
+        with open_checkpoints(tmp_path) as checkpoints:
+            assert_whole(checkpoints.restore(make_state(0)), (20,))
+            checkpoints.save(30, make_state(30), notes(30), None)
+        assert f"30.bad{number}" in steps(tmp_path)
+    assert "checkpoints/30 is damaged" in caplog.text
+    assert "set aside as 30.bad, going on from the one before" in caplog.text
+
+
+def test_when_none_is_whole_nothing_is_touched(saved: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
+    for step in (10, 20, 30):
+        (tmp_path / "checkpoints" / str(step) / "state" / "_METADATA").write_text("")
+    for _ in range(2):
+        with open_checkpoints(tmp_path) as checkpoints:
+            with pytest.raises(FolderError, match=r"no checkpoint can be read \(the newest, 30: "):
+                checkpoints.restore(make_state(0))
+        assert steps(tmp_path) == ["10", "20", "30"]
+
+
+def test_another_config_or_plan_is_refused(saved: pathlib.Path) -> None:
+    other = CONFIG | {"recipe": {"learning_rate": 0.2}}
+    with open_checkpoints(saved, config=other) as checkpoints:
+        with pytest.raises(FolderError, match=r"recipe.learning_rate: 0.1 -> 0.2"):
+            checkpoints.restore(make_state(0))
+    other = {"num_updates": 2, "phases": [{"global_batch_size": 20, "learning_rate_start": 0.1}]}
+    with open_checkpoints(saved, plan=other) as checkpoints:
+        with pytest.raises(FolderError, match=r"another plan.*\(4 updates in 1 phases, now 2 in 1\)"):
+            checkpoints.restore(make_state(0))
+
+
+def test_how_it_runs_and_the_last_bit_of_a_rate_may_differ(saved: pathlib.Path) -> None:
+    config = CONFIG | {"run": {"num_devices": 8}}
+    rate = float(np.nextafter(0.1, 1))
+    plan = PLAN | {"phases": [{"global_batch_size": 10, "learning_rate_start": rate}]}
+    with open_checkpoints(saved, config=config, plan=plan) as checkpoints:
+        assert_whole(checkpoints.restore(make_state(0)), (30,))
+
+
+@pytest.mark.parametrize("size", [0, 150, 700, 1500])
+def test_a_full_disk_is_told_and_leaves_the_others(
+    saved: pathlib.Path, tmp_path: pathlib.Path, size: int
+) -> None:
+    shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        with pytest.raises(OSError, match=r"could not be written \(File too large\); free space"):
+            with open_checkpoints(tmp_path) as checkpoints:
+                checkpoints.restore(make_state(0))
+                resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+                checkpoints.save(40, make_state(40), notes(40), None)
+                checkpoints.wait()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    with open_checkpoints(tmp_path) as checkpoints:
+        assert_whole(checkpoints.restore(make_state(0)), (30,))
+        checkpoints.save(40, make_state(40), notes(40), None)
+    # 10 is the best one; what the full disk had left behind is gone.
+    assert steps(tmp_path) == ["10", "30", "40"]
+
+
+def test_a_failed_write_does_not_hide_what_ended_the_run(tmp_path: pathlib.Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        with pytest.raises(ZeroDivisionError):
+            with open_checkpoints(tmp_path) as checkpoints:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+                checkpoints.save(10, make_state(10), notes(10), None)
+                raise ZeroDivisionError
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_what_a_killed_write_left_is_no_checkpoint(tmp_path: pathlib.Path) -> None:
+    save(tmp_path, {10: None, 20: None})
+    folder = tmp_path / "checkpoints"
+    os.rename(folder / "20", folder / "20.orbax-checkpoint-tmp")
+    with open_checkpoints(tmp_path) as checkpoints:
+        assert_whole(checkpoints.restore(make_state(0)), (10,))
+        checkpoints.save(20, make_state(20), notes(20), None)
+    assert steps(tmp_path) == ["10", "20"]
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(st.integers(0, 30 * 17 - 1), st.integers(0, 31))
+def test_the_checksum_sees_every_flipped_bit(word: int, bit: int) -> None:
+    state = make_state(1)
+    words = np.array(state.params["kernel"]).view(np.uint32).ravel()
+    words[word] ^= np.uint32(1 << bit)
+    flipped = {**state.params, "kernel": jnp.asarray(words.view(np.float32).reshape(30, 17))}
+    changed = np.asarray(digest(state)) != np.asarray(digest(state.replace(params=flipped)))
+    assert changed.sum() == 1

@@ -1,0 +1,109 @@
+import json
+import os
+import pathlib
+import resource
+import subprocess
+import sys
+
+import pytest
+from etils import epath
+
+from batchgrow.runfolder import FolderError, check_config, claim, read_json, write_json
+
+CONFIG = {"seed": 0, "recipe": {"boundaries": [1.0, 2.0]}, "run": {"num_devices": 1}}
+HOLD = """
+import sys, time
+from batchgrow.runfolder import claim
+with claim(sys.argv[1], is_writer=True):
+    print("held", flush=True)
+    time.sleep(120)
+"""
+
+
+def test_a_second_run_is_refused_until_the_first_is_gone(tmp_path: pathlib.Path) -> None:
+    workdir = str(tmp_path / "run")
+    first = subprocess.Popen([sys.executable, "-c", HOLD, workdir], stdout=subprocess.PIPE)
+    try:
+        assert first.stdout is not None and first.stdout.readline() == b"held\n"
+        with pytest.raises(FolderError, match="another run is using it"):
+            with claim(workdir, is_writer=True):
+                pass
+    finally:
+        first.kill()  # even so, the folder is free again
+        first.communicate()
+    with claim(workdir, is_writer=True) as folder:
+        assert folder.is_dir()
+    with claim(workdir, is_writer=True):
+        pass
+
+
+def test_only_the_writer_needs_to_write(tmp_path: pathlib.Path) -> None:
+    with claim(str(tmp_path / "new"), is_writer=False):
+        assert not (tmp_path / "new").exists()
+
+
+def test_a_workdir_is_needed() -> None:
+    with pytest.raises(FolderError, match="workdir is empty"):
+        with claim("", is_writer=True):
+            pass
+
+
+@pytest.mark.parametrize("place", ["below a file", "read-only"])
+def test_a_folder_that_cannot_be_written(tmp_path: pathlib.Path, place: str) -> None:
+    if place == "below a file":
+        (tmp_path / "file").write_text("")
+        workdir = tmp_path / "file" / "run"
+    elif os.geteuid() == 0:
+        workdir = pathlib.Path("/proc/self")  # permissions do not stop root; the kernel does
+    else:
+        workdir = tmp_path / "mine"
+        workdir.mkdir(mode=0o500)
+    with pytest.raises(FolderError, match=r"cannot be written \(.*\); choose another folder"):
+        with claim(str(workdir), is_writer=True):
+            pass
+
+
+def test_the_same_config_passes(tmp_path: pathlib.Path) -> None:
+    now = CONFIG | {"recipe": {"boundaries": (1.0, 2.0)}}  # as a ConfigDict has it
+    check_config(epath.Path(tmp_path), CONFIG, now, override=False)
+
+
+@pytest.mark.parametrize("override", [False, True])
+def test_a_changed_trajectory_is_always_refused(tmp_path: pathlib.Path, override: bool) -> None:
+    now = {**CONFIG, "seed": 1, "new": 2, "run": {"num_devices": 8}}
+    with pytest.raises(FolderError, match=r"\(new: None -> 2, seed: 0 -> 1\); it changes the traj"):
+        check_config(epath.Path(tmp_path), CONFIG, now, override=override)
+
+
+def test_how_it_runs_may_change_if_told_so(tmp_path: pathlib.Path) -> None:
+    now = {**CONFIG, "run": {"num_devices": 8}}
+    with pytest.raises(FolderError, match=r"num_devices: 1 -> 8.* add --override_config"):
+        check_config(epath.Path(tmp_path), CONFIG, now, override=False)
+    check_config(epath.Path(tmp_path), CONFIG, now, override=True)
+
+
+def test_a_full_disk_leaves_the_old_json(tmp_path: pathlib.Path) -> None:
+    path = epath.Path(tmp_path / "x.json")
+    write_json(path, CONFIG)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20, before[1]))
+    try:
+        with pytest.raises(OSError):
+            write_json(path, {"x": "y" * 100})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert read_json(path) == CONFIG
+
+
+def test_json_that_is_missing_or_cut_is_none(
+    tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = epath.Path(tmp_path / "x.json")
+    assert read_json(path) is None and not caplog.text
+    text = json.dumps(CONFIG)
+    for size in range(len(text)):
+        path.write_text(text[:size])
+        assert read_json(path) is None
+    assert "x.json is damaged" in caplog.text
+    path.write_bytes(b"\xff")
+    assert read_json(path) is None

@@ -1,0 +1,274 @@
+"""`train` from config to summary, on tiny runs."""
+
+import json
+import pathlib
+from collections import Counter
+
+import jax
+import numpy as np
+import pytest
+from tiny import make_config, read_rows, run_in_memory
+
+from batchgrow import loop, parallel, steps
+from batchgrow.config import make_schedule
+from batchgrow.data.feed import ResidentFeed
+from batchgrow.data.sources import load_images
+from batchgrow.loop import NonFiniteLoss, Outcome
+from batchgrow.runfolder import FolderError
+from batchgrow.train import train
+
+SCHEDULE = make_schedule(make_config())
+
+
+def without_training(config, workdir, **options):
+    """`train`, for input that must be refused before anything is compiled."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "run_phases", None)
+        return train(config, str(workdir), **options)
+
+
+def test_rows_follow_the_plan(tmp_path):
+    """Each row holds what the plan says of its last update; rows end where updates end."""
+    trained = run_in_memory(tmp_path)
+    assert trained.outcome is Outcome.FINISHED
+    assert [row["examples_seen"] for row in trained.rows] == [160, 288, 480, 608, 736]
+    points = {p.examples_seen + p.batch_size: p for p in SCHEDULE.points()}
+    for row in trained.rows:
+        point = points[row["examples_seen"]]
+        assert row["updates"] == point.updates + 1
+        assert row["phase"] == point.phase
+        assert row["global_batch_size"] == point.batch_size
+        assert row["epoch"] == row["examples_seen"] / 1437
+        for name in ("learning_rate", "momentum", "noise_scale"):
+            assert row[name] == pytest.approx(getattr(point, name), rel=1e-12)
+        recipe = SCHEDULE.recipe
+        reference = recipe.learning_rate_at(min(row["examples_seen"], 718) - 1) / 0.1 * 1437 / 32
+        assert row["noise_scale"] == pytest.approx(reference, rel=1e-6)
+    assert trained.rows[-1]["updates"] == SCHEDULE.num_updates == 14
+    assert [("test_loss" in row) for row in trained.rows] == [False, False, True, False, True]
+
+
+def test_every_example_is_trained_on_once(tmp_path, monkeypatch):
+    """The positions sent to the devices are the whole stream; the sums count each of them."""
+    sent: list[np.ndarray] = []
+    batch = ResidentFeed.batch
+
+    def record(self, positions):
+        sent.append(positions)
+        return batch(self, positions)
+
+    monkeypatch.setattr(ResidentFeed, "batch", record)
+    never = {"log_every_epochs": 100.0, "evaluate_every_epochs": 100.0}
+    trained = run_in_memory(tmp_path, never | {"run.num_devices": 4})
+    positions = np.concatenate([s.ravel() for s in sent])
+    assert sorted(positions.tolist()) == list(range(736))
+    assert trained.states[352].sums["count"] == 352
+    assert len(trained.rows) == 1
+
+
+def test_evaluation_covers_every_test_example_once(tmp_path, monkeypatch):
+    """360 examples in batches of 100 on 8 devices: 104 a batch, the last one padded."""
+    totals = []
+    evaluate = steps.eval_step
+
+    def record(*args, **options):
+        sums = evaluate(*args, **options)
+        jax.debug.callback(lambda count: totals.append(float(count)), sums["count"])
+        return sums
+
+    monkeypatch.setattr(steps, "eval_step", record)
+    seen: Counter[bytes] = Counter()
+    shard = parallel.shard
+
+    def count_images(tree, mesh):
+        if "mask" in tree:
+            assert tree["mask"].shape == (8, 13)
+            seen.update(image.tobytes() for image in tree["image"][tree["mask"] == 1])
+        return shard(tree, mesh)
+
+    monkeypatch.setattr(parallel, "shard", count_images)
+    run_in_memory(tmp_path, {"run.num_devices": 8, "evaluate_every_epochs": 1.0})
+    jax.effects_barrier()
+    assert sum(totals) == 8 * 360  # each device tells the total over all
+    assert seen == Counter(image.tobytes() for image in load_images("digits", "test").image)
+
+
+@pytest.mark.parametrize("updates_per_dispatch", [1, 4])
+def test_the_step_is_traced_once_for_each_batch_size(updates_per_dispatch, tmp_path, monkeypatch):
+    """Nothing that changes from update to update may be baked into the program."""
+    traced: Counter[int] = Counter()
+    step = steps.train_step
+
+    def count(state, batch, *args, **options):
+        traced[batch["index"].size] += 1
+        return step(state, batch, *args, **options)
+
+    monkeypatch.setattr(steps, "train_step", count)
+    dispatch = {"run.updates_per_dispatch": updates_per_dispatch}
+    warm_up = {"recipe.warmup_epochs": 0.1}  # the learning rate changes at each update
+    run_in_memory(tmp_path, dispatch | warm_up)
+    assert traced == {32: 1, 128: 1}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"run.updates_per_dispatch": 4},
+        {"run.resident": False},
+        {"run.compile_ahead": False, "run.eval_batch_size": 360},
+    ],
+    ids=["several updates per dispatch", "streamed", "not ahead"],
+)
+def test_how_it_runs_does_not_change_the_result(changes, tmp_path):
+    common = {"data.augment": "crop_flip"}
+    expected = run_in_memory(tmp_path / "plain", common)
+    actual = run_in_memory(tmp_path / "other", common | changes)
+    assert actual.states.keys() == expected.states.keys()
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+        (actual.states, actual.rows),
+        (expected.states, expected.rows),
+    )
+
+
+def test_run_folder(tmp_path):
+    """The files of a finished run of the small conv net, and that it has learned something."""
+    config = make_config({"recipe.num_epochs": 1.5, "recipe.boundaries_epochs": (1.0,)})
+    config.model = {"name": "conv_net", "channels": 4, "num_classes": 10, "dtype": "float32"}
+    config.run.tensorboard = True
+    assert train(config, str(tmp_path)) is Outcome.FINISHED
+    schedule = make_schedule(config)
+    assert read(tmp_path / "config.json") == json.loads(config.to_json())
+    assert read(tmp_path / "plan.json") == schedule.to_dict(num_devices=1)
+
+    summary, rows = read(tmp_path / "summary.json"), read_rows(tmp_path)
+    assert summary["num_updates"] == schedule.num_updates == rows[-1]["updates"]
+    assert summary["examples_seen"] == schedule.end_examples == rows[-1]["examples_seen"]
+    assert summary["final"]["test_accuracy"] == rows[-1]["test_accuracy"] > 0.6
+    assert summary["final"]["train_loss"] == rows[-1]["train_loss"] < rows[0]["train_loss"]
+    assert summary["best_test_accuracy"] == max(r.get("test_accuracy", 0) for r in rows)
+    seconds = summary["seconds"]
+    assert sum(seconds.values()) == pytest.approx(summary["wall_seconds"], abs=0.1)
+    assert seconds.keys() == {"compile", "input", "eval", "checkpoint", "step"}
+    assert [p["global_batch_size"] for p in summary["phases"]] == [32, 128]
+    for phase in summary["phases"]:
+        assert phase["lower_seconds"] > 0 and phase["num_microbatches"] == 1
+        assert phase.keys() >= {"compile_seconds", "waited_seconds", "cache_hit"}
+    assert summary["devices"]["platform"] == "cpu" and summary["versions"]["jax"] == jax.__version__
+    assert list((tmp_path / "tensorboard").iterdir())
+
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.json*")}
+    assert without_training(config, tmp_path) is Outcome.FINISHED  # nothing is left to do
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.json*")} == before
+
+
+def read(path: pathlib.Path):
+    return json.loads(path.read_text())
+
+
+def test_divergence_names_the_updates_and_the_last_good_row(tmp_path):
+    """The loss is infinite from the second phase on, where the batch of 128 begins."""
+    with pytest.raises(NonFiniteLoss) as error:
+        run_in_memory(tmp_path, {"recipe.factor": 0.25, "plan.exponent": 0.0, **EXPLODING})
+    rows = read_rows(tmp_path)
+    last = rows[-1]
+    assert f"between updates {last['updates'] + 1} and" in str(error.value)
+    assert f"the last good row, at update {last['updates']}: train_loss" in str(error.value)
+    assert "recipe.learning_rate" in str(error.value)
+    assert all(np.isfinite(row["train_loss"]) for row in rows)
+    assert not (tmp_path / "summary.json").exists()
+
+
+# 5 updates of a warm-up from 0, then far too much.
+EXPLODING = {
+    "recipe.learning_rate": 1e30,
+    "recipe.warmup_epochs": 1e-6,
+    "log_every_epochs": 0.02,
+}
+
+
+def test_divergence_in_the_first_row(tmp_path):
+    with pytest.raises(NonFiniteLoss, match="between updates 1 and 5 .*no good row before"):
+        run_in_memory(tmp_path, {"recipe.learning_rate": 1e30})
+
+
+BAD_FIELDS = {
+    "recipe.global_batch_size": (0, "batch_size"),
+    "recipe.momentum": (1.0, "momentum"),
+    "recipe.num_epochs": (0.0, "num_epochs"),
+    "recipe.curve": ("linear", "recipe.curve 'linear' is none of constant, step"),
+    "plan.name": ("shrink", "plan.name 'shrink' is none of decay, hybrid, grow"),
+    "optimizer.name": ("adamw", "optimizer.name 'adamw' is none of sgd"),
+    "optimizer.decay_on": ("biases", "optimizer.decay_on 'biases' is none of all, kernels"),
+    "optimizer.weight_decay": (-1.0, "optimizer.weight_decay -1.0 must be 0 or more"),
+    "model.name": ("vgg", "model.name 'vgg' is none of"),
+    "model.dtype": ("float16", "model.dtype 'float16' is none of"),
+    "model.num_classes": (1, "model.num_classes 1 must be 2 or more"),
+    "data.augment": ("cutout", "data.augment 'cutout' is none of"),
+    "data.num_train_examples": (1500, "data.num_train_examples is 1500, but digits has 1437"),
+    "data.image_shape": ((28, 28, 1), r"data.image_shape is \(28, 28, 1\), but digits has"),
+    "ghost_batch_size": (0, "ghost_batch_size 0 must be 1 or more"),
+    "label_smoothing": (1.0, "label_smoothing 1.0 must be at least 0 and below 1"),
+    "log_every_epochs": (0.0, "log_every_epochs 0.0 must be above 0 epochs"),
+    "run.max_per_device_batch_size": ("all", "run.max_per_device_batch_size 'all' must be"),
+    "run.num_devices": (9, "num_devices 9: 8 devices"),
+    "run.eval_batch_size": (0, "run.eval_batch_size 0 must be 1 or more"),
+}
+
+
+@pytest.mark.parametrize("field", BAD_FIELDS)
+def test_a_wrong_field_is_named_before_anything_is_written(field, tmp_path):
+    value, message = BAD_FIELDS[field]
+    with pytest.raises(ValueError, match=message) as error:
+        without_training(
+            make_config({"model.name": "conv_net", "model.channels": 4, field: value}),
+            tmp_path / "run",
+        )
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.rglob("*.json*"))
+
+
+def test_a_batch_that_does_not_divide_names_the_nearest(tmp_path):
+    config = make_config({"plan.batch_multiple": 20, "recipe.global_batch_size": 20})
+    with pytest.raises(ValueError, match="20 cannot be laid out on 1 devices .* 16 and 32"):
+        without_training(config, tmp_path)
+
+
+def test_memory_too_small_for_one_ghost(tmp_path):
+    config = make_config({"run.max_per_device_batch_size": 8})
+    with pytest.raises(ValueError, match="max_per_device_batch_size 8 .* ghost batches, 16"):
+        without_training(config, tmp_path)
+
+
+def test_folders_that_cannot_be_used(tmp_path):
+    with pytest.raises(FolderError, match="workdir is empty"):
+        without_training(make_config(), "")
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(FolderError, match="cannot be written"):
+        without_training(make_config(), tmp_path / "file" / "run")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_folder_with_another_config_is_left_alone(tmp_path):
+    """Fields under `run` may change if asked for; fields of the trajectory never."""
+    run_in_memory(tmp_path)
+    (tmp_path / "summary.json").unlink()
+    files = {path: path.read_bytes() for path in tmp_path.glob("*.json*")}
+    for override in (False, True):
+        with pytest.raises(FolderError, match=r"another config \(seed: 0 -> 1\).*--workdir"):
+            without_training(make_config({"seed": 1}), tmp_path, override_config=override)
+    other = make_config({"run.num_devices": 2})
+    with pytest.raises(FolderError, match="run.num_devices: 1 -> 2.*--override_config"):
+        without_training(other, tmp_path)
+    assert {path: path.read_bytes() for path in tmp_path.glob("*.json*")} == files
+    run_in_memory(tmp_path, {"run.num_devices": 2}, override_config=True)
+    assert read(tmp_path / "config.json")["run"]["num_devices"] == 2
+
+
+def test_a_folder_in_use_is_refused(tmp_path):
+    import fcntl
+
+    with open(tmp_path / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(FolderError, match="another run is using it"):
+            without_training(make_config(), tmp_path)
