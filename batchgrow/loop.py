@@ -94,28 +94,29 @@ def run_phases(run: Run, state: TrainState, examples_seen: int) -> Outcome:
     """
     phases = [p for p in run.schedule.phases if p.end_examples > examples_seen]
     for phase, following in zip(phases, [*phases, None][1:], strict=True):
-        program = _program(run, phase, following)
-        state, examples_seen, stopped = _run_phase(run, program, phase, state, examples_seen)
+        state, examples_seen, stopped = _run_phase(run, phase, following, state, examples_seen)
+        grows = following is not None and following.batch_size != phase.batch_size
+        if grows and run.stop_at_phase_end and examples_seen == phase.end_examples:
+            run.checkpoints.wait()
+            return Outcome.PHASE_END
         if stopped:
             run.checkpoints.wait()
             return Outcome.PREEMPTED
-        if following is not None and following.batch_size != phase.batch_size:
+        if grows:
             _release(run, phase.batch_size)
-            if run.stop_at_phase_end:
-                run.checkpoints.wait()
-                return Outcome.PHASE_END
     run.checkpoints.wait()
     return Outcome.FINISHED
 
 
 def _run_phase(
-    run: Run, program: TrainProgram, phase: Phase, state: TrainState, examples_seen: int
+    run: Run, phase: Phase, following: Phase | None, state: TrainState, examples_seen: int
 ) -> tuple[TrainState, int, bool]:
     """Updates until the end of the phase, or until asked to stop. The order here is fixed:
 
     dispatch; then, where due, evaluate, write a row, save a checkpoint; then look for signals. So a
     checkpoint never stands beyond the rows that belong to it.
     """
+    program = _program(run, phase.batch_size)
     in_flight: deque[jax.Array] = deque()
     while examples_seen < phase.end_examples:
         points = _next_points(run, phase, examples_seen)
@@ -125,6 +126,8 @@ def _run_phase(
         in_flight.append(token)
         if len(in_flight) > RUN_AHEAD:
             in_flight.popleft().block_until_ready()
+        # Tracing wants Python's lock: it begins when the devices have work.
+        _compile_ahead(run, following)
 
         at_end = examples_seen == run.schedule.end_examples
         due = {
@@ -229,26 +232,29 @@ def _diverged(run: Run, row: Row) -> str:
     )
 
 
-def _program(run: Run, phase: Phase, following: Phase | None) -> TrainProgram:
-    """The phase's program; begins to compile the next size once this one is there."""
-    size = phase.batch_size
-    run.programs.start(size)
-    if not run.programs.ready(size):
-        run.progress.say(f"compiling for batch {size}")
+def _program(run: Run, global_batch_size: int) -> TrainProgram:
+    """The program of this batch size, waited for if need be."""
+    run.programs.start(global_batch_size)
+    if not run.programs.ready(global_batch_size):
+        run.progress.say(f"compiling for batch {global_batch_size}")
     with run.clock.timer("compile"):
-        program = run.programs.train(size)
-    run.compiled[str(size)] = asdict(run.programs.times[size]) | {
+        program = run.programs.train(global_batch_size)
+    run.compiled[str(global_batch_size)] = asdict(run.programs.times[global_batch_size]) | {
         "num_microbatches": program.layout.num_microbatches
     }
+    return program
+
+
+def _compile_ahead(run: Run, following: Phase | None) -> None:
+    """Begins, if that has not happened yet, to compile what comes after this phase's updates."""
     if run.compile_ahead:
         run.programs.start(EVALUATION)
         if following is not None:
             run.programs.start(following.batch_size)
-    return program
 
 
 def _release(run: Run, global_batch_size: int) -> None:
-    device = run.programs.mesh.devices.flat[0]
+    device = run.programs.mesh.local_devices[0]
     before = memory_in_use(device)
     run.programs.release(global_batch_size)
     after = memory_in_use(device)

@@ -135,8 +135,16 @@ class Programs:
           ValueError: as `choose_layout`.
         """
         limit = self._max_per_device_batch_size or math.inf
-        if memory_limit(self.mesh.devices.flat[0]) is None:
-            limit = min(limit, max(UNKNOWN_MEMORY_MAX, self._ghost_batch_size))
+        device = self.mesh.local_devices[0]
+        if limit == math.inf and memory_limit(device) is None:
+            limit = max(UNKNOWN_MEMORY_MAX, self._ghost_batch_size)
+            if global_batch_size // self.mesh.size > limit:
+                log.warning(
+                    "%s does not tell its memory: %d examples in one pass "
+                    "(run.max_per_device_batch_size)",
+                    device.device_kind,
+                    limit,
+                )
         first = parallel.choose_layout(
             global_batch_size, self.mesh.size, self._ghost_batch_size, limit
         )
@@ -154,7 +162,7 @@ class Programs:
 
     def _compile(self, lowered: Any, candidates: Sequence[Layout]) -> TrainProgram:
         """The first layout whose executable fits the device's memory, by XLA's own analysis."""
-        device = self.mesh.devices.flat[0]
+        device = self.mesh.local_devices[0]
         limit = memory_limit(device)
         need = None
         for layout in candidates:

@@ -2,16 +2,16 @@
 
     python -m experiments.bench_input --data_dir=DIR [--tf] [--json]
 
-Two rates. *All cores*: pictures a second of wall time, divided by the cores, with as many workers
-as cores (tf.data: AUTOTUNE). *CPU time*: pictures a second of processor time with everything in one
-process, which other programs on the machine disturb less. Repetitions of the pipelines are
-interleaved, and the medians reported. This pipeline ends in uint8, to be normalised on the device;
-tf.data in float32, as its resize returns it, and for comparison in uint8.
+Both use all cores: this one a worker for each, tf.data AUTOTUNE. Two rates: by wall time, divided
+by the cores; and by processor time of the process and its workers, which is what remains meaningful
+where other programs use the same cores. Repetitions of the pipelines are interleaved, and the
+medians reported. This pipeline ends in uint8, to be normalised on the device; tf.data in float32,
+as its resize returns it, and for comparison in uint8. Linux only.
 """
 
 import json
+import multiprocessing
 import os
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +19,7 @@ from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 
+import numpy as np
 from absl import app, flags
 
 from batchgrow.data import imagenet, sources, stream, workers
@@ -44,9 +45,9 @@ def our_pieces(
 
 @contextmanager
 def tf_pieces(
-    records: str, piece_size: int, image_size: int, dtype: str, threads: int
+    records: str, piece_size: int, image_size: int, dtype: str
 ) -> Iterator[Iterator[Any]]:
-    """The usual tf.data pipeline over a TFRecord file; `threads` 0 for AUTOTUNE.
+    """The usual tf.data pipeline over a TFRecord file.
 
     `dtype`: "float32", as the resize returns it and most programs keep it, or "uint8".
     """
@@ -74,11 +75,8 @@ def tf_pieces(
         return {"image": tf.cast(image, dtype), "label": tf.cast(example["label"], tf.int32)}
 
     pieces = tf.data.TFRecordDataset(records).repeat().shuffle(256)
-    pieces = pieces.map(decode, num_parallel_calls=threads or tf.data.AUTOTUNE)
-    pieces = pieces.batch(piece_size).prefetch(tf.data.AUTOTUNE)
-    options = tf.data.Options()
-    options.threading.private_threadpool_size = threads
-    yield pieces.with_options(options).as_numpy_iterator()
+    pieces = pieces.map(decode, num_parallel_calls=tf.data.AUTOTUNE)
+    yield pieces.batch(piece_size).prefetch(tf.data.AUTOTUNE).as_numpy_iterator()
 
 
 def write_records(source: workers.EncodedSource, path: str) -> None:
@@ -94,66 +92,61 @@ def write_records(source: workers.EncodedSource, path: str) -> None:
             writer.write(tf.train.Example(features=features).SerializeToString())
 
 
-def seconds_per_piece(
-    pieces: Iterator[Any], clock: Callable[[], float], warm_up: int, num_pieces: int
-) -> float:
-    """Mean over `num_pieces`, after `warm_up` that were made while the pipeline started."""
-    for _ in range(warm_up):
-        next(pieces)
-    start = clock()
-    for _ in range(num_pieces):
-        next(pieces)
-    return (clock() - start) / num_pieces
-
-
-def compare(
-    pipelines: dict[str, Pipeline], clock: Callable[[], float], warm_up: int
-) -> dict[str, float]:
-    """Median seconds per piece of each pipeline, repetitions interleaved.
-
-    Each repetition starts its pipeline and stops it, or one would read ahead in another's time.
-    """
-    seconds: dict[str, list[float]] = {name: [] for name in pipelines}
-    for _ in range(FLAGS.repetitions):
-        for name, start in pipelines.items():
-            with start() as pieces:
-                seconds[name].append(seconds_per_piece(pieces, clock, warm_up, FLAGS.num_pieces))
-    return {name: statistics.median(values) for name, values in seconds.items()}
+def seconds() -> np.ndarray:
+    """(wall, processor) seconds so far; the second of this process and its living workers."""
+    processor = time.process_time()
+    for worker in multiprocessing.active_children():
+        with open(f"/proc/{worker.pid}/stat") as stat:
+            fields = stat.read().rpartition(")")[2].split()
+        processor += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return np.array([time.perf_counter(), processor])
 
 
 def bench(source: workers.EncodedSource, num_workers: int, records: str) -> dict[str, Any]:
-    """Images a second per core of each pipeline, counted both ways; tf.data if `records` is given.
+    """Images a second per core of each pipeline; tf.data too, if `records` is given.
+
+    Each repetition starts its pipeline and stops it, or one would read ahead in another's time.
 
     Returns:
-      `{"cores", "images", "image_size", "all_cores": {name: rate}, "cpu_time": {name: rate}}`.
+      `{"cores", "images", "image_size", "wall": {name: rate}, "processor": {name: rate}}`.
     """
     size, image_size = FLAGS.piece_size, FLAGS.image_size
-    ours = partial(our_pieces, source, size, image_size)
-    all_cores: dict[str, Pipeline] = {"batchgrow": partial(ours, num_workers)}
-    one_process: dict[str, Pipeline] = {"batchgrow": partial(ours, 0)}
+    pipelines: dict[str, Pipeline] = {
+        "batchgrow": partial(our_pieces, source, size, image_size, num_workers)
+    }
     for dtype in ("float32", "uint8") if records else ():
-        theirs = partial(tf_pieces, records, size, image_size, dtype)
-        all_cores[f"tf.data {dtype}"] = partial(theirs, 0)
-        one_process[f"tf.data {dtype}"] = partial(theirs, 1)
-    warm_up = 4 * max(2, num_workers)
-    wall = compare(all_cores, time.perf_counter, warm_up)
-    cpu = compare(one_process, time.process_time, warm_up)
-    return {
+        pipelines[f"tf.data {dtype}"] = partial(tf_pieces, records, size, image_size, dtype)
+    taken: dict[str, list[np.ndarray]] = {name: [] for name in pipelines}
+    for _ in range(FLAGS.repetitions):
+        for name, start_pipeline in pipelines.items():
+            with start_pipeline() as pieces:
+                for _ in range(4 * max(2, num_workers)):  # made while it started
+                    next(pieces)
+                start = seconds()
+                for _ in range(FLAGS.num_pieces):
+                    next(pieces)
+                taken[name].append(seconds() - start)
+    result: dict[str, Any] = {
         "cores": num_workers,
         "images": len(source),
         "image_size": image_size,
-        "all_cores": {name: size / seconds / num_workers for name, seconds in wall.items()},
-        "cpu_time": {name: size / seconds for name, seconds in cpu.items()},
+        "wall": {},
+        "processor": {},
     }
+    for name, values in taken.items():
+        wall, processor = size * FLAGS.num_pieces / np.median(values, axis=0)
+        result["wall"][name] = round(wall / num_workers, 1)
+        result["processor"][name] = round(processor, 1)
+    return result
 
 
 def table(result: dict[str, Any]) -> str:
-    """The result as text: images a second per core, and ours as a multiple of theirs."""
-    heads = ("all cores", "ours/this", "CPU time", "ours/this")
+    """The result as text, with ours as a multiple of theirs."""
+    heads = ("wall time", "ours/this", "CPU time", "ours/this")
     lines = [f"{'images/s per core':20}" + "".join(f"{head:>12}" for head in heads)]
-    for name in result["all_cores"]:
+    for name in result["wall"]:
         line = f"{name:20}"
-        for kind in ("all_cores", "cpu_time"):
+        for kind in ("wall", "processor"):
             rate = result[kind][name]
             line += f"{rate:12.0f}{result[kind]['batchgrow'] / rate:12.2f}"
         lines.append(line)

@@ -22,6 +22,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -31,6 +32,7 @@ from absl import flags, logging
 
 from batchgrow import environment, loop, runlog, train
 from batchgrow.checkpoint import Checkpoints
+from batchgrow.data.sources import Images, load_images
 from batchgrow.config import Config
 from batchgrow.progress import Progress
 from configs import digits
@@ -290,12 +292,13 @@ def _refused(workdir: pathlib.Path, fault: Fault) -> tuple[int, bool]:
         return code, right and status(first) == KILLED
     if not (workdir / "config.json").exists():
         status(start(workdir, Fault("kill -9 at an update", fault.nth)))
-    before = _contents(workdir)
+    before = contents(workdir)
     code = status(start(workdir, fault))
-    return code, code == REFUSED and _contents(workdir) == before
+    return code, code == REFUSED and contents(workdir) == before
 
 
-def _contents(workdir: pathlib.Path) -> dict[str, bytes]:
+def contents(workdir: pathlib.Path) -> dict[str, bytes]:
+    """Every file of a folder."""
     return {str(p): p.read_bytes() for p in sorted(workdir.rglob("*")) if p.is_file()}
 
 
@@ -331,8 +334,7 @@ def _child(workdir: str, fault: Fault) -> None:
 def _arm(folder: pathlib.Path, fault: Fault) -> None:
     """Lets the fault happen at the nth call of what it is to strike."""
 
-    def kill() -> None:
-        os.kill(os.getpid(), signal.SIGKILL)
+    kill = partial(os.kill, os.getpid(), signal.SIGKILL)
 
     def kill_soon() -> None:
         threading.Timer(fault.delay, kill).start()
@@ -348,14 +350,9 @@ def _arm(folder: pathlib.Path, fault: Fault) -> None:
         _beside(folder, "paused").touch()
         time.sleep(TIME_LIMIT)
 
-    def shrink() -> None:
-        load = train.load_images
-
-        def fewer(*args: Any) -> Any:
-            images = load(*args)
-            return type(images)(images.image[:-1], images.label[:-1])
-
-        train.load_images = fewer
+    def fewer(*args: Any) -> Images:
+        images = load_images(*args)
+        return Images(images.image[:-1], images.label[:-1])
 
     match fault.kind:
         case "kill -9 at an update":
@@ -369,15 +366,14 @@ def _arm(folder: pathlib.Path, fault: Fault) -> None:
         case "disk full while logging":
             _before(runlog.RunLog, "write", fault.nth, limit_log)
         case "disk full while saving":
-            _before(Checkpoints, "save", fault.nth, lambda: limit(int(4000 * fault.part)))
+            _before(Checkpoints, "save", fault.nth, partial(limit, int(4000 * fault.part)))
         case "SIGTERM" | "SIGINT":
-            number = signal.Signals[fault.kind]
-            updates = fault.nth * UPDATES
-            _before(Progress, "advance", updates, lambda: os.kill(os.getpid(), number))
+            send = partial(os.kill, os.getpid(), signal.Signals[fault.kind])
+            _before(Progress, "advance", fault.nth * UPDATES, send)
         case "second run on the folder":
             _before(Progress, "advance", fault.nth, pause)
         case "changed data set":
-            shrink()
+            train.load_images = fewer
 
 
 def _before(owner: Any, name: str, nth: int, action: Callable[[], None]) -> None:

@@ -152,7 +152,9 @@ def test_another_config_or_plan_is_refused(saved: pathlib.Path) -> None:
             checkpoints.restore(make_state(0))
     other = {"num_updates": 2, "phases": [{"global_batch_size": 20, "learning_rate_start": 0.1}]}
     with open_checkpoints(saved, plan=other) as checkpoints:
-        with pytest.raises(FolderError, match=r"another plan.*\(4 updates in 1 phases, now 2 in 1\)"):
+        with pytest.raises(
+            FolderError, match=r"another plan.*\(4 updates in 1 phases, now 2 in 1\)"
+        ):
             checkpoints.restore(make_state(0))
 
 

@@ -130,11 +130,9 @@ def test_any_stops_leave_the_same_run(
 ) -> None:
     workdir = tmp_path_factory.mktemp("stopped")
     for stop in stops:
-        outcome = run(workdir, stop)
-        assert outcome in (Outcome.PREEMPTED, Outcome.FINISHED, None)
-        position = soak.checkpoints(workdir)
-        if outcome is Outcome.PREEMPTED:  # no more is trained twice than what a crash loses
-            assert position[-1] == soak.rows(workdir)[-1]["examples_seen"] or position
+        before = soak.checkpoints(workdir)
+        if run(workdir, stop) is Outcome.PREEMPTED:
+            assert soak.checkpoints(workdir)[-1] > max(before, default=0)
     assert run(workdir) is Outcome.FINISHED
     assert_same(workdir, undisturbed())
 
@@ -191,14 +189,10 @@ def test_lost_rows_come_back_from_the_checkpoint(
     assert_same(tmp_path, undisturbed())
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [{"updates_per_dispatch": 4}, {"resident": False}],
-    ids=["several updates a dispatch", "streamed"],
-)
-def test_other_ways_to_run_resume_exactly_too(
-    undisturbed: Callable[..., pathlib.Path], tmp_path: pathlib.Path, fields: dict[str, Any]
+def test_streaming_and_several_updates_a_dispatch_resume_exactly_too(
+    undisturbed: Callable[..., pathlib.Path], tmp_path: pathlib.Path
 ) -> None:
+    fields = {"updates_per_dispatch": 4, "resident": False}
     for stop in (Stop("preempt", 3), Stop("crash", 4)):
         run(tmp_path, stop, **fields)
     assert run(tmp_path, **fields) is Outcome.FINISHED
@@ -219,5 +213,5 @@ def test_another_micro_batch_goes_on_with_the_same_run(
     undisturbed: Callable[..., pathlib.Path], tmp_path: pathlib.Path
 ) -> None:
     assert run(tmp_path, Stop("preempt", 29)) is Outcome.PREEMPTED
-    assert run(tmp_path, max_per_device_batch_size=16) is Outcome.FINISHED
+    assert run(tmp_path, max_per_device_batch_size="16") is Outcome.FINISHED
     assert_same(tmp_path, undisturbed(), rtol=1e-3)

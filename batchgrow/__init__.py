@@ -1,0 +1,34 @@
+"""Grow the batch instead of decaying the learning rate (Smith et al. 2018, arXiv 1711.00489).
+
+The parts that a training loop of one's own needs; each works without the others:
+
+- `Recipe`, `decay`, `grow`, `hybrid`, `Schedule`, and `curves`: from a recipe to a plan.
+- `Stream`: which example stands at each position of the training stream.
+- `CompileAhead`: the next batch size compiles while the current one trains.
+- `GhostBatchNorm`: batch norm that does not notice the batch size.
+"""
+
+from etils import epy as _epy
+
+# Imported when first used: a plan or a report needs no jax.
+with _epy.lazy_api_imports(globals()):
+    from batchgrow import curves
+    from batchgrow.curves import Recipe
+    from batchgrow.data.stream import Stream
+    from batchgrow.executables import CompileAhead
+    from batchgrow.models.ghost_batch_norm import GhostBatchNorm
+    from batchgrow.schedule import Phase, Point, Schedule, decay, grow, hybrid
+
+__all__ = [
+    "CompileAhead",
+    "GhostBatchNorm",
+    "Phase",
+    "Point",
+    "Recipe",
+    "Schedule",
+    "Stream",
+    "curves",
+    "decay",
+    "grow",
+    "hybrid",
+]

@@ -1,0 +1,194 @@
+"""Commands as a user types them: what they print, complain of, and exit with."""
+
+import json
+import pathlib
+import subprocess
+import sys
+from typing import NamedTuple
+
+import pytest
+
+from batchgrow.config import make_schedule
+from batchgrow.runfolder import write_json
+from configs import digits
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+# Loads JAX once, then forks for each command; no device is touched before the fork. Commands get
+# a platform that is not there unless they may train.
+SERVER = """
+import json, os, runpy, sys, traceback
+import jax, batchgrow.train
+
+for line in sys.stdin:
+    module, argv, platform, log = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        for stream, name in ((1, "out"), (2, "err")):
+            os.dup2(os.open(f"{log}.{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
+        jax.config.update("jax_platforms", platform)
+        sys.argv = [module, *argv]
+        try:
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+            status = 0
+        except SystemExit as exit:
+            status = exit.code or 0
+        except BaseException:
+            traceback.print_exc()
+            status = 1
+        sys.stdout.flush()
+        os._exit(status)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+class Done(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="module")
+def server():
+    with subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", SERVER],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        yield process
+        assert process.stdin is not None
+        process.stdin.close()
+
+
+@pytest.fixture
+def command(server, tmp_path):
+    """Runs `python -m experiments.NAME FLAG ...`."""
+
+    def run(name: str, *flags: str, platform: str = "nonexistent") -> Done:
+        log = str(tmp_path / "log")
+        json.dump([f"experiments.{name}", flags, platform, log], server.stdin)
+        print(file=server.stdin, flush=True)
+        status = int(server.stdout.readline())
+        return Done(status, *(pathlib.Path(f"{log}.{x}").read_text() for x in ("out", "err")))
+
+    return run
+
+
+DIGITS = "--config=configs/digits.py:increasing_batch"
+
+
+def test_plan_as_json_touches_no_device(command):
+    done = command("plan", DIGITS, "--num_devices=4", "--json")
+    assert done.status == 0, done.err
+    schedule = make_schedule(digits.get_config("increasing_batch"))
+    plan = json.loads(done.out)
+    assert plan == json.loads(json.dumps(schedule.to_dict(num_devices=4)))
+    assert plan.keys() == {"num_examples", "num_epochs", "num_updates", "phases"}
+    assert plan["num_updates"] == sum(phase["num_updates"] for phase in plan["phases"])
+    for phase in plan["phases"]:
+        assert phase["per_device_batch_size"] * 4 == phase["global_batch_size"]
+        assert list(phase) == [
+            "start_examples", "end_examples", "num_updates", "global_batch_size",
+            "per_device_batch_size", "learning_rate_start", "learning_rate_end", "momentum",
+            "noise_scale_start", "noise_scale_end",
+        ]  # fmt: skip
+
+
+def test_plan_as_a_table(command):
+    done = command("plan", DIGITS)
+    assert done.status == 0, done.err
+    assert make_schedule(digits.get_config("increasing_batch")).table(num_devices=1) in done.out
+
+
+def test_a_field_on_the_command_line_changes_the_plan(command):
+    done = command("plan", DIGITS, "--config.recipe.num_epochs=10", "--json")
+    assert json.loads(done.out)["num_epochs"] == 10
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (
+            ["--config=configs/digits.py:growing"],
+            "variant 'growing' is none of decaying_lr, hybrid",
+        ),
+        (["--config=configs/nothing.py"], "no such file: configs/nothing.py"),
+        ([], "--config is missing: --config=configs/NAME.py:VARIANT"),
+        (
+            [DIGITS, "--config.recipe.global_batch_sise=32"],
+            "--config.recipe.global_batch_sise: no such config field; the nearest is "
+            "'global_batch_size'",
+        ),
+        (
+            [DIGITS, "--config.recpe.num_epochs=3"],
+            "--config.recpe.num_epochs: no such config field",
+        ),
+        ([DIGITS, "--num_device=4"], "--num_device is no flag; the nearest is --num_devices"),
+        ([DIGITS, "--config.seed=zero"], "seed"),
+        ([DIGITS, "--config.recipe.num_epochs=-1"], "num_epochs"),
+        (
+            [DIGITS, "--config.plan.name=shrink"],
+            "plan.name 'shrink' is none of decay, hybrid, grow",
+        ),
+        (
+            [DIGITS, "--num_devices=3"],
+            "cannot be laid out on 3 devices in ghost batches of 16; the",
+        ),
+        ([DIGITS, "extra"], "unexpected argument 'extra'; flags begin with --"),
+    ],
+)
+def test_bad_flags_are_one_line_that_names_them(flags, complaint, command):
+    done = command("plan", *flags)
+    assert done.status == 2
+    assert complaint in done.err
+    assert done.err.startswith("error: ") and done.err.count("\n") == 1
+    assert done.out == ""
+
+
+@pytest.fixture
+def busy_folder(tmp_path):
+    """The run folder of another seed."""
+    folder = tmp_path / "busy"
+    folder.mkdir()
+    config = digits.get_config("increasing_batch")
+    config.seed = 7
+    write_json(folder / "config.json", config.to_dict())
+    return folder
+
+
+def test_bad_folders_are_one_line(command, tmp_path, busy_folder):
+    (tmp_path / "file").write_text("mine")
+    before = sorted(busy_folder.iterdir())
+    for workdir, complaint in [
+        ("", "workdir is empty; name a folder for the run: --workdir=runs/NAME"),
+        (f"{tmp_path}/file/run", f"workdir {tmp_path}/file/run: cannot be written"),
+        (str(busy_folder), "another config (seed: 7 -> 0)"),
+    ]:
+        done = command("train", DIGITS, f"--workdir={workdir}", platform="cpu")
+        assert (done.status, done.err.count("\n")) == (2, 1), done.err
+        assert complaint in done.err
+    assert sorted(p for p in busy_folder.iterdir() if p.name != ".lock") == before
+
+
+def test_divergence_has_an_exit_status_of_its_own(command, tmp_path):
+    done = command(
+        "train",
+        DIGITS,
+        "--config.recipe.learning_rate=1e30",
+        "--config.recipe.num_epochs=0.1",
+        "--config.log_every_epochs=0.1",
+        "--config.model.channels=2",
+        "--config.run.tensorboard=False",
+        f"--workdir={tmp_path}/run",
+        platform="cpu",
+    )
+    assert done.status == 3, done.err
+    complaint = done.err.splitlines()[-1]
+    assert complaint.startswith("error: training loss is nan between updates 1 and 9 ")
+
+
+def test_the_list_of_commands(command):
+    done = command("__main__")
+    assert "python -m experiments.plan " in done.out and "python -m experiments.digits " in done.out

@@ -1,0 +1,101 @@
+"""Imports point one way only, and what needs no JAX does not load it."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+from graphlib import TopologicalSorter
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+OURS = ("batchgrow", "configs", "experiments")
+
+
+def module_name(path: pathlib.Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for top in OURS for path in sorted((ROOT / top).rglob("*.py"))}
+
+
+def imports(name: str) -> set[str]:
+    """The modules that `name` imports, anywhere in it; ours down to the file."""
+    found = set()
+    for node in ast.walk(ast.parse(MODULES[name].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name} imports relatively"
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= inner & MODULES.keys() or {node.module or ""}
+    return found
+
+
+def ours(name: str) -> set[str]:
+    return {module for module in imports(name) if module.split(".")[0] in OURS}
+
+
+def test_no_cycles():
+    graph = {name: ours(name) - {name} for name in MODULES}
+    assert set(TopologicalSorter(graph).static_order()) >= MODULES.keys()
+
+
+@pytest.mark.parametrize(
+    ("importer", "allowed"),
+    [
+        ("batchgrow", ("batchgrow",)),
+        ("configs", ("batchgrow.config", "configs")),
+        ("batchgrow.schedule", ("batchgrow.curves",)),
+        ("batchgrow.curves", ()),
+        ("batchgrow.runlog", ()),
+        ("batchgrow.runfolder", ()),
+        ("batchgrow.report", ("batchgrow.report",)),
+        ("batchgrow.models", ("batchgrow.models",)),
+        ("batchgrow.data", ("batchgrow.data",)),
+        ("batchgrow.optimizer", ()),
+        ("batchgrow.steps", ("batchgrow.state",)),
+        ("batchgrow.executables", ()),
+    ],
+)
+def test_imports_only_what_lies_below(importer, allowed):
+    inside = [m for m in MODULES if m == importer or m.startswith(importer + ".")]
+    assert inside
+    for name in inside:
+        beyond = [
+            m for m in ours(name) if not any(m == a or m.startswith(a + ".") for a in allowed)
+        ]
+        assert beyond == [], name
+
+
+def test_only_train_knows_configs_and_the_loop():
+    """Of the library; below `train` everything is a plain value."""
+    for name in MODULES:
+        if name.startswith("batchgrow.") and name != "batchgrow.train":
+            assert not ours(name) & {"batchgrow.config", "batchgrow.train", "batchgrow.loop"}, name
+
+
+def test_pmap_stands_in_one_file():
+    def says_pmap(path: pathlib.Path) -> bool:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        return any(isinstance(n, ast.Attribute) and n.attr == "pmap" for n in ast.walk(tree))
+
+    library = {name: path for name, path in MODULES.items() if name.startswith("batchgrow")}
+    assert [name for name, path in library.items() if says_pmap(path)] == ["batchgrow.parallel"]
+
+
+def test_plans_need_the_standard_library_and_reports_no_jax():
+    """By what is loaded, not by what is written: a library may import another."""
+    program = """
+import sys
+before = set(sys.modules)  # what the interpreter itself and its site packages load
+import batchgrow.curves, batchgrow.schedule
+loaded = {name.split(".")[0] for name in set(sys.modules) - before}
+assert loaded - sys.stdlib_module_names == {"batchgrow"}, loaded - sys.stdlib_module_names
+import batchgrow.report, batchgrow.runlog
+loaded = {name.split(".")[0] for name in sys.modules}
+assert not loaded & {"jax", "flax", "optax"}, loaded
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,65 @@
+import pathlib
+import random
+
+import pytest
+
+from experiments import soak
+
+
+def make_run(folder: pathlib.Path) -> pathlib.Path:
+    for step in (10, 20):
+        (folder / "checkpoints" / str(step) / "state").mkdir(parents=True)
+        (folder / "checkpoints" / str(step) / "state" / "data").write_bytes(bytes(100))
+    (folder / "checkpoints" / "20.bad").mkdir()
+    (folder / "metrics.jsonl").write_text('{"examples_seen": 10, "wall_seconds": 1.5}\n')
+    for name in soak.JSON_FILES:
+        (folder / name).write_text("{}\n")
+    return folder
+
+
+def changed(folder: pathlib.Path, before: dict[str, bytes]) -> list[str]:
+    now = soak.contents(folder)
+    assert now.keys() == before.keys()
+    return [str(pathlib.Path(p).relative_to(folder)) for p in before if now[p] != before[p]]
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(
+    ("kind", "where"),
+    [
+        ("truncated checkpoint", "checkpoints/20/state/data"),
+        ("flipped bit in a checkpoint", "checkpoints/20/state/data"),
+        ("cut metrics.jsonl", "metrics.jsonl"),
+        (soak.CUT_JSON, ".json"),
+    ],
+)
+def test_damage_hits_one_file(tmp_path: pathlib.Path, kind: str, where: str, seed: int) -> None:
+    folder = make_run(tmp_path)
+    before = soak.contents(folder)
+    assert soak.damage(folder, kind, random.Random(seed))
+    (path,) = changed(folder, before)
+    assert path.endswith(where)
+
+
+def test_the_only_checkpoint_is_spared(tmp_path: pathlib.Path) -> None:
+    folder = make_run(tmp_path)
+    (folder / "checkpoints" / "10" / "state" / "data").unlink()
+    (folder / "checkpoints" / "10").rename(folder / "checkpoints" / "10.bad")
+    before = soak.contents(folder)
+    assert not soak.damage(folder, "truncated checkpoint", random.Random(0))
+    assert not changed(folder, before)
+
+
+def test_rows_are_compared_without_the_clock(tmp_path: pathlib.Path) -> None:
+    assert soak.rows(make_run(tmp_path)) == [{"examples_seen": 10}]
+
+
+@pytest.mark.slow
+def test_a_short_soak_loses_nothing(tmp_path: pathlib.Path) -> None:
+    result = soak.soak(2, 3, tmp_path)
+    assert result["faults"] >= 10
+    assert result["runs_identical"] == 2
+    assert result["rows_lost"] == result["rows_twice"] == result["checkpoints_lost"] == 0
+    for kind, count in result["kinds"].items():
+        assert count["as_expected"] == count["in_identical_runs"] == count["injected"], kind
+    assert f"{result['faults']} faults; 2 of 2 runs" in soak.table(result)
