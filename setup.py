@@ -16,9 +16,11 @@ CORE = [
     "matplotlib",
     "ml-collections>=1.1",
     "numpy",
+    "opencv-python-headless",
     "optax>=0.2.8",
     "orbax-checkpoint>=0.12",
     "scikit-learn",
+    "simplejpeg",
     "tensorboardX",
     "tensorflow-datasets>=4.9.9",
     "array_record",
@@ -31,6 +33,8 @@ EXTRAS = {
     "cuda": ["jax[cuda13]>=0.10"],
     "tpu": ["jax[tpu]>=0.10"],
     "notebooks": NOTEBOOKS,
+    "peers": ["keras", "torch", "transformers"],
+    "tf": ["tensorflow-cpu"],
     "test": ["hypothesis", "pre-commit", "pyright", "pytest", "pytest-xdist", "ruff"],
 }
 

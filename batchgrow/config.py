@@ -15,7 +15,7 @@ from batchgrow.schedule import Recipe, Schedule, decay, grow, hybrid
 # An ml_collections.ConfigDict, whose fields no type checker knows.
 Config = Any
 
-CURVES = ("constant", "step", "exponential", "inverse_time", "cosine")
+CURVES = ("constant", "step", "exponential", "inverse_time", "cosine", "polynomial")
 PLANS = ("decay", "hybrid", "grow")
 
 
@@ -79,6 +79,9 @@ def _curve(recipe: Config, optimizer: str) -> curves.Curve:
             curve = curves.inverse_time(rate, recipe.decay_rate)
         case "cosine":
             curve = curves.cosine(rate, recipe.num_epochs, recipe.final_learning_rate)
+        case "polynomial":
+            final = recipe.final_learning_rate
+            curve = curves.polynomial(rate, recipe.num_epochs, recipe.power, final)
         case _:
             raise ValueError(f"recipe.curve {recipe.curve!r} is none of {', '.join(CURVES)}")
     return curves.with_warmup(curve, recipe.warmup_epochs, recipe.warmup_learning_rate)

@@ -88,6 +88,22 @@ def cosine(learning_rate: float, num_epochs: float, final_learning_rate: float =
     return Curve(function, ())
 
 
+def polynomial(
+    learning_rate: float, num_epochs: float, power: float, final_learning_rate: float = 0.0
+) -> Curve:
+    """(1 - epoch / num_epochs)^power from `learning_rate` to `final_learning_rate`, then flat."""
+    _check_learning_rate("learning_rate", learning_rate)
+    _check_learning_rate("final_learning_rate", final_learning_rate)
+    _check_positive("num_epochs", num_epochs)
+    _check_positive("power", power)
+    height = learning_rate - final_learning_rate
+
+    def function(epoch: float) -> float:
+        return final_learning_rate + height * max(1 - epoch / num_epochs, 0.0) ** power
+
+    return Curve(function, ())
+
+
 def with_warmup(
     curve: LearningRateCurve, warmup_epochs: float, initial_learning_rate: float = 0.0
 ) -> Curve:

@@ -6,7 +6,7 @@ The only file that knows the order of things.
 import logging
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from itertools import islice
@@ -63,7 +63,8 @@ class Run:
 
     Attributes:
       dataset: the feed's data set, on the devices.
-      test_batches: the test set, on the devices, `(devices, per_device, ...)`.
+      test_batches: the test set in batches on the devices, `(devices, per_device, ...)`, anew for
+        each call.
       log: None on all processes but the first.
       compiled: what each batch size cost to compile, those before an interruption included.
     """
@@ -73,7 +74,7 @@ class Run:
     programs: Programs
     feed: Feed
     dataset: Any
-    test_batches: Sequence[Any]
+    test_batches: Callable[[], Iterable[Any]]
     log: RunLog | None
     checkpoints: Checkpoints
     clock: Clock
@@ -177,13 +178,21 @@ def evaluate(run: Run, state: TrainState) -> dict[str, float]:
         program = run.programs.evaluation()
     with run.clock.timer("eval"):
         totals: dict[str, float] = {"loss": 0.0, "correct": 0.0, "count": 0.0}
-        pending = [program(state.params, state.batch_stats, b, ()) for b in run.test_batches]
-        for sums in jax.device_get(pending):
-            totals = {name: total + float(sums[name]) for name, total in totals.items()}
+        pending: deque[Any] = deque()
+        for batch in run.test_batches():
+            pending.append(program(state.params, state.batch_stats, batch, ()))
+            if len(pending) > RUN_AHEAD:
+                totals = _add(totals, pending.popleft())
+        for sums in pending:
+            totals = _add(totals, sums)
     return {
         "test_loss": totals["loss"] / totals["count"],
         "test_accuracy": totals["correct"] / totals["count"],
     }
+
+
+def _add(totals: dict[str, float], sums: Any) -> dict[str, float]:
+    return {name: total + float(sums[name]) for name, total in totals.items()}
 
 
 def _write_row(

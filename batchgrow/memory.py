@@ -3,7 +3,6 @@
 from typing import Any
 
 
-
 def memory_needed(executable: Any) -> int | None:
     """Bytes of device memory that a call needs, from XLA's own analysis; None if it has none."""
     analysis = executable.memory_analysis()

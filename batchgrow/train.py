@@ -6,23 +6,25 @@ from statistics import median
 from typing import Any
 
 import jax
+from etils import epath
 from jax.sharding import Mesh
 
 from batchgrow import environment, parallel
 from batchgrow.checkpoint import Checkpoints, Notes
 from batchgrow.config import Config, check, check_layouts, make_schedule
 from batchgrow.data.augment import make_prepare
-from batchgrow.data.feed import Feed, ResidentFeed, StreamedFeed, test_batches
-from batchgrow.data.sources import Images, load_images
+from batchgrow.data.feed import Feed
 from batchgrow.executables import enable_compilation_cache
 from batchgrow.loop import Cadence, Outcome, Run, run_phases
 from batchgrow.models import make_model
+from batchgrow.open_data import open_data
 from batchgrow.optimizer import make_optimizer
 from batchgrow.preemption import Preemption
-from batchgrow.programs import Programs, split_evenly
+from batchgrow.programs import Programs
 from batchgrow.progress import Progress
 from batchgrow.runfolder import check_config, claim, flatten, read_json, write_json
 from batchgrow.runlog import Clock, RunLog
+from batchgrow.schedule import Schedule
 from batchgrow.state import TrainState, create_state
 
 
@@ -54,67 +56,74 @@ def train(config: Config, workdir: str, *, override_config: bool = False) -> Out
             check_config(folder, files[0], config.to_dict(), override=override_config)
         if None not in files:
             return Outcome.FINISHED
-        train_images, test_images = _load(config, "train"), _load(config, "test")
-        enable_compilation_cache(config.run.compilation_cache_dir)
-
-        feed: Feed = (ResidentFeed if config.run.resident else StreamedFeed)(
-            train_images, config.seed
-        )
-        dataset = parallel.replicate(feed.dataset, mesh)
-        size = -(-config.run.eval_batch_size // mesh.size) * mesh.size
-        tests = [split_evenly(batch, mesh) for batch in test_batches(test_images, size)]
-        state, programs = build(config, mesh, schedule.phases[0].momentum, feed, tests[0])
-        stack.enter_context(programs)
-        checkpoints = stack.enter_context(
-            Checkpoints(
-                folder,
-                keep=config.run.keep_checkpoints,
-                config=config.to_dict(),
-                plan=schedule.to_dict(),
-            )
-        )
-        examples_seen, state, notes = _restore(checkpoints, parallel.replicate(state, mesh))
-
-        log = None
-        if is_writer:
-            write_json(folder / "config.json", config.to_dict())
-            write_json(folder / "plan.json", schedule.to_dict(num_devices=mesh.size))
-            log = stack.enter_context(
-                RunLog(folder, rows=notes["rows"], tensorboard=config.run.tensorboard)
-            )
-            log.text("plan", f"```\n{schedule.table(num_devices=mesh.size)}\n```")
-        progress = stack.enter_context(
-            Progress(
-                schedule.end_examples,
-                examples_seen,
-                f"{config.name}:{config.variant}",
-                config.run.progress and is_writer,
-            )
-        )
-        if examples_seen:
-            progress.say(f"resumed at {examples_seen} examples ({folder}/checkpoints)")
-        run = Run(
-            schedule=schedule,
-            cadence=_cadence(config),
-            programs=programs,
-            feed=feed,
-            dataset=dataset,
-            test_batches=[parallel.shard(batch, mesh) for batch in tests],
-            log=log,
-            checkpoints=checkpoints,
-            clock=Clock(notes["seconds"]),
-            progress=progress,
-            preemption=preemption,
-            compile_ahead=config.run.compile_ahead,
-            stop_at_phase_end=config.run.stop_at_phase_end,
-            compiled=notes["compiled"],
-        )
+        run, state, examples_seen = _start(stack, config, schedule, mesh, folder, preemption)
         outcome = run_phases(run, state, examples_seen)
-        if outcome is Outcome.FINISHED and log is not None:
+        if outcome is Outcome.FINISHED and run.log is not None:
             summary = summarise(run)
-            log.hyper_parameters(_hyper_parameters(config), summary["final"])
+            run.log.hyper_parameters(_hyper_parameters(config), summary["final"])
             write_json(folder / "summary.json", summary)
         return outcome
+
+
+def _start(
+    stack: ExitStack,
+    config: Config,
+    schedule: Schedule,
+    mesh: Mesh,
+    folder: epath.Path,
+    preemption: Preemption,
+) -> tuple[Run, TrainState, int]:
+    """Opens all that a run needs, from its last checkpoint on; `stack` closes it."""
+    is_writer = jax.process_index() == 0
+    enable_compilation_cache(config.run.compilation_cache_dir)
+    feed, test_batches, test_batch = open_data(config, schedule, mesh)
+    stack.callback(feed.close)
+    state, programs = build(config, mesh, schedule.phases[0].momentum, feed, test_batch)
+    stack.enter_context(programs)
+    checkpoints = stack.enter_context(
+        Checkpoints(
+            folder,
+            keep=config.run.keep_checkpoints,
+            config=config.to_dict(),
+            plan=schedule.to_dict(),
+        )
+    )
+    examples_seen, state, notes = _restore(checkpoints, parallel.replicate(state, mesh))
+    log = None
+    if is_writer:
+        write_json(folder / "config.json", config.to_dict())
+        write_json(folder / "plan.json", schedule.to_dict(num_devices=mesh.size))
+        log = stack.enter_context(
+            RunLog(folder, rows=notes["rows"], tensorboard=config.run.tensorboard)
+        )
+        log.text("plan", f"```\n{schedule.table(num_devices=mesh.size)}\n```")
+    progress = stack.enter_context(
+        Progress(
+            schedule.end_examples,
+            examples_seen,
+            f"{config.name}:{config.variant}",
+            config.run.progress and is_writer,
+        )
+    )
+    if examples_seen:
+        progress.say(f"resumed at {examples_seen} examples ({folder}/checkpoints)")
+    run = Run(
+        schedule=schedule,
+        cadence=_cadence(config),
+        programs=programs,
+        feed=feed,
+        dataset=parallel.replicate(feed.dataset, mesh),
+        test_batches=test_batches,
+        log=log,
+        checkpoints=checkpoints,
+        clock=Clock(notes["seconds"]),
+        progress=progress,
+        preemption=preemption,
+        compile_ahead=config.run.compile_ahead,
+        stop_at_phase_end=config.run.stop_at_phase_end,
+        compiled=notes["compiled"],
+    )
+    return run, state, examples_seen
 
 
 def summarise(run: Run) -> dict[str, Any]:
@@ -148,29 +157,12 @@ def summarise(run: Run) -> dict[str, Any]:
         "compile_seconds": seconds["compile"],
         "seconds": seconds,
         "phases": phases,
+        "num_replaced_records": getattr(run.feed, "num_replaced", 0),
         "versions": environment.versions(),
         "devices": environment.devices(),
         "commit": environment.commit(),
         "command": environment.command(),
     }
-
-
-def _load(config: Config, split: str) -> Images:
-    """A split, of the size that the config says."""
-    data = config.data
-    images = load_images(data.name, data[f"{split}_split"], config.run.data_dir)
-    expected = data[f"num_{split}_examples"]
-    if len(images) != expected:
-        raise ValueError(
-            f"data.num_{split}_examples is {expected}, but {data.name} has {len(images)} examples "
-            f"in its {split} split; set the field to that, or point run.data_dir to the right data"
-        )
-    if images.image.shape[1:] != tuple(data.image_shape):
-        raise ValueError(
-            f"data.image_shape is {tuple(data.image_shape)}, but {data.name} has images of "
-            f"{images.image.shape[1:]}; set the field to that"
-        )
-    return images
 
 
 def build(

@@ -23,7 +23,8 @@ def get_config() -> Config:
     data.num_train_examples = 0  # checked against the data
     data.num_test_examples = 0
     data.image_shape = (0, 0, 0)  # height, width, channels as the model sees them
-    data.augment = "none"  # "none", "flip" or "crop_flip", inside the step
+    data.augment = "none"  # in the step: "none", "flip", "crop_flip"; by workers on JPEGs: "random_resized_crop"
+    data.on_bad_record = "stop"  # of JPEGs: or "replace", by the next record
     data.mean = (0.0,)  # per channel, of pixels 0..255
     data.std = (255.0,)
 
@@ -47,13 +48,14 @@ def get_config() -> Config:
     recipe.num_epochs = 0.0
     recipe.global_batch_size = 0
     recipe.momentum = 0.9  # of optimizers that have one; Adam's b1
-    recipe.curve = "step"  # constant, step, exponential, inverse_time, cosine
+    recipe.curve = "step"  # constant, step, exponential, inverse_time, cosine, polynomial
     recipe.learning_rate = 0.0  # initial; 0: what learning_rates has for the optimizer
     recipe.learning_rates = ConfigDict()  # initial, by optimizer
     recipe.boundaries_epochs = (0.0,)  # of "step"
     recipe.factor = 1.0  # of "step", at each boundary
     recipe.decay_rate = 1.0  # per epoch, of "exponential" and "inverse_time"
-    recipe.final_learning_rate = 0.0  # of "cosine"
+    recipe.final_learning_rate = 0.0  # of "cosine" and "polynomial"
+    recipe.power = 1.0  # of "polynomial"
     recipe.warmup_epochs = 0.0  # linear, from warmup_learning_rate
     recipe.warmup_learning_rate = 0.0
 

@@ -26,12 +26,9 @@ from batchgrow.loop import run_phases
 from experiments import cli, timing
 from experiments.timing import median
 
-_DEPTH = flags.DEFINE_integer("depth", 10, "Of the wide ResNet: 10, 16, 22, 28, ...")
-_WIDTH = flags.DEFINE_integer("width", 1, "Of the wide ResNet.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "The first one.")
 _FACTOR = flags.DEFINE_integer("factor", 2, "Of each growth.")
 _GROWTHS = flags.DEFINE_integer("growths", 2, "How many.")
-_IMAGE_SIZE = flags.DEFINE_integer("image_size", 32, "Pixels.")
 _UPDATES = flags.DEFINE_integer("updates", 20, "Of each phase beside those that hide a compile.")
 _REPETITIONS = flags.DEFINE_integer("repetitions", 3, "Medians are taken over them.")
 _SECONDS = flags.DEFINE_float("seconds", 300.0, "No repetition begins that would end later.")
@@ -83,14 +80,7 @@ class Timeline:
 
 def measure(phases: Sequence[tuple[int, int]], *, compile_ahead: bool) -> Timeline:
     """Runs phases of `(batch_size, num_updates)` and notes when each update ends."""
-    config = timing.make_config(
-        name="wide_resnet",
-        depth=_DEPTH.value,
-        width=_WIDTH.value,
-        image_size=_IMAGE_SIZE.value,
-        ghost_batch_size=_BATCH_SIZE.value,
-        num_devices=1,
-    )
+    config = timing.make_config(ghost_batch_size=_BATCH_SIZE.value)
     config.run.updates_per_dispatch = 1
     updates: list[Update] = []
     # The last update of the schedule is left out: an evaluation follows it.
@@ -161,9 +151,8 @@ def main() -> int:
     if min(_BATCH_SIZE.value, _GROWTHS.value, _REPETITIONS.value) < 1 or _FACTOR.value < 2:
         raise ValueError("--batch_size, --growths and --repetitions must be 1 or more, --factor 2")
     sizes = [_BATCH_SIZE.value * _FACTOR.value**i for i in range(_GROWTHS.value + 1)]
-    model = f"WRN-{_DEPTH.value}-{_WIDTH.value}"
-    shape = f"{_IMAGE_SIZE.value} x {_IMAGE_SIZE.value}"
-    notes = [f"{model}, images {shape}, ghost batch {sizes[0]}; slowdown: of the size before"]
+    model = timing.model_name(timing.make_config(ghost_batch_size=sizes[0]))
+    notes = [f"{model}, ghost batch {sizes[0]}; slowdown: of the size before"]
     print(timing.report("bench_growth", bench(sizes), notes))
     return 0
 

@@ -6,12 +6,11 @@
 same mathematics that is called again and again on one batch. `ghost_norm_ratio` compares two such
 bare steps, with ghost batch norm and with `flax.linen.BatchNorm`, where the ghost batch is the
 whole batch. Bursts of the three take turns in one process; each ratio is the median of the ratios
-within a turn. Two models: a tiny one, and a wide ResNet.
+within a turn. Two models: a tiny one, and a wide ResNet (--depth=0 leaves it out).
 """
 
 import time
 from collections.abc import Callable
-from itertools import chain
 from typing import Any
 from unittest import mock
 
@@ -27,17 +26,14 @@ from batchgrow.models import make_model, wide_resnet
 from experiments import cli, timing
 from experiments.timing import median
 
-_DEPTH = flags.DEFINE_integer("depth", 16, "Of the wide ResNet; 0 leaves it out.")
-_WIDTH = flags.DEFINE_integer("width", 1, "Of the wide ResNet.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "Of the wide ResNet.")
-_IMAGE_SIZE = flags.DEFINE_integer("image_size", 32, "Pixels, of the wide ResNet.")
 _UPDATES_PER_DISPATCH = flags.DEFINE_integer("updates_per_dispatch", 0, "As in config.run.")
 _TURNS = flags.DEFINE_integer("turns", 25, "Bursts of each kind.")
 _BURST_SECONDS = flags.DEFINE_float("burst_seconds", 0.3, "Length of a burst, about.")
 _SECONDS = flags.DEFINE_float("seconds", 120.0, "No turn of a model begins later than this.")
 
 MOMENTUM = 0.9
-UNLIMITED = 10**9  # updates
+TINY_BATCH_SIZE = 32
 
 
 class BareStep:
@@ -174,21 +170,22 @@ class Turns:
         return median([a / b for a, b in pairs])
 
 
-def bench(label: str, config: Config, batch_size: int) -> dict[str, Any]:
-    """One row of the table."""
+def bench(config: Config) -> dict[str, Any]:
+    """One row of the table; the batch is one ghost batch."""
     config.run.updates_per_dispatch = _UPDATES_PER_DISPATCH.value
+    batch_size = config.ghost_batch_size
 
     def watch(size: int, token: jax.Array) -> None:
         run.preemption.enough = turns.dispatched(size, token)
 
-    phases = [(batch_size, UNLIMITED)]
+    phases = [(batch_size, timing.UNLIMITED)]
     with timing.watched_run(config, phases, watch, compile_ahead=False) as (run, state):
         updates_per_dispatch = run.programs.updates_per_dispatch
         turns = Turns(bare_steps(config), updates_per_dispatch)
         run_phases(run, state, 0)
     milliseconds = {k: 1e3 * (median(v) or 0.0) for k, v in turns.seconds.items()}
     return {
-        "model": label,
+        "model": timing.model_name(config),
         "batch_size": batch_size,
         "updates_per_dispatch": updates_per_dispatch,
         "loop_ms": milliseconds["loop"],
@@ -200,25 +197,11 @@ def bench(label: str, config: Config, batch_size: int) -> dict[str, Any]:
     }
 
 
-def models() -> dict[str, tuple[Config, int]]:
-    """The tiny model and the wide ResNet: config and batch size of each, by label."""
-    found: dict[str, tuple[Config, int]] = {}
-    tiny: dict[str, Callable[[], Any] | Any] = {"name": "conv_net", "channels": 16}
-    config = timing.make_config(image_size=8, ghost_batch_size=32, num_devices=1, **tiny)
-    found["ConvNet-16 8 x 8"] = (config, 32)
-    if _DEPTH.value:
-        size, batch_size = _IMAGE_SIZE.value, _BATCH_SIZE.value
-        wide = {"name": "wide_resnet", "depth": _DEPTH.value, "width": _WIDTH.value}
-        config = timing.make_config(
-            image_size=size, ghost_batch_size=batch_size, num_devices=1, **wide
-        )
-        found[f"WRN-{_DEPTH.value}-{_WIDTH.value} {size} x {size}"] = (config, batch_size)
-    return found
-
-
 def main() -> int:
     """Prints the table."""
-    rows = [bench(label, *model) for label, model in models().items()]
+    rows = [bench(timing.make_config(ghost_batch_size=TINY_BATCH_SIZE, tiny=True))]
+    if timing.DEPTH.value:
+        rows.append(bench(timing.make_config(ghost_batch_size=_BATCH_SIZE.value)))
     notes = ["loop: batchgrow's, with everything but rows, evaluations and checkpoints"]
     print(timing.report("bench_step", rows, notes))
     return 0

@@ -8,9 +8,13 @@ Exit statuses:
   75   preempted by SIGTERM or Ctrl-C; a checkpoint is written: start the same command again
   76   stopped at the end of a phase, as asked: start it again, on more devices if you like
   130  a second Ctrl-C; the last checkpoint is the one before
+  134  another process died: JAX aborts this one, and says so ("unhealthy", "leader task")
 """
 
+import faulthandler
+import os
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -24,7 +28,8 @@ from experiments import cli
 
 DIVERGED = 3
 STATUS = {Outcome.FINISHED: 0, Outcome.PREEMPTED: 75, Outcome.PHASE_END: 76}
-HEARTBEAT_SECONDS = 30  # a process that dies takes the others down within about this time
+GRACE_SECONDS = 5  # for the others to fail in the same way
+HEARTBEAT_SECONDS = 30  # a process that dies takes the others down within this time, and a bit
 
 _OVERRIDE = flags.DEFINE_bool(
     "override_config", False, "Go on although fields under config.run differ from the folder's."
@@ -43,6 +48,7 @@ _COORDINATOR = flags.DEFINE_string(
 )
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "With --coordinator_address.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "With --coordinator_address.")
+_TIMEOUT = flags.DEFINE_integer("initialization_timeout", 300, "Seconds to wait for each other.")
 
 
 def launch(main: Callable[[], int]) -> None:
@@ -53,14 +59,23 @@ def launch(main: Callable[[], int]) -> None:
             logging.set_verbosity(logging.WARNING)
             # Orbax tells every step of a save, and a traceback where we say one line.
             logging.get_absl_logger().addFilter(lambda record: "orbax" not in record.pathname)
-            sys.excepthook = _excepthook
+            sys.unraisablehook = _unraisablehook
         connect()
         try:
             return main()
         except NonFiniteLoss as error:
             return cli.complain(error, DIVERGED)
 
-    cli.run(connected)
+    status: Any = 1
+    try:
+        cli.run(connected)
+    except SystemExit as leaving:
+        status = leaving.code
+        raise
+    finally:
+        if jax.distributed.is_initialized() and status not in STATUS.values():
+            # JAX lets a process leave when all the others do; one that fails alone cannot wait.
+            _after(GRACE_SECONDS, lambda: os._exit(status))
 
 
 def run(config: Config, workdir: str) -> int:
@@ -75,10 +90,10 @@ def run(config: Config, workdir: str) -> int:
     return STATUS[outcome]
 
 
-def _excepthook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+def _unraisablehook(unraisable: Any) -> None:
     """Spares the tracebacks of TensorStore's other files when one of them has failed."""
-    if str(error) != "Event loop is closed":
-        sys.__excepthook__(kind, error, trace)
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
 
 
 def connect() -> None:
@@ -95,16 +110,37 @@ def connect() -> None:
             "--coordinator_address, --num_processes and --process_id go together; "
             "or use --distributed on a cluster that JAX knows"
         )
+    # Left to itself JAX aborts the process where it can reach nobody, and so does one that dies
+    # later; Python's own account of the abort would only bury what JAX says.
+    faulthandler.disable()
+    watch = _after(_TIMEOUT.value, _give_up)
     try:
         jax.distributed.initialize(
             *explicit,
-            initialization_timeout=HEARTBEAT_SECONDS,
+            initialization_timeout=_TIMEOUT.value + HEARTBEAT_SECONDS,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=HEARTBEAT_SECONDS,
         )
     except (RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(
-            f"--coordinator_address {_COORDINATOR.value}: process {_PROCESS_ID.value} of "
-            f"{_NUM_PROCESSES.value} cannot join ({reason}); check that all processes were started "
-            "and that the address is reachable"
-        ) from error
+        raise ValueError(_cannot_join(str(error).strip().splitlines()[0])) from error
+    finally:
+        watch.cancel()
+
+
+def _after(seconds: float, action: Callable[[], None]) -> threading.Timer:
+    timer = threading.Timer(seconds, action)
+    timer.daemon = True
+    timer.start()
+    return timer
+
+
+def _give_up() -> None:
+    os._exit(cli.complain(_cannot_join(f"no answer in {_TIMEOUT.value} s"), cli.BAD_INPUT))
+
+
+def _cannot_join(reason: str) -> str:
+    return (
+        f"--coordinator_address {_COORDINATOR.value}: process {_PROCESS_ID.value} of "
+        f"{_NUM_PROCESSES.value} cannot join ({reason}); check that all processes were started "
+        "and that the address is reachable"
+    )

@@ -29,8 +29,14 @@ from configs import base
 
 NUM_CLASSES = 10
 NEVER = 2**60  # examples
+UNLIMITED = 10**9  # updates
 
 JSON = flags.DEFINE_bool("json", False, "One line of JSON instead of the table.")
+DEPTH = flags.DEFINE_integer(
+    "depth", 16, "Of the wide ResNet: 10, 16, 22, ...; 0: a small ConvNet."
+)
+WIDTH = flags.DEFINE_integer("width", 1, "Of the wide ResNet.")
+IMAGE_SIZE = flags.DEFINE_integer("image_size", 32, "Pixels.")
 DTYPE = flags.DEFINE_enum(
     "dtype", "float32", ("float32", "bfloat16"), "Of activations and products."
 )
@@ -62,10 +68,12 @@ class Stop(Preemption):
         return self.enough or super().requested(num_updates)
 
 
-def make_config(
-    *, image_size: int, ghost_batch_size: int, num_devices: int, **model: Any
-) -> Config:
-    """Momentum SGD on images `(image_size, image_size, 3)`, nothing logged or shown."""
+def make_config(*, ghost_batch_size: int, num_devices: int = 1, tiny: bool = False) -> Config:
+    """Momentum SGD with the model of the flags, or a tiny one for updates of a millisecond."""
+    depth, image_size = (0, 8) if tiny else (DEPTH.value, IMAGE_SIZE.value)
+    model = {"name": "conv_net", "channels": 16}
+    if depth:
+        model = {"name": "wide_resnet", "depth": depth, "width": WIDTH.value}
     config = base.get_config()
     config.name = "benchmark"
     config.data.image_shape = (image_size, image_size, 3)
@@ -77,6 +85,14 @@ def make_config(
     config.run.num_devices = num_devices
     config.run.progress = False
     return config
+
+
+def model_name(config: Config) -> str:
+    """The model and its images, for people."""
+    model, (height, width, _) = config.model, config.data.image_shape
+    if model.name == "conv_net":
+        return f"ConvNet-{model.channels}, {height} x {width}"
+    return f"WRN-{model.depth}-{model.width}, {height} x {width}"
 
 
 def make_schedule(phases: Sequence[tuple[int, int]], num_examples: int) -> Schedule:
@@ -147,7 +163,7 @@ def watched_run(
                 programs=programs,
                 feed=feed,
                 dataset=parallel.replicate(feed.dataset, mesh),
-                test_batches=[parallel.shard(test, mesh)],
+                test_batches=lambda: [parallel.shard(test, mesh)],
                 log=None,
                 checkpoints=NoCheckpoints(),
                 clock=Clock(),

@@ -2,11 +2,15 @@
 
     python tests/member.py WORKDIR CHANGES_JSON --coordinator_address=HOST:PORT ...
 
-Beside the run folder it writes `WORKDIR.PROCESS.updates`, a line with its examples for
-each dispatch, and at its end `WORKDIR.PROCESS.reads`, the index of each training example it read.
+With $DISPATCHES and $SIGNAL set it sends itself that signal after so many dispatches.
+
+Beside the run folder it leaves `WORKDIR.PROCESS.updates`, a line with its examples for each
+dispatch, and `WORKDIR.PROCESS.reads`, a line with the index of each example as it is read.
 """
 
 import json
+import os
+import signal
 import sys
 from typing import Any
 
@@ -14,53 +18,45 @@ from absl import flags
 from tiny import TinyNet, make_config
 
 from batchgrow import models
-from batchgrow import train as train_module
 from batchgrow.data.sources import Images
 from batchgrow.progress import Progress
 from experiments import launch
 
 workdir, changes = sys.argv[1], json.loads(sys.argv[2])
 del sys.argv[1:3]
+dispatches = 0
+read, advance = Images.__getitem__, Progress.advance
 
 
-class CountedImages(Images):
-    """Images that know who asked for which."""
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        reads.append(index)
-        return super().__getitem__(index)
-
-
-class NotedProgress(Progress):
-    """Progress that an onlooker can follow."""
-
-    def advance(self, examples: int) -> None:
-        """Notes the position on disk."""
-        super().advance(examples)
-        with open(f"{beside()}.updates", "a") as file:
-            print(examples, file=file)
+launch.HEARTBEAT_SECONDS = 10
 
 
 def main() -> int:
     """Trains, as experiments.train does."""
-    load_images = train_module.load_images
-    train_module.load_images = lambda name, split, data_dir: CountedImages(
-        **vars(load_images(name, split, data_dir))
-    )
-    train_module.Progress = NotedProgress
     models.MODELS["tiny"] = TinyNet
-    try:
-        return launch.run(make_config(changes), workdir)
-    finally:
-        with open(f"{beside()}.reads", "w") as file:
-            json.dump(reads, file)
+    Images.__getitem__ = _read
+    Progress.advance = _advance
+    return launch.run(make_config(changes), workdir)
 
 
-def beside() -> str:
-    """The path and number of this process."""
-    return f"{workdir}.{flags.FLAGS.process_id}"
+def _read(self: Images, index: int) -> dict[str, Any]:
+    _note("reads", index)
+    return read(self, index)
 
 
-reads: list[int] = []
+def _advance(self: Progress, examples: int) -> None:
+    global dispatches
+    _note("updates", examples)
+    advance(self, examples)
+    dispatches += 1
+    if str(dispatches) == os.environ.get("DISPATCHES"):
+        os.kill(os.getpid(), signal.Signals[os.environ["SIGNAL"]])
+
+
+def _note(what: str, value: int) -> None:
+    with open(f"{workdir}.{flags.FLAGS.process_id}.{what}", "a") as file:
+        print(value, file=file)
+
+
 if __name__ == "__main__":
     launch.launch(main)

@@ -152,9 +152,7 @@ def test_another_config_or_plan_is_refused(saved: pathlib.Path) -> None:
             checkpoints.restore(make_state(0))
     other = {"num_updates": 2, "phases": [{"global_batch_size": 20, "learning_rate_start": 0.1}]}
     with open_checkpoints(saved, plan=other) as checkpoints:
-        with pytest.raises(
-            FolderError, match=r"another plan.*\(4 updates in 1 phases, now 2 in 1\)"
-        ):
+        with pytest.raises(FolderError, match=r"another plan.*\(4 updates .* now 2 in 1\)"):
             checkpoints.restore(make_state(0))
 
 
@@ -210,7 +208,7 @@ def test_what_a_killed_write_left_is_no_checkpoint(tmp_path: pathlib.Path) -> No
     assert steps(tmp_path) == ["10", "20"]
 
 
-@settings(max_examples=50, deadline=None, derandomize=True)
+@settings(max_examples=20, deadline=None, derandomize=True)
 @given(st.integers(0, 30 * 17 - 1), st.integers(0, 31))
 def test_the_checksum_sees_every_flipped_bit(word: int, bit: int) -> None:
     state = make_state(1)

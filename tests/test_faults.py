@@ -1,6 +1,6 @@
 """Real processes, really killed: one life of a run folder, and what each process says.
 
-Every test that starts a process is bounded by `soak.TIME_LIMIT`.
+Every test that starts a process is bounded by `faults.TIME_LIMIT`.
 """
 
 import json
@@ -13,8 +13,8 @@ import time
 import numpy as np
 import pytest
 
-from experiments import soak
-from experiments.soak import Fault, checkpoints, resumed_at, said, start, status
+from experiments import faults
+from experiments.faults import Fault, checkpoints, resumed_at, said, start, status
 
 
 @pytest.fixture(scope="module")
@@ -42,55 +42,50 @@ def test_a_folder_survives_everything(undisturbed: pathlib.Path, tmp_path: pathl
     for kind, nth, delay in (
         ("kill -9 at an update", 1, 0.0),
         ("kill -9 in an evaluation", 1, 0.01),
-        ("kill -9 in a checkpoint write", 1, 0.02),
-        ("kill -9 in a checkpoint write", 2, 0.05),
+        ("kill -9 in a checkpoint write", 2, 0.03),
     ):
         before = newest(workdir)
         assert status(start(workdir, Fault(kind, nth, delay))) == -signal.SIGKILL
         assert resumed_at(workdir) == before
 
     # Asked to stop: the update is finished, a checkpoint written, and the status says so.
-    for kind in ("SIGTERM", "SIGINT"):
-        before = newest(workdir)
-        assert status(start(workdir, Fault(kind, 1))) == 75
-        assert resumed_at(workdir) == before
-        assert newest(workdir) == before + soak.UPDATES * 16
-        assert f"{kind}: stopping after this update" in said(workdir)
+    before = newest(workdir)
+    assert status(start(workdir, Fault("SIGTERM", 1))) == 75
+    assert resumed_at(workdir) == before
+    assert newest(workdir) == before + faults.UPDATES * 16
+    assert "SIGTERM: stopping after this update" in said(workdir)
 
     # The disk becomes full: one line, and the checkpoints before stay.
-    for kind, what in (
-        ("disk full while logging", "log cannot be written"),
-        ("disk full while saving", "checkpoint could not be written"),
-    ):
+    for kind in ("disk full while logging", "disk full while saving"):
         before = newest(workdir)
-        assert status(start(workdir, Fault(kind, 1, part=0.2))) == 1
+        assert status(start(workdir, Fault(kind, 1, part=0.9))) == 1
         (line,) = errors(workdir)
-        assert what in line and "free space and start the same command again" in line
+        assert "written (File too large); free space and start the same command again" in line
         assert newest(workdir) == before > 0
 
     # Refused, with nothing touched.
     held = start(workdir, Fault("second run on the folder"))
-    deadline = time.monotonic() + soak.TIME_LIMIT
+    deadline = time.monotonic() + faults.TIME_LIMIT
     while not workdir.with_name("run.paused").exists():
-        assert held.is_alive() and time.monotonic() < deadline, said(workdir)
+        assert held.process.is_alive() and time.monotonic() < deadline, said(workdir)
         time.sleep(0.05)
     assert status(start(workdir)) == 2
     (line,) = errors(workdir)
     assert "another run is using it" in line
     # The first Ctrl-C is noted, the second ends the process at once.
     for _ in range(2):
-        os.kill(held.pid or 0, signal.SIGINT)
+        os.kill(held.process.pid, signal.SIGINT)
         time.sleep(0.5)
     assert status(held) == 130
     for kind, what in (
-        ("changed config", "(recipe.learning_rate: 0.05 -> 0.01); it changes the trajectory"),
-        ("changed data set", "data.num_train_examples is 1437, but digits has 1436 examples"),
+        ("changed config", "-> 0.01); it changes the trajectory, so take another --workdir"),
+        ("changed data set", "data.num_test_examples is 360, but digits has 359 examples"),
     ):
-        before = soak.contents(workdir)
+        before = faults.contents(workdir)
         assert status(start(workdir, Fault(kind))) == 2
         (line,) = errors(workdir)
         assert what in line
-        assert soak.contents(workdir) == before
+        assert faults.contents(workdir) == before
 
     # Damaged while nobody looked.
     assert len(checkpoints(workdir)) >= 2
@@ -98,7 +93,7 @@ def test_a_folder_survives_everything(undisturbed: pathlib.Path, tmp_path: pathl
     (workdir / "checkpoints" / str(last) / "state" / "manifest.ocdbt").write_bytes(b"")
     for path in (workdir / "checkpoints" / str(last) / "state" / "d").iterdir():
         path.write_bytes(path.read_bytes()[:50])
-    assert soak.damage(workdir, "cut metrics.jsonl", rng)
+    assert faults.damage(workdir, "cut metrics.jsonl", rng)
     assert status(start(workdir, Fault("stop at a phase end"))) == 76
     assert resumed_at(workdir) == one_before
     assert f"set aside as {last}.bad" in said(workdir)
@@ -109,9 +104,12 @@ def test_a_folder_survives_everything(undisturbed: pathlib.Path, tmp_path: pathl
     assert status(start(workdir, Fault("kill -9 before the summary"))) == -signal.SIGKILL
     assert status(start(workdir)) == 0
     assert "best_test_accuracy" in json.loads((workdir / "summary.json").read_text())
-    assert soak.rows(workdir) == soak.rows(undisturbed)
-    pairs = zip(soak.final_arrays(workdir), soak.final_arrays(undisturbed), strict=True)
-    for array, expected in pairs:
+    assert faults.rows(workdir) == faults.rows(undisturbed)
+    for array, expected in zip(
+        faults.final_arrays(workdir, undisturbed),
+        faults.final_arrays(undisturbed, undisturbed),
+        strict=True,
+    ):
         np.testing.assert_array_equal(array, expected)
 
 
@@ -121,8 +119,8 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_not_started_over(
     workdir = tmp_path / "run"
     assert status(start(workdir, Fault("SIGTERM", 2))) == 75
     (workdir / "checkpoints" / str(newest(workdir)) / "notes" / "metadata").write_text("")
-    before = soak.contents(workdir)
+    before = faults.contents(workdir)
     assert status(start(workdir)) == 2
     (line,) = errors(workdir)
     assert "no checkpoint can be read" in line and "take another workdir" in line
-    assert soak.contents(workdir) == before
+    assert faults.contents(workdir) == before

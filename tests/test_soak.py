@@ -3,7 +3,7 @@ import random
 
 import pytest
 
-from experiments import soak
+from experiments import faults, soak
 
 
 def make_run(folder: pathlib.Path) -> pathlib.Path:
@@ -12,13 +12,13 @@ def make_run(folder: pathlib.Path) -> pathlib.Path:
         (folder / "checkpoints" / str(step) / "state" / "data").write_bytes(bytes(100))
     (folder / "checkpoints" / "20.bad").mkdir()
     (folder / "metrics.jsonl").write_text('{"examples_seen": 10, "wall_seconds": 1.5}\n')
-    for name in soak.JSON_FILES:
+    for name in faults.JSON_FILES:
         (folder / name).write_text("{}\n")
     return folder
 
 
 def changed(folder: pathlib.Path, before: dict[str, bytes]) -> list[str]:
-    now = soak.contents(folder)
+    now = faults.contents(folder)
     assert now.keys() == before.keys()
     return [str(pathlib.Path(p).relative_to(folder)) for p in before if now[p] != before[p]]
 
@@ -30,13 +30,13 @@ def changed(folder: pathlib.Path, before: dict[str, bytes]) -> list[str]:
         ("truncated checkpoint", "checkpoints/20/state/data"),
         ("flipped bit in a checkpoint", "checkpoints/20/state/data"),
         ("cut metrics.jsonl", "metrics.jsonl"),
-        (soak.CUT_JSON, ".json"),
+        (faults.CUT_JSON, ".json"),
     ],
 )
 def test_damage_hits_one_file(tmp_path: pathlib.Path, kind: str, where: str, seed: int) -> None:
     folder = make_run(tmp_path)
-    before = soak.contents(folder)
-    assert soak.damage(folder, kind, random.Random(seed))
+    before = faults.contents(folder)
+    assert faults.damage(folder, kind, random.Random(seed))
     (path,) = changed(folder, before)
     assert path.endswith(where)
 
@@ -45,13 +45,13 @@ def test_the_only_checkpoint_is_spared(tmp_path: pathlib.Path) -> None:
     folder = make_run(tmp_path)
     (folder / "checkpoints" / "10" / "state" / "data").unlink()
     (folder / "checkpoints" / "10").rename(folder / "checkpoints" / "10.bad")
-    before = soak.contents(folder)
-    assert not soak.damage(folder, "truncated checkpoint", random.Random(0))
+    before = faults.contents(folder)
+    assert not faults.damage(folder, "truncated checkpoint", random.Random(0))
     assert not changed(folder, before)
 
 
 def test_rows_are_compared_without_the_clock(tmp_path: pathlib.Path) -> None:
-    assert soak.rows(make_run(tmp_path)) == [{"examples_seen": 10}]
+    assert faults.rows(make_run(tmp_path)) == [{"examples_seen": 10}]
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ import numpy as np
 
 Batch = dict[str, jax.Array]
 
-NAMES = ("none", "crop_flip", "flip")
+NAMES = ("none", "crop_flip", "flip", "random_resized_crop")
 PADDING = 4  # pixels, reflected (Zagoruyko & Komodakis 2016)
 
 
@@ -28,7 +28,8 @@ def make_prepare(
 
     Args:
       augment: "none"; "crop_flip": a random crop of the image padded by 4 reflected pixels, and a
-        horizontal flip half of the time; "flip": the flip alone.
+        horizontal flip half of the time; "flip": the flip alone;
+        "random_resized_crop": done before, by the workers that decode JPEGs.
       mean, std: per channel, of 0..255 pixels.
       seed: of the augmentation.
 
@@ -47,7 +48,7 @@ def make_prepare(
         else:
             examples, labels = batch["image"], batch["label"]
             index = jnp.arange(labels.shape[0])
-        if augment == "none":
+        if augment in ("none", "random_resized_crop"):
             images = examples[index] if "index" in batch else examples
         else:
             key = jax.random.fold_in(jax.random.key(seed), 1)

@@ -7,11 +7,25 @@ import jax.numpy as jnp
 
 from batchgrow.models.conv_net import ConvNet
 from batchgrow.models.ghost_batch_norm import GhostBatchNorm
+from batchgrow.models.inception_resnet_v2 import InceptionResNetV2
+from batchgrow.models.resnet import ResNet
 from batchgrow.models.wide_resnet import WideResNet
 
-__all__ = ["ConvNet", "GhostBatchNorm", "WideResNet", "make_model"]
+__all__ = [
+    "ConvNet",
+    "GhostBatchNorm",
+    "InceptionResNetV2",
+    "ResNet",
+    "WideResNet",
+    "make_model",
+]
 
-MODELS: dict[str, type[nn.Module]] = {"conv_net": ConvNet, "wide_resnet": WideResNet}
+MODELS: dict[str, type[nn.Module]] = {
+    "conv_net": ConvNet,
+    "inception_resnet_v2": InceptionResNetV2,
+    "resnet": ResNet,
+    "wide_resnet": WideResNet,
+}
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 

@@ -61,7 +61,7 @@ class WideResNet(nn.Module):
             for block in range((self.depth - 4) // 6):
                 strides = 2 if group > 0 and block == 0 else 1
                 x = _block(x, channels * self.width, strides, conv, norm)
-        x = nn.relu(norm()(x)).mean((1, 2)).astype(jnp.float32)
+        x = nn.relu(norm()(x)).astype(jnp.float32).mean((1, 2))
         return nn.Dense(self.num_classes, name="classifier")(x)
 
 

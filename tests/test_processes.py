@@ -1,0 +1,259 @@
+"""Several processes, real ones, on emulated devices: they train as one does, and fail as one."""
+
+import fcntl
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from tiny import TinyNet, make_config, read_rows
+
+from batchgrow import models
+from batchgrow.data.stream import Stream
+from batchgrow.loop import Outcome
+from batchgrow.runlog import TIMING
+from batchgrow.train import train
+
+HERE = pathlib.Path(__file__).parent
+TIME_LIMIT = 300  # seconds, on a machine that is busy with other things
+# 67 updates of 32 examples, so that 4 devices share a ghost batch of 16; then 17 of 128.
+CHANGES: dict[str, Any] = {
+    "run.num_devices": 0,
+    "run.checkpoint_every_epochs": 100.0,
+    "recipe.num_epochs": 3.0,
+    "recipe.boundaries_epochs": (1.5,),
+    "log_every_epochs": 0.5,
+    "evaluate_every_epochs": 1.5,
+}
+BOUNDARY = 67 * 32
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a process ended."""
+
+    status: int
+    said: str
+    seconds: float
+
+    @property
+    def errors(self) -> list[str]:
+        return [line for line in self.said.splitlines() if line.startswith("error: ")]
+
+
+def run_processes(
+    workdir: pathlib.Path,
+    changes: Mapping[str, Any] = CHANGES,
+    *,
+    ids: tuple[int, ...] = (0, 1),
+    faulty: int | None = None,
+    fault: Mapping[str, str] | None = None,
+    options: tuple[str, ...] = (),
+    port: int | None = None,
+) -> list[Ended]:
+    """Starts members of a pair with 4 devices each, and waits for them.
+
+    Args:
+      ids: which of the two.
+      faulty, fault: a process, and what else is in its environment (tests/member.py).
+      options: more flags.
+      port: of the coordinator.
+    """
+    port = port or free_port()
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(HERE.parent),
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+    }
+    command = [sys.executable, str(HERE / "member.py"), str(workdir), json.dumps(changes)]
+    command += [f"--coordinator_address=127.0.0.1:{port}", "--num_processes=2", *options]
+    logs = [pathlib.Path(f"{workdir}.{i}.log") for i in ids]
+    started = time.monotonic()
+    processes = []
+    for i, log in zip(ids, logs, strict=True):
+        with open(log, "w") as file:
+            processes.append(
+                subprocess.Popen(
+                    [*command, f"--process_id={i}"],
+                    env=environment | (fault if fault and i == faulty else {}),
+                    stdout=file,
+                    stderr=file,
+                )
+            )
+    ended: dict[int, Ended] = {}
+    while len(ended) < len(processes):
+        seconds = time.monotonic() - started
+        for i, process in enumerate(processes):
+            if i not in ended and (status := process.poll()) is not None:
+                ended[i] = Ended(status, logs[i].read_text(), seconds)
+        if seconds > TIME_LIMIT:
+            for process in processes:
+                process.kill()
+            raise TimeoutError("\n".join(log.read_text()[-2000:] for log in logs))
+        time.sleep(0.1)
+    return [ended[i] for i in range(len(processes))]
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+def run_here(workdir: pathlib.Path, changes: Mapping[str, Any]) -> Outcome:
+    """The same training in this process, on 8 devices."""
+    with mock.patch.dict(models.MODELS, tiny=TinyNet):
+        return train(make_config(changes), str(workdir), override_config=True)
+
+
+def noted(workdir: pathlib.Path, process: int, what: str) -> list[int]:
+    return [int(n) for n in pathlib.Path(f"{workdir}.{process}.{what}").read_text().split()]
+
+
+def final_state(workdir: pathlib.Path) -> list[np.ndarray]:
+    """Every array of the last checkpoint's state."""
+    path = workdir / "checkpoints" / str(steps(workdir)[-1]) / "state"
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    with ocp.StandardCheckpointer() as checkpointer:
+        target = jax.tree.map(
+            lambda saved: jax.ShapeDtypeStruct(saved.shape, saved.dtype, sharding=here),
+            checkpointer.metadata(path).item_metadata.tree,
+        )
+        tree = checkpointer.restore(path, target)
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(tree["state"])]
+
+
+def steps(workdir: pathlib.Path) -> list[int]:
+    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
+
+
+def assert_same_run(workdir: pathlib.Path, reference: pathlib.Path) -> None:
+    """Rows and state agree to float tolerance, and the folders hold the same files."""
+    rows, expected = read_rows(workdir), read_rows(reference)
+    for row in (*rows, *expected):
+        for name in TIMING:
+            del row[name]
+    assert len(rows) == len(expected)
+    for row, other in zip(rows, expected, strict=True):
+        assert row == pytest.approx(other, rel=2e-3, abs=1e-5)
+    for array, other in zip(final_state(workdir), final_state(reference), strict=True):
+        np.testing.assert_allclose(array, other, rtol=2e-3, atol=2e-4)
+    assert {p.name for p in workdir.iterdir()} == {p.name for p in reference.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """What one process makes of it."""
+    workdir = tmp_path_factory.mktemp("one") / "reference"
+    assert run_here(workdir, CHANGES) is Outcome.FINISHED
+    return workdir
+
+
+@pytest.mark.slow
+def test_two_stream_until_one_is_asked_to_stop_and_one_goes_on(
+    reference: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    """SIGTERM to one stops both at the same update; each example was read by one of them."""
+    workdir = tmp_path / "run"
+    ended = run_processes(
+        workdir,
+        CHANGES | {"run.resident": False},
+        faulty=1,
+        fault={"DISPATCHES": "4", "SIGNAL": "SIGTERM"},
+    )
+    assert [e.status for e in ended] == [75, 75], ended
+    updates = noted(workdir, 0, "updates")
+    assert noted(workdir, 1, "updates") == updates
+    stopped_at = sum(updates)
+    assert steps(workdir)[-1] == stopped_at < make_config(CHANGES).data.num_train_examples * 3
+
+    probe = [0]  # each process looks at one example for its shape
+    reads = [noted(workdir, i, "reads") for i in (0, 1)]
+    assert [r[:1] for r in reads] == [probe, probe]
+    expected = Stream(1437, seed=0).indices(np.arange(stopped_at)).tolist()
+    assert Counter(reads[0][1:] + reads[1][1:]) == Counter(expected)
+    assert len(reads[0]) == len(reads[1])
+
+    assert run_here(workdir, CHANGES) is Outcome.FINISHED
+    assert_same_run(workdir, reference)
+
+
+@pytest.mark.slow
+def test_one_grows_into_two(reference: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """Two processes go on where one stopped to grow, and write one set of files."""
+    workdir = tmp_path / "run"
+    stopping = CHANGES | {"run.stop_at_phase_end": True}
+    assert run_here(workdir, stopping) is Outcome.PHASE_END
+    assert steps(workdir)[-1] == BOUNDARY
+    ended = run_processes(workdir, options=("--override_config",))
+    assert [e.status for e in ended] == [0, 0], ended
+    assert noted(workdir, 0, "updates") == noted(workdir, 1, "updates") == [128] * 17
+    assert_same_run(workdir, reference)
+    summary = json.loads((workdir / "summary.json").read_text())
+    assert summary["devices"]["processes"] == 2
+    assert summary["devices"]["count"] == 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dies", [0, 1])
+def test_a_process_that_dies_takes_the_other_down(dies: int, tmp_path: pathlib.Path) -> None:
+    """Within the heartbeat and some more, and the other says why."""
+    ended = run_processes(
+        tmp_path / "run",
+        CHANGES | {"recipe.num_epochs": 500.0, "recipe.boundaries_epochs": (400.0,)},
+        faulty=dies,
+        fault={"DISPATCHES": "10", "SIGNAL": "SIGKILL"},
+    )
+    died, other = ended[dies], ended[1 - dies]
+    assert died.status == -signal.SIGKILL
+    assert other.status not in (0, 75, 76)
+    assert "another task died" in other.said or "Connection closed by peer" in other.said
+    assert other.seconds - died.seconds < 10 + 30  # member.py's heartbeat, and a busy machine
+
+
+def test_a_batch_for_fewer_devices_is_refused_by_all(tmp_path: pathlib.Path) -> None:
+    changes = {"recipe.global_batch_size": 4, "ghost_batch_size": 4, "plan.name": "decay"}
+    ended = run_processes(tmp_path / "run", CHANGES | changes)
+    assert [e.status for e in ended] == [2, 2], ended
+    for process in ended:
+        assert len(process.errors) == 1
+        assert "global batch size 4 cannot be laid out on 8 devices" in process.errors[0]
+        assert "8" in process.errors[0].split("nearest")[1]
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_a_process_refused_alone_does_not_leave_the_other_hanging(tmp_path: pathlib.Path) -> None:
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    with open(workdir / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        refused, other = run_processes(workdir)
+    assert refused.status == 2, refused
+    assert refused.errors == [
+        f"error: workdir {workdir}: another run is using it; wait for it or take another folder"
+    ]
+    assert other.status not in (0, 75, 76)
+
+
+@pytest.mark.parametrize("process", [0, 1])
+def test_nobody_answers(process: int, tmp_path: pathlib.Path) -> None:
+    port = free_port()
+    options = ("--initialization_timeout=2",)
+    (ended,) = run_processes(tmp_path / "run", ids=(process,), options=options, port=port)
+    assert ended.status == 2, ended
+    assert ended.said.strip().splitlines() == [
+        f"error: --coordinator_address 127.0.0.1:{port}: process {process} of 2 cannot join (no "
+        "answer in 2 s); check that all processes were started and that the address is reachable"
+    ]
