@@ -86,12 +86,12 @@ def measure(phases: Sequence[tuple[int, int]], *, compile_ahead: bool) -> Timeli
     # The last update of the schedule is left out: an evaluation follows it.
     total = sum(num_updates for _, num_updates in phases) - 1
 
-    def watch(batch_size: int, token: jax.Array) -> None:
+    def watch(batch_size: int, token: jax.Array) -> bool:
         token.block_until_ready()
         now = time.perf_counter()
         compiling = any(times.compile_seconds == 0 for times in run.programs.times.values())
         updates.append(Update(batch_size, now, compiling))
-        run.preemption.enough = len(updates) == total
+        return len(updates) == total
 
     with timing.watched_run(config, phases, watch, compile_ahead=compile_ahead) as (run, state):
         run_phases(run, state, 0)

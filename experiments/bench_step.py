@@ -10,7 +10,6 @@ within a turn. Two models: a tiny one, and a wide ResNet (--depth=0 leaves it ou
 """
 
 import time
-from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
@@ -110,7 +109,7 @@ def _flax_batch_norm(
 
 
 class Turns:
-    """Bursts of the loop's updates, and between them bursts of bare ones.
+    """After each burst of the loop's updates, a burst of each bare step.
 
     Attributes:
       seconds: of one update, by kind, in each turn.
@@ -120,47 +119,20 @@ class Turns:
         self._steps = steps
         self._updates_per_dispatch = updates_per_dispatch
         self.seconds: dict[str, list[float]] = {name: [] for name in ("loop", *steps)}
-        self._warm_up = 3  # dispatches; then the first burst tells how long one takes
-        self._burst = 5
-        self._count = 0
         self._deadline = time.perf_counter() + _SECONDS.value
-        self._since = 0.0
+        for step in steps.values():
+            step(3)
 
-    def dispatched(self, _: int, token: jax.Array) -> bool:
-        """Called by the loop after each dispatch; whether there have been enough turns."""
-        self._count += 1
-        if self._warm_up:
-            self._warm_up -= 1
-            if self._warm_up == 0:
-                for step in self._steps.values():
-                    step(3)
-                self._begin(token)
-        elif self._count == self._burst:
-            token.block_until_ready()
-            num_updates = self._burst * self._updates_per_dispatch
-            seconds = (time.perf_counter() - self._since) / num_updates
-            if self._burst == 5:
-                wanted = _BURST_SECONDS.value / seconds / self._updates_per_dispatch
-                self._burst = max(6, round(wanted))
-            else:
-                self._turn(seconds)
-            self._begin(token)
-        return len(self.seconds["loop"]) >= _TURNS.value or (
-            bool(self.seconds["loop"]) and time.perf_counter() > self._deadline
-        )
-
-    def _turn(self, loop_seconds: float) -> None:
-        num_updates = self._burst * self._updates_per_dispatch
-        self.seconds["loop"].append(loop_seconds)
+    def __call__(self, num_dispatches: int, seconds: float) -> bool:
+        """A turn, after a burst of the loop; whether there have been enough."""
+        self.seconds["loop"].append(seconds / self._updates_per_dispatch)
+        num_updates = num_dispatches * self._updates_per_dispatch
         for name, step in self._steps.items():
             started = time.perf_counter()
             step(num_updates)
             self.seconds[name].append((time.perf_counter() - started) / num_updates)
-
-    def _begin(self, token: jax.Array) -> None:
-        token.block_until_ready()
-        self._count = 0
-        self._since = time.perf_counter()
+        num_turns = len(self.seconds["loop"])
+        return num_turns >= _TURNS.value or time.perf_counter() > self._deadline
 
     def ratio(self, above: str, below: str) -> float | None:
         """Median over turns of the ratio of two kinds."""
@@ -175,13 +147,15 @@ def bench(config: Config) -> dict[str, Any]:
     config.run.updates_per_dispatch = _UPDATES_PER_DISPATCH.value
     batch_size = config.ghost_batch_size
 
-    def watch(size: int, token: jax.Array) -> None:
-        run.preemption.enough = turns.dispatched(size, token)
-
     phases = [(batch_size, timing.UNLIMITED)]
-    with timing.watched_run(config, phases, watch, compile_ahead=False) as (run, state):
+    steps = bare_steps(config)
+    with timing.watched_run(config, phases, lambda *d: bursts(*d), compile_ahead=False) as (
+        run,
+        state,
+    ):
         updates_per_dispatch = run.programs.updates_per_dispatch
-        turns = Turns(bare_steps(config), updates_per_dispatch)
+        turns = Turns(steps, updates_per_dispatch)
+        bursts = timing.Bursts(_BURST_SECONDS.value, turns)
         run_phases(run, state, 0)
     milliseconds = {k: 1e3 * (median(v) or 0.0) for k, v in turns.seconds.items()}
     return {

@@ -3,6 +3,7 @@
 import json
 import math
 import statistics
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -41,8 +42,9 @@ DTYPE = flags.DEFINE_enum(
     "dtype", "float32", ("float32", "bfloat16"), "Of activations and products."
 )
 
-# What a call of `Watch` gets: the batch size, and an array that is ready when the dispatch is done.
-Watch = Callable[[int, jax.Array], None]
+# What it gets: the batch size of a dispatch, and an array that is ready when that is done. Whether
+# it has seen enough.
+Watch = Callable[[int, jax.Array], bool]
 
 
 class NoCheckpoints(Checkpoints):
@@ -59,13 +61,47 @@ class NoCheckpoints(Checkpoints):
 
 
 class Stop(Preemption):
-    """Ends a run when `enough` is set, as a signal would."""
+    """Ends a run when `enough` is set, as a signal does."""
 
     enough = False
 
     def requested(self, num_updates: int) -> bool:
         """Whether there is enough."""
         return self.enough or super().requested(num_updates)
+
+
+class Bursts:
+    """A `Watch` that times bursts of dispatches; within one the loop runs ahead as it always does.
+
+    Args:
+      burst_seconds: length of a burst, about.
+      ended: called after each with its number of dispatches and the seconds of one of them; whether
+        there have been enough.
+    """
+
+    def __init__(self, burst_seconds: float, ended: Callable[[int, float], bool]):
+        self._burst_seconds = burst_seconds
+        self._ended = ended
+        self._since = 0.0
+        self._size = self._left = 3
+
+    def __call__(self, _: int, token: jax.Array) -> bool:
+        """Counts a dispatch; waits for it if it is the last of a burst."""
+        self._left -= 1
+        if self._left:
+            return False
+        token.block_until_ready()
+        seconds = (time.perf_counter() - self._since) / self._size
+        enough = False
+        if self._size == 3:  # warm-up
+            self._size = 5
+        elif self._size == 5:  # tells how long a dispatch takes
+            self._size = max(6, round(self._burst_seconds / seconds))
+        else:
+            enough = self._ended(self._size, seconds)
+        self._left = self._size
+        self._since = time.perf_counter()
+        return enough
 
 
 def make_config(*, ghost_batch_size: int, num_devices: int = 1, tiny: bool = False) -> Config:
@@ -126,7 +162,7 @@ def synthetic_images(num_examples: int, image_size: int) -> Images:
 def watched_run(
     config: Config, phases: Sequence[tuple[int, int]], watch: Watch, *, compile_ahead: bool
 ) -> Iterator[tuple[Run, Any]]:
-    """A run as `train` makes it, and its first state; `watch` is called after each dispatch.
+    """A run as `train` makes it, and its first state; `watch` looks on.
 
     Args:
       phases: `(batch_size, num_updates)` of each.
@@ -145,7 +181,7 @@ def watched_run(
 
         def executable(*args: Any) -> Any:
             state, token = program.executable(*args)
-            watch(global_batch_size, token)
+            stop.enough = watch(global_batch_size, token)
             return state, token
 
         return replace(program, executable=executable)

@@ -49,11 +49,12 @@ def test_a_folder_survives_everything(undisturbed: pathlib.Path, tmp_path: pathl
         assert resumed_at(workdir) == before
 
     # Asked to stop: the update is finished, a checkpoint written, and the status says so.
-    before = newest(workdir)
-    assert status(start(workdir, Fault("SIGTERM", 1))) == 75
-    assert resumed_at(workdir) == before
-    assert newest(workdir) == before + faults.UPDATES * 16
-    assert "SIGTERM: stopping after this update" in said(workdir)
+    for kind in ("SIGTERM", "SIGINT"):
+        before = newest(workdir)
+        assert status(start(workdir, Fault(kind))) == 75
+        assert resumed_at(workdir) == before
+        assert newest(workdir) == before + faults.UPDATES * 16
+        assert f"{kind}: stopping after this update" in said(workdir)
 
     # The disk becomes full: one line, and the checkpoints before stay.
     for kind in ("disk full while logging", "disk full while saving"):
@@ -111,16 +112,3 @@ def test_a_folder_survives_everything(undisturbed: pathlib.Path, tmp_path: pathl
         strict=True,
     ):
         np.testing.assert_array_equal(array, expected)
-
-
-def test_a_run_whose_checkpoints_are_all_damaged_is_not_started_over(
-    tmp_path: pathlib.Path,
-) -> None:
-    workdir = tmp_path / "run"
-    assert status(start(workdir, Fault("SIGTERM", 2))) == 75
-    (workdir / "checkpoints" / str(newest(workdir)) / "notes" / "metadata").write_text("")
-    before = faults.contents(workdir)
-    assert status(start(workdir)) == 2
-    (line,) = errors(workdir)
-    assert "no checkpoint can be read" in line and "take another workdir" in line
-    assert faults.contents(workdir) == before

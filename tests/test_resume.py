@@ -16,6 +16,7 @@ from batchgrow.loop import Outcome
 from batchgrow.preemption import Preemption
 from batchgrow.programs import Programs
 from batchgrow.progress import Progress
+from batchgrow.runfolder import FolderError
 from experiments import faults
 
 NUM_UPDATES = 36  # of the faults' config: 27 of batch 16, then 9 of 32
@@ -201,18 +202,29 @@ def test_streaming_and_several_updates_a_dispatch_resume_exactly_too(
     assert_same(tmp_path, undisturbed(), rtol=1e-3)
 
 
-@pytest.mark.parametrize("devices", [(2, 8), (8, 2)], ids=str)
+# Two devices with micro-batches of 8 examples, or eight devices that share ghost batches of 16.
+FEW, MANY = {"num_devices": 2, "max_per_device_batch_size": "8"}, {"num_devices": 8}
+
+
+@pytest.mark.parametrize(("before", "after"), [(FEW, MANY), (MANY, FEW)], ids=["grow", "shrink"])
 def test_other_hardware_goes_on_with_the_same_run(
-    undisturbed: Callable[..., pathlib.Path], tmp_path: pathlib.Path, devices: tuple[int, int]
+    undisturbed: Callable[..., pathlib.Path],
+    tmp_path: pathlib.Path,
+    before: dict[str, Any],
+    after: dict[str, Any],
 ) -> None:
-    assert run(tmp_path, Stop("preempt", 20), num_devices=devices[0]) is Outcome.PREEMPTED
-    assert run(tmp_path, num_devices=devices[1]) is Outcome.FINISHED
+    assert run(tmp_path, Stop("preempt", 20), **before) is Outcome.PREEMPTED
+    assert run(tmp_path, **after) is Outcome.FINISHED
     assert_same(tmp_path, undisturbed(), rtol=2e-3)
 
 
-def test_another_micro_batch_goes_on_with_the_same_run(
-    undisturbed: Callable[..., pathlib.Path], tmp_path: pathlib.Path
+def test_a_run_whose_checkpoints_are_all_damaged_is_not_started_over(
+    tmp_path: pathlib.Path,
 ) -> None:
-    assert run(tmp_path, Stop("preempt", 29)) is Outcome.PREEMPTED
-    assert run(tmp_path, max_per_device_batch_size="16") is Outcome.FINISHED
-    assert_same(tmp_path, undisturbed(), rtol=1e-3)
+    assert run(tmp_path, Stop("preempt", 5)) is Outcome.PREEMPTED
+    (newest,) = faults.checkpoints(tmp_path)
+    (tmp_path / "checkpoints" / str(newest) / "notes" / "metadata").write_text("")
+    before = faults.contents(tmp_path)
+    with pytest.raises(FolderError, match="no checkpoint can be read .* take another workdir"):
+        run(tmp_path)
+    assert faults.contents(tmp_path) == before
