@@ -1,6 +1,5 @@
 """Signals: a run that is asked to stop finishes its update first, on every process the same one."""
 
-import logging
 import os
 import signal
 import sys
@@ -9,8 +8,6 @@ from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
-
-log = logging.getLogger(__name__)
 
 INTERRUPTED = 130  # exit status of a second Ctrl-C, as shells have it
 

@@ -17,10 +17,11 @@ from typing import Any
 from etils import epath
 from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto import event_pb2
 from tensorboardX.record_writer import directory_check
 
 Row = dict[str, Any]
+PROTO: Any = event_pb2  # its messages are made at run time, which no type checker sees
 
 # Standing still for these is not training: throughput leaves them out.
 PAUSES = ("compile", "eval", "checkpoint")
@@ -174,8 +175,8 @@ class EventFile:
         self._folder = folder
         # Two starts within a second must not write to the same file.
         self._writer = EventsWriter(os.path.join(folder, "events"), f".{time.time_ns()}")
-        start = SessionLog(status=SessionLog.START)
-        self._write(Event(step=examples_seen + 1, session_log=start))
+        start = PROTO.SessionLog(status=PROTO.SessionLog.START)
+        self._write(PROTO.Event(step=examples_seen + 1, session_log=start))
 
     def row(self, row: Row) -> None:
         """Notes each finite column against examples seen and against updates."""
@@ -183,21 +184,21 @@ class EventFile:
             if name not in ("examples_seen", "updates") and math.isfinite(value):
                 for clock, step in (("examples", "examples_seen"), ("updates", "updates")):
                     scalar = summary.scalar(f"by_{clock}/{name}", value)
-                    self._write(Event(step=row[step], summary=scalar))
+                    self._write(PROTO.Event(step=row[step], summary=scalar))
         self._writer.flush()
 
     def text(self, name: str, text: str) -> None:
         """Notes a text."""
-        self._write(Event(summary=summary.text(name, text)))
+        self._write(PROTO.Event(summary=summary.text(name, text)))
         self._writer.flush()
 
     def hyper_parameters(self, values: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
         """Notes a session of the HParams tab, which wants a folder of its own."""
         session = EventFile(os.path.join(self._folder, "hparams"), 0)
         for part in summary.hparams(dict(values), dict(metrics)):
-            session._write(Event(summary=part))
+            session._write(PROTO.Event(summary=part))
         for name, value in metrics.items():
-            session._write(Event(summary=summary.scalar(name, value)))
+            session._write(PROTO.Event(summary=summary.scalar(name, value)))
         session.close()
 
     def close(self) -> None:
@@ -205,7 +206,7 @@ class EventFile:
         with contextlib.suppress(OSError):
             self._writer.close()
 
-    def _write(self, event: Event) -> None:
+    def _write(self, event: Any) -> None:
         event.wall_time = time.time()
         self._writer.write_event(event)
 

@@ -23,7 +23,8 @@ def get_config() -> Config:
     data.num_train_examples = 0  # checked against the data
     data.num_test_examples = 0
     data.image_shape = (0, 0, 0)  # height, width, channels as the model sees them
-    data.augment = "none"  # in the step: "none", "flip", "crop_flip"; by workers on JPEGs: "random_resized_crop"
+    # In the step: "none", "flip", "crop_flip"; before it, on JPEGs: "random_resized_crop".
+    data.augment = "none"
     data.on_bad_record = "stop"  # of JPEGs: or "replace", by the next record
     data.mean = (0.0,)  # per channel, of pixels 0..255
     data.std = (255.0,)

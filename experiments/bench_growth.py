@@ -65,11 +65,14 @@ class Timeline:
             and earlier.compiling == later.compiling
         ]
 
-    def stall_ratio(self, batch_size: int) -> float:
-        """Of the growth to this size."""
+    def stall_seconds(self, batch_size: int) -> float:
+        """From the end of the last update before this size to the end of its first."""
         first = next(i for i, u in enumerate(self.updates) if u.batch_size == batch_size)
-        stall = self.updates[first].end - self.updates[first - 1].end
-        return stall / (median(self.durations(batch_size, compiling=False)) or math.nan)
+        return self.updates[first].end - self.updates[first - 1].end
+
+    def stall_ratio(self, batch_size: int) -> float:
+        """The same over the median update of this size."""
+        return self.stall_seconds(batch_size) / (median(self.durations(batch_size, compiling=False)) or math.nan)
 
     def slowdown_while_compiling(self, batch_size: int) -> float | None:
         """None if no update was alone, or none had company."""
@@ -135,6 +138,7 @@ def bench(sizes: Sequence[int]) -> list[dict[str, Any]]:
                 "compile_seconds": median([t.compile_seconds[size] for t in naive]),
                 "naive_stall_ratio": median([t.stall_ratio(size) for t in naive]),
                 "stall_ratio": median([t.stall_ratio(size) for t in ahead]),
+                "stall_ms": 1e3 * (median([t.stall_seconds(size) for t in ahead]) or math.nan),
                 "waited_seconds": median([t.waited_seconds[size] for t in ahead]),
                 "slowdown_while_compiling": median(
                     [t.slowdown_while_compiling(before) for t in ahead]

@@ -23,6 +23,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import sklearn.datasets
+from etils import epath
 
 from batchgrow import loop, runlog, train
 from batchgrow.checkpoint import Checkpoints
@@ -48,7 +49,8 @@ RUNNING = {
     "kill -9 before the summary": KILLED,
 }
 DAMAGE = ("truncated checkpoint", "flipped bit in a checkpoint", "cut metrics.jsonl")
-REFUSALS = ("second run on the folder", "changed config", "changed data set")
+SECOND = "second run on the folder"
+REFUSALS = (SECOND, "changed config", "changed data set")
 LAST = "kill -9 before the summary"
 CUT_JSON = "cut JSON of a finished run"
 KINDS = (*RUNNING, *DAMAGE, *REFUSALS, CUT_JSON)
@@ -143,13 +145,13 @@ def checkpoints(workdir: pathlib.Path) -> list[int]:
 
 def final_arrays(workdir: pathlib.Path, whole: pathlib.Path) -> list[np.ndarray]:
     """Every array of the last checkpoint, by the tree of a run that nothing has damaged."""
-    path, whole = (
-        folder / "checkpoints" / str(checkpoints(folder)[-1]) / "state"
+    path, tree = (
+        epath.Path(folder) / "checkpoints" / str(checkpoints(folder)[-1]) / "state"
         for folder in (workdir, whole)
     )
     handler = ocp.PyTreeCheckpointHandler()
     as_numpy = ocp.RestoreArgs(restore_type=np.ndarray)
-    args = jax.tree.map(lambda _: as_numpy, handler.metadata(whole).tree)
+    args = jax.tree.map(lambda _: as_numpy, handler.metadata(tree).tree)
     return jax.tree.leaves(handler.restore(path, args=ocp.args.PyTreeRestore(restore_args=args)))
 
 

@@ -97,14 +97,14 @@ def _one_run(
         often[:FAULTS_PER_RUN], key=lambda kind: kind in (*faults.DAMAGE, faults.LAST)
     ):
         fault = Fault(kind, rng.randint(1, 2), rng.uniform(0, 0.1), rng.random())
-        before = checkpoints(workdir)
+        before, ended = checkpoints(workdir), (workdir / "summary.json").exists()
         if kind in faults.DAMAGE and not faults.damage(workdir, kind, rng):
             continue
         code, right = (
             _refused(workdir, fault) if kind in faults.REFUSALS else _struck(workdir, fault)
         )
-        if kind in faults.RUNNING and code == faults.FINISHED:
-            continue  # the run ended before the fault could happen
+        if code == faults.FINISHED and (ended or kind in (*faults.RUNNING, faults.SECOND)):
+            continue  # the run had ended before the fault could happen
         # Of a damaged checkpoint the one before is the newest that is whole.
         whole = before[:-1] if kind in faults.DAMAGE[:2] else before
         position = resumed_at(workdir)
@@ -133,12 +133,14 @@ def _struck(workdir: pathlib.Path, fault: Fault) -> tuple[int, bool]:
 
 def _refused(workdir: pathlib.Path, fault: Fault) -> tuple[int, bool]:
     """A start that must be refused, on a folder with a run in it."""
-    if fault.kind == "second run on the folder":
+    if fault.kind == faults.SECOND:
         flag = faults.beside(workdir, "paused")
         flag.unlink(missing_ok=True)
         first = start(workdir, fault)
         while not flag.exists() and first.process.is_alive():
             time.sleep(0.02)
+        if not flag.exists():
+            return status(first), False
         code = status(start(workdir))
         right = code == faults.REFUSED and "another run" in said(workdir)
         first.process.kill()

@@ -61,7 +61,7 @@ def cells() -> list[tuple[Config, str]]:
     try:
         module = importlib.import_module(name.replace("/", "."))
     except ModuleNotFoundError as error:
-        raise ValueError(f"--config {_CONFIG.value!r}: no such file; try configs/NAME.py") from error
+        raise ValueError(f"--config {name!r}: no such file; try configs/NAME.py") from error
     grid = []
     for seed in range(_FIRST_SEED.value, _FIRST_SEED.value + _SEEDS.value):
         for variant in _VARIANTS.value:

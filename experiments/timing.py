@@ -187,9 +187,10 @@ def watched_run(
         return replace(program, executable=executable)
 
     programs.train = watched
+    stop = Stop()
     with (
         programs,
-        Stop() as stop,
+        stop,
         Progress(schedule.end_examples, 0, config.name, enabled=False) as progress,
     ):
         yield (

@@ -65,7 +65,7 @@ def test_a_folder_survives_everything(undisturbed: pathlib.Path, tmp_path: pathl
         assert newest(workdir) == before > 0
 
     # Refused, with nothing touched.
-    held = start(workdir, Fault("second run on the folder"))
+    held = start(workdir, Fault(faults.SECOND))
     deadline = time.monotonic() + faults.TIME_LIMIT
     while not workdir.with_name("run.paused").exists():
         assert held.process.is_alive() and time.monotonic() < deadline, said(workdir)

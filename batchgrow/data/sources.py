@@ -71,9 +71,10 @@ def open_source(
         builder = tfds.builder(name, data_dir=directory)
         if not builder.is_prepared():
             builder.download_and_prepare(file_format="array_record")
-        return tfds.data_source(
+        source: Any = tfds.data_source(
             name, split=split, data_dir=directory, decoders=decoders, download=False
         )
+        return source
     except Exception as error:
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]
         raise ValueError(
