@@ -18,3 +18,5 @@ os.environ.setdefault(
 import jax
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+collect_ignore = ["member.py"]  # a program that the tests start, with arguments
