@@ -23,7 +23,7 @@ import jax
 from absl import flags
 
 from batchgrow.loop import run_phases
-from experiments import cli, timing
+from experiments import timing
 from experiments.timing import median
 
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "The first one.")
@@ -149,17 +149,16 @@ def bench(sizes: Sequence[int]) -> list[dict[str, Any]]:
     return rows
 
 
-def main() -> int:
-    """Prints the table."""
+def main() -> str:
+    """The table."""
     jax.config.update("jax_enable_compilation_cache", False)
     if min(_BATCH_SIZE.value, _GROWTHS.value, _REPETITIONS.value) < 1 or _FACTOR.value < 2:
         raise ValueError("--batch_size, --growths and --repetitions must be 1 or more, --factor 2")
     sizes = [_BATCH_SIZE.value * _FACTOR.value**i for i in range(_GROWTHS.value + 1)]
     model = timing.model_name(timing.make_config(ghost_batch_size=sizes[0]))
     notes = [f"{model}, ghost batch {sizes[0]}; slowdown: of the size before"]
-    print(timing.report("bench_growth", bench(sizes), notes))
-    return 0
+    return timing.report("bench_growth", bench(sizes), notes)
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    timing.run(main)

@@ -13,7 +13,7 @@ import jax
 from absl import flags
 
 from batchgrow.loop import run_phases
-from experiments import cli, timing
+from experiments import timing
 from experiments.timing import median
 
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "Of all devices together.")
@@ -46,8 +46,8 @@ def bench(num_devices: int) -> dict[str, Any]:
     }
 
 
-def main() -> int:
-    """Prints the table."""
+def main() -> str:
+    """The table."""
     counts = sorted({int(n) for n in _NUM_DEVICES.value})
     jax.config.update("jax_num_cpu_devices", counts[-1])
     rows = [bench(n) for n in counts if n <= jax.device_count()]
@@ -59,9 +59,8 @@ def main() -> int:
     notes = [f"{model}, global batch {_BATCH_SIZE.value}"]
     if jax.devices()[0].platform == "cpu":
         notes.append(EMULATED)
-    print(timing.report("bench_scaling", rows, notes))
-    return 0
+    return timing.report("bench_scaling", rows, notes)
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    timing.run(main)

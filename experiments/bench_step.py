@@ -22,7 +22,7 @@ from absl import flags
 from batchgrow.config import Config
 from batchgrow.loop import run_phases
 from batchgrow.models import make_model, wide_resnet
-from experiments import cli, timing
+from experiments import timing
 from experiments.timing import median
 
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "Of the wide ResNet.")
@@ -32,7 +32,7 @@ _BURST_SECONDS = flags.DEFINE_float("burst_seconds", 0.3, "Length of a burst, ab
 _SECONDS = flags.DEFINE_float("seconds", 120.0, "No turn of a model begins later than this.")
 
 MOMENTUM = 0.9
-TINY_BATCH_SIZE = 32
+TINY_BATCH_SIZE = 64
 
 
 class BareStep:
@@ -171,15 +171,14 @@ def bench(config: Config) -> dict[str, Any]:
     }
 
 
-def main() -> int:
-    """Prints the table."""
+def main() -> str:
+    """The table."""
     rows = [bench(timing.make_config(ghost_batch_size=TINY_BATCH_SIZE, tiny=True))]
     if timing.DEPTH.value:
         rows.append(bench(timing.make_config(ghost_batch_size=_BATCH_SIZE.value)))
     notes = ["loop: batchgrow's, with everything but rows, evaluations and checkpoints"]
-    print(timing.report("bench_step", rows, notes))
-    return 0
+    return timing.report("bench_step", rows, notes)
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    timing.run(main)

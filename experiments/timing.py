@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import flags
+from absl import flags, logging
 
 from batchgrow import curves, environment, parallel
 from batchgrow.checkpoint import Checkpoints
@@ -27,6 +27,7 @@ from batchgrow.runlog import Clock
 from batchgrow.schedule import Phase, Recipe, Schedule
 from batchgrow.train import build
 from configs import base
+from experiments import cli
 
 NUM_CLASSES = 10
 NEVER = 2**60  # examples
@@ -45,6 +46,17 @@ DTYPE = flags.DEFINE_enum(
 # What it gets: the batch size of a dispatch, and an array that is ready when that is done. Whether
 # it has seen enough.
 Watch = Callable[[int, jax.Array], bool]
+
+
+def run(main: Callable[[], str]) -> None:
+    """Parses flags and prints what `main` returns."""
+
+    def printed() -> int:
+        logging.set_verbosity(logging.WARNING)
+        print(main())
+        return 0
+
+    cli.run(printed)
 
 
 class NoCheckpoints(Checkpoints):
