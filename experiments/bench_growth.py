@@ -72,7 +72,9 @@ class Timeline:
 
     def stall_ratio(self, batch_size: int) -> float:
         """The same over the median update of this size."""
-        return self.stall_seconds(batch_size) / (median(self.durations(batch_size, compiling=False)) or math.nan)
+        return self.stall_seconds(batch_size) / (
+            median(self.durations(batch_size, compiling=False)) or math.nan
+        )
 
     def slowdown_while_compiling(self, batch_size: int) -> float | None:
         """None if no update was alone, or none had company."""

@@ -6,7 +6,7 @@
 same mathematics that is called again and again on one batch. `ghost_norm_ratio` compares two such
 bare steps, with ghost batch norm and with `flax.linen.BatchNorm`, where the ghost batch is the
 whole batch. Bursts of the three take turns in one process; each ratio is the median of the ratios
-within a turn. Two models: a tiny one, and a wide ResNet (--depth=0 leaves it out).
+within a turn. `loss_difference` shows that loop and bare step do the same. Two models: a tiny one, and a wide ResNet (--depth=0 leaves it out).
 """
 
 import time
@@ -20,8 +20,9 @@ import optax
 from absl import flags
 
 from batchgrow.config import Config
-from batchgrow.loop import run_phases
+from batchgrow.loop import Run, run_phases
 from batchgrow.models import make_model, wide_resnet
+from batchgrow.state import TrainState
 from experiments import timing
 from experiments.timing import median
 
@@ -41,10 +42,11 @@ class BareStep:
     Args:
       model: with fields as in `batchgrow.models`.
       config: what `timing.make_config` gives.
+      variables: of the model, host arrays.
       batch: uint8 images `(batch, h, w, c)` and int32 labels.
     """
 
-    def __init__(self, model: nn.Module, config: Config, batch: tuple[Any, Any]):
+    def __init__(self, model: nn.Module, config: Config, variables: Any, batch: tuple[Any, Any]):
         weight_decay = config.optimizer.weight_decay
         mean, std = config.data.mean[0], config.data.std[0]
 
@@ -69,35 +71,34 @@ class BareStep:
             params = jax.tree.map(lambda w, a: w - learning_rate * a, params, trace)
             return (params, batch_stats, trace), loss
 
-        image = np.zeros((1, *config.data.image_shape), np.float32)
-        key = jax.random.key(0)
-        variables = jax.jit(lambda key: model.init(key, image, train=True))(key)
         params = variables["params"]
         zeros = jax.tree.map(np.zeros_like, params)
         self._batch = jax.device_put(batch)
-        # A copy, because the step is given the buffers of its state.
-        self.state = jax.device_put((params, variables["batch_stats"], zeros))
+        self._state = jax.device_put((params, variables["batch_stats"], zeros))
         self._step = jax.jit(step, donate_argnums=0)
 
-    def __call__(self, num_updates: int, learning_rate: float = 1e-3) -> None:
-        """So many updates, waiting for the last."""
-        loss = None
+    def __call__(self, num_updates: int) -> jax.Array:
+        """So many updates; waits for the last, and returns the loss before it."""
+        loss = jax.numpy.zeros(())
         for _ in range(num_updates):
-            self.state, loss = self._step(self.state, *self._batch, learning_rate)
-        jax.block_until_ready(loss)
+            self._state, loss = self._step(self._state, *self._batch, timing.LEARNING_RATE)
+        return loss.block_until_ready()
 
 
-def bare_steps(config: Config) -> dict[str, BareStep]:
-    """The bare step with ghost batch norm and, where it can be had, with flax's batch norm."""
+def bare_steps(config: Config, state: TrainState, batch: tuple[Any, Any]) -> dict[str, BareStep]:
+    """The bare step with ghost batch norm and, for the wide ResNet, with flax's batch norm."""
     fields = {k: v for k, v in config.model.to_dict().items() if k != "name"}
-    size = config.ghost_batch_size
-    images = timing.synthetic_images(size, config.data.image_shape[0])
-    batch = (images.image, images.label)
-    model = make_model(config.model.name, ghost_batch_size=size, **fields)
-    steps = {"bare": BareStep(model, config, batch)}
+
+    def make() -> nn.Module:
+        return make_model(config.model.name, ghost_batch_size=config.ghost_batch_size, **fields)
+
+    variables = jax.device_get({"params": state.params, "batch_stats": state.batch_stats})
+    steps = {"bare": BareStep(make(), config, variables, batch)}
     if config.model.name == "wide_resnet":
         with mock.patch.object(wide_resnet, "GhostBatchNorm", _flax_batch_norm):
-            steps["flax"] = BareStep(model, config, batch)
+            image = np.zeros((1, *config.data.image_shape), np.float32)
+            variables = jax.device_get(make().init(jax.random.key(0), image, train=True))
+            steps["flax"] = BareStep(make(), config, variables, batch)
             steps["flax"](1)  # traced while the patch is there
     return steps
 
@@ -120,8 +121,6 @@ class Turns:
         self._updates_per_dispatch = updates_per_dispatch
         self.seconds: dict[str, list[float]] = {name: [] for name in ("loop", *steps)}
         self._deadline = time.perf_counter() + _SECONDS.value
-        for step in steps.values():
-            step(3)
 
     def __call__(self, num_dispatches: int, seconds: float) -> bool:
         """A turn, after a burst of the loop; whether there have been enough."""
@@ -142,20 +141,42 @@ class Turns:
         return median([a / b for a, b in pairs])
 
 
+def loss_difference(run: Run, state: TrainState, bare: BareStep) -> tuple[float, TrainState]:
+    """How far apart, relatively, the losses of the loop's program and of the bare step are.
+
+    Both make three updates on the same examples from the same state, which they change.
+    """
+    (phase,) = run.schedule.phases
+    program = run.programs.train(phase.batch_size)
+    updates = run.programs.updates_per_dispatch
+    positions = np.tile(np.arange(phase.batch_size), (updates, 1))
+    batches = run.feed.batch(program.layout.split(positions))
+    rates = np.full(updates, timing.LEARNING_RATE, np.float32)
+    sums = [0.0]
+    for _ in range(3):
+        state, token = program.executable(state, batches, rates, np.int32(1), run.dataset)
+        sums.append(float(token))
+    ours, theirs = (sums[3] - sums[2]) / phase.batch_size, float(bare(3))
+    return abs(ours - theirs) / theirs, state
+
+
 def bench(config: Config) -> dict[str, Any]:
     """One row of the table; the batch is one ghost batch."""
     config.run.updates_per_dispatch = _UPDATES_PER_DISPATCH.value
     batch_size = config.ghost_batch_size
-
     phases = [(batch_size, timing.UNLIMITED)]
-    steps = bare_steps(config)
-    with timing.watched_run(config, phases, lambda *d: bursts(*d), compile_ahead=False) as (
-        run,
-        state,
-    ):
+
+    def watch(size: int, token: jax.Array) -> bool:
+        return bursts(size, token)
+
+    with timing.watched_run(config, phases, watch, compile_ahead=False) as (run, state):
+        index = run.feed.batch(np.arange(batch_size))["index"]
+        batch = (run.feed.dataset["image"][index], run.feed.dataset["label"][index])
+        steps = bare_steps(config, state, batch)
         updates_per_dispatch = run.programs.updates_per_dispatch
         turns = Turns(steps, updates_per_dispatch)
         bursts = timing.Bursts(_BURST_SECONDS.value, turns)
+        difference, state = loss_difference(run, state, steps["bare"])
         run_phases(run, state, 0)
     milliseconds = {k: 1e3 * (median(v) or 0.0) for k, v in turns.seconds.items()}
     return {
@@ -167,6 +188,7 @@ def bench(config: Config) -> dict[str, Any]:
         "overhead_ratio": turns.ratio("loop", "bare"),
         "flax_norm_ms": milliseconds.get("flax"),
         "ghost_norm_ratio": turns.ratio("bare", "flax"),
+        "loss_difference": difference,
         "turns": len(turns.seconds["loop"]),
     }
 

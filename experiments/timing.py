@@ -30,6 +30,7 @@ from configs import base
 from experiments import cli
 
 NUM_CLASSES = 10
+LEARNING_RATE = 1e-3
 NEVER = 2**60  # examples
 UNLIMITED = 10**9  # updates
 
@@ -149,7 +150,7 @@ def make_schedule(phases: Sequence[tuple[int, int]], num_examples: int) -> Sched
     recipe = Recipe(
         batch_size=phases[0][0],
         momentum=0.9,
-        learning_rate=curves.constant(1e-3),
+        learning_rate=curves.constant(LEARNING_RATE),
         num_examples=num_examples,
         num_epochs=bounds[-1] / num_examples,
     )
