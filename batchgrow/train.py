@@ -2,6 +2,7 @@
 
 import json
 from contextlib import ExitStack
+from dataclasses import replace
 from statistics import median
 from typing import Any
 
@@ -28,7 +29,9 @@ from batchgrow.schedule import Schedule
 from batchgrow.state import TrainState, create_state
 
 
-def train(config: Config, workdir: str, *, override_config: bool = False) -> Outcome:
+def train(
+    config: Config, workdir: str, *, override_config: bool = False, stop_at_phase_end: bool = False
+) -> Outcome:
     """Trains what `config` describes, from the last checkpoint in `workdir` if there is one.
 
     Every wrong field is found before anything is compiled or written.
@@ -37,6 +40,7 @@ def train(config: Config, workdir: str, *, override_config: bool = False) -> Out
       config: as from `configs.NAME.get_config`.
       workdir: the run folder, made if need be.
       override_config: go on although fields under `run` differ from the folder's config.
+      stop_at_phase_end: as `config.run.stop_at_phase_end`, without a mark in the folder's config.
 
     Raises:
       ValueError: for a wrong field, a batch that cannot be laid out, or data of another size.
@@ -57,6 +61,8 @@ def train(config: Config, workdir: str, *, override_config: bool = False) -> Out
         if None not in files:
             return Outcome.FINISHED
         run, state, examples_seen = _start(stack, config, schedule, mesh, folder, preemption)
+        if stop_at_phase_end:
+            run = replace(run, stop_at_phase_end=True)
         outcome = run_phases(run, state, examples_seen)
         if outcome is Outcome.FINISHED and run.log is not None:
             summary = summarise(run)

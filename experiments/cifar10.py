@@ -1,6 +1,6 @@
 """CIFAR-10 with WRN-16-4, Sections 5.1 and 5.2 of the paper: one plan.
 
-    python -m experiments.cifar10 --config=configs/cifar10.py:hybrid --workdir=runs/hybrid
+python -m experiments.cifar10 --config=configs/cifar10.py:hybrid --workdir=runs/hybrid
 """
 
 from experiments.launch import launch

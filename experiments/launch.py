@@ -83,9 +83,7 @@ def run(config: Config, workdir: str) -> int:
     with config.unlocked():
         if _DATA_DIR.value is not None:
             config.run.data_dir = _DATA_DIR.value
-        if _STOP.value:
-            config.run.stop_at_phase_end = True
-    outcome = train(config, workdir, override_config=_OVERRIDE.value)
+    outcome = train(config, workdir, override_config=_OVERRIDE.value, stop_at_phase_end=_STOP.value)
     print(f"{config.name}:{config.variant}: {outcome.value} ({workdir})", file=sys.stderr)
     return STATUS[outcome]
 

@@ -1,6 +1,6 @@
 """Train any config, resuming from the run folder if it holds a checkpoint.
 
-    python -m experiments.train --config=configs/digits.py:hybrid --workdir=runs/hybrid
+python -m experiments.train --config=configs/digits.py:hybrid --workdir=runs/hybrid
 """
 
 from absl import flags
