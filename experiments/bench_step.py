@@ -3,10 +3,11 @@
     python -m experiments.bench_step [--json]
 
 `overhead_ratio` compares the loop as `train` runs it, every line of it, with a jitted step of the
-same mathematics that is called again and again on one batch. `ghost_norm_ratio` compares two such
-bare steps, with ghost batch norm and with `flax.linen.BatchNorm`, where the ghost batch is the
-whole batch. Bursts of the three take turns in one process; each ratio is the median of the ratios
-within a turn. `loss_difference` shows that loop and bare step do the same. Two models: a tiny one, and a wide ResNet (--depth=0 leaves it out).
+same mathematics that is called again and again on one batch; `loss_difference` shows that it is the
+same, by the loss after a few updates of each. `ghost_norm_ratio` compares two such bare steps, with
+ghost batch norm and with `flax.linen.BatchNorm`, where the ghost batch is the whole batch. Bursts
+of the three take turns in one process; each ratio is the median of the ratios within a turn. Two
+models: a tiny one, and a wide ResNet (--depth=0 leaves it out).
 """
 
 import time

@@ -12,6 +12,8 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from absl import flags
@@ -22,41 +24,37 @@ from batchgrow.data.sources import Images
 from batchgrow.progress import Progress
 from experiments import launch
 
-workdir, changes = sys.argv[1], json.loads(sys.argv[2])
-del sys.argv[1:3]
-dispatches = 0
-read, advance = Images.__getitem__, Progress.advance
+HEARTBEAT_SECONDS = 10
 
 
-launch.HEARTBEAT_SECONDS = 10
-
-
-def main() -> int:
-    """Trains, as experiments.train does."""
+def main(workdir: str, changes: Mapping[str, Any]) -> int:
+    """Trains, as experiments.train does, and takes notes."""
     models.MODELS["tiny"] = TinyNet
-    Images.__getitem__ = _read
-    Progress.advance = _advance
+    read, advance = Images.__getitem__, Progress.advance
+    dispatches = 0
+
+    def noted_read(self: Images, index: int) -> dict[str, Any]:
+        note("reads", index)
+        return read(self, index)
+
+    def noted_advance(self: Progress, examples: int) -> None:
+        nonlocal dispatches
+        dispatches += 1
+        note("updates", examples)
+        advance(self, examples)
+        if str(dispatches) == os.environ.get("DISPATCHES"):
+            os.kill(os.getpid(), signal.Signals[os.environ["SIGNAL"]])
+
+    def note(what: str, value: int) -> None:
+        with open(f"{workdir}.{flags.FLAGS.process_id}.{what}", "a") as file:
+            print(value, file=file)
+
+    Images.__getitem__, Progress.advance = noted_read, noted_advance
     return launch.run(make_config(changes), workdir)
 
 
-def _read(self: Images, index: int) -> dict[str, Any]:
-    _note("reads", index)
-    return read(self, index)
-
-
-def _advance(self: Progress, examples: int) -> None:
-    global dispatches
-    _note("updates", examples)
-    advance(self, examples)
-    dispatches += 1
-    if str(dispatches) == os.environ.get("DISPATCHES"):
-        os.kill(os.getpid(), signal.Signals[os.environ["SIGNAL"]])
-
-
-def _note(what: str, value: int) -> None:
-    with open(f"{workdir}.{flags.FLAGS.process_id}.{what}", "a") as file:
-        print(value, file=file)
-
-
 if __name__ == "__main__":
-    launch.launch(main)
+    launch.HEARTBEAT_SECONDS = HEARTBEAT_SECONDS
+    arguments = sys.argv[1], json.loads(sys.argv[2])
+    del sys.argv[1:3]
+    launch.launch(partial(main, *arguments))
