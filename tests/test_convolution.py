@@ -100,6 +100,20 @@ def test_loop_body_has_convolutions_in_one_order_only():
     assert re.findall(r" convolution\(.*dim_labels=(\w+->\w+)", text) == ["b01f_01io->b01f"] * 3
 
 
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_off_the_cpu_the_convolutions_are_those_of_lax(platform):
+    def convolutions(convolve):
+        def loss(x, w):
+            return jnp.square(convolve(x, w, (2, 2), "SAME")).mean()
+
+        traced = jax.jit(jax.grad(loss, (0, 1))).trace(*_operands(6, 3))
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        return re.findall(r"stablehlo.convolution\(.*?\) (.*)", text)
+
+    assert len(convolutions(_lax)) == 3
+    assert convolutions(conv_general_dilated) == convolutions(_lax)
+
+
 def test_refuses_what_it_does_not_do():
     images, kernel = _operands(6, 3)
     with pytest.raises(ValueError, match="rhs_dilation"):
