@@ -125,11 +125,15 @@ class Checkpoints:
         """
         damaged: dict[int, str] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
+            whole, reason = None, "another process cannot read it"
             try:
-                state, body = self._read(step, like)
+                whole = self._read(step, like)
             except Exception as error:  # whatever damage makes of Orbax, TensorStore and JSON
-                damaged[step] = _reason(error)
+                reason = _reason(error)
+            if not _all_agree(whole is not None) or whole is None:
+                damaged[step] = reason
                 continue
+            state, body = whole
             check_config(self._workdir, body["config"], self._config, override=False)
             self._check_plan(body["plan"])
             for bad, reason in damaged.items():
@@ -230,3 +234,10 @@ def _reason(error: Exception) -> str:
     text = str(error).strip() or type(error).__name__
     system = re.search(r"([^:]+) \[os_error_code", text)
     return system[1].strip() if system else text.splitlines()[0][:120]
+
+
+def _all_agree(mine: bool) -> bool:
+    """Whether it is true on every process."""
+    if jax.process_count() == 1:
+        return mine
+    return bool(multihost_utils.process_allgather(np.array(mine)).all())

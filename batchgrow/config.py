@@ -5,12 +5,16 @@ before anything is compiled.
 """
 
 import math
+from collections.abc import Collection
 from typing import Any
 
 from batchgrow import curves
+from batchgrow.data.augment import NAMES as AUGMENTATIONS
+from batchgrow.data.sources import ON_BAD_RECORD
+from batchgrow.models import DTYPES, MODELS
 from batchgrow.optimizer import DECAY_ON, NAMES, uses_momentum
 from batchgrow.parallel import choose_layout
-from batchgrow.schedule import Recipe, Schedule, decay, grow, hybrid
+from batchgrow.schedule import Recipe, Schedule, grow, hybrid
 
 # An ml_collections.ConfigDict, whose fields no type checker knows.
 Config = Any
@@ -32,11 +36,16 @@ def make_schedule(config: Config) -> Schedule:
     if name not in NAMES:
         raise ValueError(f"optimizer.name {name!r} is none of {', '.join(NAMES)}")
     momentum = recipe.momentum if uses_momentum(name) else 0.0
-    common: dict[str, Any] = {"batch_multiple": plan.batch_multiple or config.ghost_batch_size}
-    options = common | {
+    if plan.momentum >= 0 and not uses_momentum(name):
+        raise ValueError(
+            f"plan.momentum {plan.momentum}: optimizer.name {name!r} has no momentum; set "
+            "plan.momentum to -1 or take another optimizer"
+        )
+    options: dict[str, Any] = {
+        "batch_multiple": plan.batch_multiple or config.ghost_batch_size,
         "max_batch_size": {0: None, -1: math.inf}.get(plan.max_batch_size, plan.max_batch_size),
         "initial_multiple": plan.initial_multiple,
-        "momentum": None if plan.momentum < 0 or not uses_momentum(name) else plan.momentum,
+        "momentum": None if plan.momentum < 0 else plan.momentum,
         "exponent": plan.exponent,
         "ladder": plan.ladder,
     }
@@ -50,7 +59,7 @@ def make_schedule(config: Config) -> Schedule:
         )
         match plan.name:
             case "decay":
-                return decay(reference, **common)
+                return grow(reference, num_growths=0, **options)
             case "hybrid":
                 return hybrid(reference, num_growths=plan.num_growths, **options)
             case "grow":
@@ -94,10 +103,17 @@ def check(config: Config) -> None:
       ValueError: with the field, its value and what it may be.
     """
     run = config.run
-    if config.optimizer.decay_on not in DECAY_ON:
-        raise ValueError(
-            f"optimizer.decay_on {config.optimizer.decay_on!r} is none of {', '.join(DECAY_ON)}"
-        )
+    one_of: dict[str, tuple[str, Collection[str]]] = {
+        "optimizer.decay_on": (config.optimizer.decay_on, DECAY_ON),
+        "data.augment": (config.data.augment, AUGMENTATIONS),
+        "data.on_bad_record": (config.data.on_bad_record, ON_BAD_RECORD),
+        "model.name": (config.model.name, MODELS),
+        "model.dtype": (config.model.dtype, DTYPES),
+    }
+    for name, (choice, choices) in one_of.items():
+        if choice not in choices:
+            raise ValueError(f"{name} {choice!r} is none of {', '.join(choices)}")
+    _check_images(config)
     if run.max_per_device_batch_size != "auto":
         try:
             whole = int(run.max_per_device_batch_size)
@@ -109,6 +125,7 @@ def check(config: Config) -> None:
                 "or a number of examples, 1 or more"
             )
     at_least = {
+        "seed": (config.seed, 0),
         "data.num_train_examples": (config.data.num_train_examples, 1),
         "data.num_test_examples": (config.data.num_test_examples, 1),
         "model.num_classes": (config.model.num_classes, 2),
@@ -131,6 +148,30 @@ def check(config: Config) -> None:
         )
     if not 0 <= config.label_smoothing < 1:
         raise ValueError(f"label_smoothing {config.label_smoothing} must be at least 0 and below 1")
+
+
+def _check_images(config: Config) -> None:
+    """Checks the fields about images and how they get to the devices."""
+    data, run = config.data, config.run
+    height, width, channels = data.image_shape
+    for name in ("mean", "std"):
+        if len(data[name]) != channels:
+            raise ValueError(
+                f"data.{name} has {len(data[name])} values, data.image_shape {channels} channels; "
+                "give one for each"
+            )
+    if min(data.std) <= 0:
+        raise ValueError(f"data.std {tuple(data.std)} must be above 0")
+    if data.augment == "random_resized_crop":
+        if height != width or channels != 3:
+            raise ValueError(f"data.image_shape {data.image_shape}: JPEGs become (size, size, 3)")
+        if run.resident:
+            raise ValueError("run.resident is True, but JPEGs are streamed; set it to False")
+        if run.updates_per_dispatch > 1:
+            raise ValueError(
+                f"run.updates_per_dispatch {run.updates_per_dispatch}: JPEGs are streamed one "
+                "update at a time; set it to 0 or 1"
+            )
 
 
 def check_layouts(config: Config, schedule: Schedule, num_devices: int) -> None:

@@ -97,7 +97,7 @@ class CompileAhead(Generic[Key]):
         self._entries.pop(key, None)
 
     def close(self) -> None:
-        """Drops every executable; a compilation under way is abandoned, not awaited."""
+        """Drops every executable; a compilation under way is awaited by Python's exit, not here."""
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._entries.clear()
 

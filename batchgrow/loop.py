@@ -136,10 +136,11 @@ def _run_phase(
             for name, every in asdict(run.cadence).items()
         }
         test = evaluate(run, state) if due["evaluate"] else {}
-        if due["log"] or due["evaluate"]:
+        at_phase_end = examples_seen == phase.end_examples  # a row never mixes two batch sizes
+        if due["log"] or due["evaluate"] or at_phase_end:
             state = _write_row(run, state, points[-1], examples_seen, test)
-        stopped = run.preemption.requested(points[-1].updates + 1) and not at_end
-        if due["checkpoint"] or stopped or examples_seen == phase.end_examples:
+        stopped = run.preemption.requested() and not at_end
+        if due["checkpoint"] or stopped or at_phase_end:
             _save(run, state, examples_seen, test.get("test_accuracy"))
         if stopped:
             return state, examples_seen, True
@@ -225,7 +226,9 @@ def _write_row(
 
 
 def _diverged(run: Run, row: Row) -> str:
-    rows = run.log.rows if run.log is not None else []
+    if run.log is None:
+        return "training loss is not finite; process 0 tells more"
+    rows = run.log.rows
     first = rows[-1]["updates"] + 1 if rows else 1
     last = (
         f"the last good row, at update {rows[-1]['updates']}: train_loss "

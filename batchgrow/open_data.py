@@ -50,6 +50,11 @@ def open_data(
                 f"data.image_shape is {tuple(data.image_shape)}, but {data.name} has images of "
                 f"{images.image.shape[1:]}; set the field to that"
             )
+        if images.label.max() >= config.model.num_classes:
+            raise ValueError(
+                f"model.num_classes is {config.model.num_classes}, but {data.name} has a label "
+                f"{images.label.max()}; set the field to {images.label.max() + 1} or more"
+            )
     feed = (ResidentFeed if config.run.resident else StreamedFeed)(train, config.seed)
     on_host = [split_evenly(batch, mesh) for batch in test_batches(test, _eval_size(config, mesh))]
     on_devices = [parallel.shard(batch, mesh) for batch in on_host]
@@ -105,6 +110,11 @@ def _share(config: Config, schedule: Schedule, mesh: Mesh) -> Share:
     """The positions that this process consumes, by the layout of each phase."""
     limit = config.run.max_per_device_batch_size
     slots = parallel.local_device_slots(mesh)
+    if slots != list(range(slots[0], slots[0] + len(slots))):
+        raise ValueError(
+            f"this process drives the devices {slots} of {mesh.size}, which are no neighbours; "
+            "streamed data needs them to be"
+        )
     if limit == "auto" and jax.process_count() > 1:
         raise ValueError(
             "run.max_per_device_batch_size is 'auto', but with several processes that stream their "

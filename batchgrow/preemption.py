@@ -2,7 +2,6 @@
 
 import os
 import signal
-import sys
 from types import FrameType
 from typing import Any
 
@@ -21,6 +20,8 @@ class Preemption:
 
     def __init__(self) -> None:
         self._asked = False
+        self._interrupted = False
+        self._times_asked = 0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Preemption":
@@ -33,21 +34,28 @@ class Preemption:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def requested(self, num_updates: int) -> bool:
-        """Whether to stop after `num_updates`; every process asks after each dispatch."""
+    def requested(self) -> bool:
+        """Whether to stop now; every process asks once after each dispatch."""
         if jax.process_count() == 1:
             return self._asked
-        return multihost_utils.reached_preemption_sync_point(num_updates)
+        # The service names one of these counts, so they must leave none out.
+        self._times_asked += 1
+        return multihost_utils.reached_preemption_sync_point(self._times_asked)
 
     def _ask(self, number: int, _: FrameType | None) -> None:
         self._asked = True
-        name = signal.Signals(number).name
-        print(f"{name}: stopping after this update", file=sys.stderr, flush=True)
+        _say(f"{signal.Signals(number).name}: stopping after this update")
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
-        if self._asked:
-            print("second interrupt: exiting at once", file=sys.stderr, flush=True)
+        if self._interrupted:
+            _say("second interrupt: exiting at once")
             os._exit(INTERRUPTED)
+        self._interrupted = True
         self._ask(number, frame)
         if jax.process_count() > 1:
             os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _say(text: str) -> None:
+    """Prints from a signal handler, which may have interrupted a print."""
+    os.write(2, f"{text}\n".encode())

@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 import optax
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from batchgrow import parallel, steps
@@ -78,6 +79,7 @@ class Programs:
         self.updates_per_dispatch = updates_per_dispatch
         self._ghost_batch_size = ghost_batch_size
         self._max_per_device_batch_size = max_per_device_batch_size
+        self._memory_limit = _least_memory_limit(mesh)
         self._feed = feed
         self._dataset = _blank(feed.dataset)
         self._state = _blank(state)
@@ -136,7 +138,7 @@ class Programs:
         """
         limit = self._max_per_device_batch_size or math.inf
         device = self.mesh.local_devices[0]
-        if limit == math.inf and memory_limit(device) is None:
+        if limit == math.inf and self._memory_limit is None:
             limit = max(UNKNOWN_MEMORY_MAX, self._ghost_batch_size)
             if global_batch_size // self.mesh.size > limit:
                 log.warning(
@@ -162,12 +164,18 @@ class Programs:
 
     def _compile(self, lowered: Any, candidates: Sequence[Layout]) -> TrainProgram:
         """The first layout whose executable fits the device's memory, by XLA's own analysis."""
-        device = self.mesh.local_devices[0]
-        limit = memory_limit(device)
+        device, limit = self.mesh.local_devices[0], self._memory_limit
         need = None
         for layout in candidates:
             lowered = lowered or self._lower_train(layout)
-            executable, lowered = lowered.compile(), None
+            try:
+                executable, lowered = lowered.compile(), None
+            except jax.errors.JaxRuntimeError as error:  # the TPU compiler refuses by itself
+                if "RESOURCE_EXHAUSTED" not in str(error) or layout is candidates[-1]:
+                    raise
+                log.info("%s: %s", layout, str(error).splitlines()[0])
+                lowered = None
+                continue
             need = memory_needed(executable)
             if self._max_per_device_batch_size or limit is None or need is None:
                 return TrainProgram(executable, layout)
@@ -191,6 +199,14 @@ class Programs:
         }
         rates = np.zeros(updates, np.float32)
         return self._train.lower(self._state, batches, rates, np.int32(0), self._dataset)
+
+
+def _least_memory_limit(mesh: Mesh) -> int | None:
+    """What the device with the least memory has, so that all processes choose the same layouts."""
+    limit = memory_limit(mesh.local_devices[0])
+    if limit is not None and jax.process_count() > 1:
+        limit = int(multihost_utils.process_allgather(np.int64(limit)).min())
+    return limit
 
 
 def split_evenly(batch: HostBatch, mesh: Mesh) -> HostBatch:

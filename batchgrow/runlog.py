@@ -23,6 +23,7 @@ from tensorboardX.record_writer import directory_check
 Row = dict[str, Any]
 PROTO: Any = event_pb2  # its messages are made at run time, which no type checker sees
 
+TIMERS = ("compile", "input", "eval", "checkpoint")
 # Standing still for these is not training: throughput leaves them out.
 PAUSES = ("compile", "eval", "checkpoint")
 # Columns that differ between two runs of the same trajectory.
@@ -33,14 +34,16 @@ class Clock:
     """Seconds by name, carried on by a resumed run.
 
     Attributes:
-      seconds: by timer: `compile` (waited for), `input`, `eval`, `checkpoint`, and `total`.
+      seconds: by timer: `compile` (waited for), `input`, `eval`, `checkpoint`; `total`, and the
+        training seconds at the last `lap`.
     """
 
     def __init__(self, seconds: Mapping[str, float] | None = None):
-        self.seconds = {"compile": 0.0, "input": 0.0, "eval": 0.0, "checkpoint": 0.0, "total": 0.0}
+        self.seconds = dict.fromkeys(
+            ("compile", "input", "eval", "checkpoint", "total", "lap"), 0.0
+        )
         self.seconds.update(seconds or {})
         self._since = time.perf_counter()
-        self._lap = self._active()
 
     @contextlib.contextmanager
     def timer(self, name: str) -> Iterator[None]:
@@ -60,13 +63,14 @@ class Clock:
 
     def lap(self) -> float:
         """Training seconds since the last lap, pauses left out."""
-        active = self._active()
-        lap, self._lap = active - self._lap, active
-        return lap
+        before, self.seconds["lap"] = self.seconds["lap"], self._active()
+        return self.seconds["lap"] - before
 
     def by_name(self) -> dict[str, float]:
         """Seconds by timer, with `step` for what no timer claims; they add up to the total."""
-        named = {name: value for name, value in self.seconds.items() if name != "total"}
+        named = {
+            name: value for name, value in self.seconds.items() if name not in ("total", "lap")
+        }
         return named | {"step": self.total() - sum(named.values())}
 
     def _active(self) -> float:

@@ -195,7 +195,7 @@ def build(
     }
     limit = config.run.max_per_device_batch_size
     on_cpu = mesh.devices.flat[0].platform == "cpu"
-    default_updates = 1 if on_cpu or not config.run.resident else 16
+    default_updates = 16 if feed.dataset and not on_cpu else 1
     programs = Programs(
         model=model,
         optimizer=optimizer,

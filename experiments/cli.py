@@ -49,8 +49,14 @@ def complain(error: Exception | str, status: int) -> int:
 
 
 def _parse(argv: list[str]) -> list[str]:
+    for module, defined in flags.FLAGS.flags_by_module_dict().items():
+        if module.startswith("experiments."):  # so that --help shows what commands share
+            for flag in defined:
+                flags.FLAGS.register_key_flag_for_module(argv[0], flag)
     try:
         return flags.FLAGS(argv)
+    except SystemExit:  # --help, which absl ends with status 1
+        sys.exit(0)
     except Exception as error:  # a config file may raise anything
         sys.exit(complain(_one_line(error, argv), BAD_INPUT))
 

@@ -5,6 +5,7 @@ python -m experiments.digits
 
 import os
 
+import jax
 from absl import flags
 
 from batchgrow.report import read_run, text, write_report
@@ -23,6 +24,8 @@ def main() -> int:
         if status:
             return status
         folders.append(workdir)
+    if jax.process_index() != 0:
+        return 0
     out = os.path.join(_WORKDIR.value, "report")
     print(text(write_report([read_run(folder) for folder in folders], out)))
     print(f"\nreport: {os.path.join(out, 'index.html')}")

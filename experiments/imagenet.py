@@ -1,7 +1,6 @@
 """ImageNet with ResNet-50 or Inception-ResNet-V2, Sections 5.3 and 5.4 of the paper: one plan.
 
-    python -m experiments.imagenet --config=configs/imagenet_resnet50.py:increasing_batch \
-        --workdir=runs/resnet50 --data_dir=DIR
+python -m experiments.imagenet --config=configs/imagenet_resnet50.py:large_batch --workdir=DIR
 """
 
 from experiments.launch import launch

@@ -137,6 +137,8 @@ def _give_up() -> None:
 
 
 def _cannot_join(reason: str) -> str:
+    if _DISTRIBUTED.value:
+        return f"--distributed: cannot join the other processes ({reason}); is this a cluster?"
     return (
         f"--coordinator_address {_COORDINATOR.value}: process {_PROCESS_ID.value} of "
         f"{_NUM_PROCESSES.value} cannot join ({reason}); check that all processes were started "

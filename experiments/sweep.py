@@ -1,27 +1,27 @@
 """A grid of plans, seeds and optimizers, with a report at the end: resumable, cell by cell.
 
-    python -m experiments.sweep --config=configs/cifar10.py --variants=decaying_lr,hybrid \
-        --seeds=5 --workdir=runs/sweep
+    python -m experiments.sweep --config=configs/cifar10.py --variants=hybrid --workdir=runs/sweep
 
 Cells that are finished are skipped and an interrupted one is resumed, so the same command may be
 started again at any time. A cell lies in WORKDIR/VARIANT/OPTIMIZER/SEED.
 """
 
-import importlib
+import importlib.util
 import json
 import os
 import pathlib
 
+import jax
 from absl import flags
 
-from batchgrow.config import Config
+from batchgrow.config import Config, check, make_schedule
 from batchgrow.loop import NonFiniteLoss
 from batchgrow.report import find_runs, read_run, text, write_report
 from experiments.launch import launch, run
 
 _CONFIG = flags.DEFINE_string("config", None, "configs/NAME.py, whose variants are run.")
 _VARIANTS = flags.DEFINE_list("variants", [], "Which; each as after the colon of --config.")
-_SUFFIX = flags.DEFINE_string("size", "", "Added to each variant after a comma, such as small.")
+_SIZE = flags.DEFINE_string("size", "", "Added to each variant after a comma, such as small.")
 _SEEDS = flags.DEFINE_integer("seeds", 5, "How many, from --first_seed on.")
 _FIRST_SEED = flags.DEFINE_integer("first_seed", 0, "The first seed.")
 _OPTIMIZERS = flags.DEFINE_list("optimizers", [], "Names; none for the config's own.")
@@ -43,6 +43,8 @@ def main() -> int:
             continue
         if status:
             return status
+    if jax.process_index() != 0:
+        return 0
     runs = [read_run(folder) for folder in find_runs([_WORKDIR.value])]
     out = os.path.join(_WORKDIR.value, "report")
     print(text(write_report(runs, out, paper_of(_CONFIG.value))))
@@ -55,20 +57,23 @@ def cells() -> list[tuple[Config, str]]:
     """The config and the folder of every cell: seeds outermost, so that plans fill up alike.
 
     Raises:
-      ValueError: for a config file or a variant that does not exist.
+      ValueError: for a config file, a variant or an optimizer that does not exist.
     """
-    name = str(_CONFIG.value).removesuffix(".py")
-    try:
-        module = importlib.import_module(name.replace("/", "."))
-    except ModuleNotFoundError as error:
-        raise ValueError(f"--config {name!r}: no such file; try configs/NAME.py") from error
+    path = pathlib.Path(_CONFIG.value)
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if not path.is_file() or spec is None or spec.loader is None:
+        raise ValueError(f"--config {str(path)!r}: no such Python file; try configs/NAME.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
     grid = []
     for seed in range(_FIRST_SEED.value, _FIRST_SEED.value + _SEEDS.value):
         for variant in _VARIANTS.value:
             for optimizer in _OPTIMIZERS.value or [None]:
-                config = module.get_config(f"{variant},{_SUFFIX.value}".rstrip(","))
+                config = module.get_config(f"{variant},{_SIZE.value}".rstrip(","))
                 config.seed = seed
                 config.optimizer.name = optimizer or config.optimizer.name
+                check(config)
+                make_schedule(config)
                 cell = (config.variant, config.optimizer.name, str(seed))
                 grid.append((config.lock(), os.path.join(_WORKDIR.value, *cell)))
     return grid

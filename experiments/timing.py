@@ -78,9 +78,9 @@ class Stop(Preemption):
 
     enough = False
 
-    def requested(self, num_updates: int) -> bool:
+    def requested(self) -> bool:
         """Whether there is enough."""
-        return self.enough or super().requested(num_updates)
+        return self.enough or super().requested()
 
 
 class Bursts:

@@ -125,7 +125,7 @@ def test_training_does_not_depend_on_the_layout(optimizer, num_devices, limit, t
     )
     assert actual.states.keys() == expected.states.keys() == {352, 736}
     jax.tree.map(assert_float32_close, actual.states, expected.states)
-    assert len(actual.rows) == len(expected.rows) == 5
+    assert len(actual.rows) == len(expected.rows) == 6
     jax.tree.map(assert_float32_close, actual.rows, expected.rows)
 
 

@@ -220,7 +220,8 @@ def test_a_process_that_dies_takes_the_other_down(dies: int, tmp_path: pathlib.P
     died, other = ended[dies], ended[1 - dies]
     assert died.status == -signal.SIGKILL
     assert other.status not in (0, 75, 76)
-    assert "another task died" in other.said or "Connection closed by peer" in other.said
+    reasons = ("another task died", "Connection closed by peer", "collective mismatch")
+    assert any(reason in other.said for reason in reasons)
     assert other.seconds - died.seconds < HEARTBEAT_SECONDS + 30  # for a busy machine
 
 

@@ -1,5 +1,6 @@
 """From run folders to the report: statistics in closed form, the page, the figures, bad input."""
 
+import dataclasses
 import json
 import math
 import pathlib
@@ -217,8 +218,11 @@ def test_headline_does_not_claim_a_noise_scale_or_an_accuracy_that_differs(tmp_p
         make_run(tmp_path / "a", "decaying_lr", 0),
         make_run(tmp_path / "b", "hybrid", 0, final=0.9),
     ]
-    rows = tuple(row | {"noise_scale": 2 * row["noise_scale"]} for row in made[1].rows)
-    louder = runs.Run(made[1].path, made[1].config, made[1].plan, rows, made[1].summary)
+    noisier = [
+        phase | {f"noise_scale_{end}": 2 * phase[f"noise_scale_{end}"] for end in ("start", "end")}
+        for phase in made[1].plan["phases"]
+    ]
+    louder = dataclasses.replace(made[1], plan=made[1].plan | {"phases": noisier})
     headline = report.facts([made[0], louder])["comparisons"][0]["headline"]
     assert headline.startswith("Different noise scales: two plans ")
     assert "points of test accuracy apart" in headline

@@ -73,7 +73,7 @@ def run(workdir: pathlib.Path, stop: Stop | None = None, **fields: Any) -> Outco
         if stop is not None and stop.how == "crash" and seen >= stop.updates:
             raise Crash
 
-    def requested(self: Preemption, num_updates: int) -> bool:
+    def requested(self: Preemption) -> bool:
         return stop is not None and stop.how == "preempt" and seen >= stop.updates
 
     with pytest.MonkeyPatch.context() as patch:

@@ -66,6 +66,9 @@ def make_config(changes: Mapping[str, Any] | None = None) -> ConfigDict:
     return config
 
 
+models.MODELS["tiny"] = TinyNet
+
+
 class MemoryCheckpoints:
     """Keeps the states that a run saves, as host arrays, and writes nothing."""
 
@@ -103,7 +106,6 @@ def run_in_memory(
     """`train` with `make_config(changes)`, the checkpoints kept in memory."""
     checkpoints = MemoryCheckpoints()
     with (
-        mock.patch.dict(models.MODELS, tiny=TinyNet),
         mock.patch.object(train_module, "Checkpoints", lambda *_, **__: checkpoints),
     ):
         outcome = train_module.train(make_config(changes), str(workdir), **options)

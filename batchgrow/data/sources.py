@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-SPLITS = ("train", "test")
+SPLITS = ("train", "test")  # of the digits
+ON_BAD_RECORD = ("stop", "replace")  # what a stream of encoded records does with a damaged one
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ def load_images(name: str, split: str, data_dir: str = "") -> Images:
       ValueError: if the data set is not there and cannot be prepared.
     """
     if name == "digits":
+        if split not in SPLITS:
+            raise ValueError(f"data: digits has no split {split!r}, only {' and '.join(SPLITS)}")
         return _digits(split)
     source = open_source(name, split, data_dir)
     examples = [source[i] for i in range(len(source))]

@@ -16,8 +16,8 @@ import numpy as np
 from absl import flags, logging
 
 from batchgrow.data import imagenet
+from batchgrow.data.sources import ON_BAD_RECORD
 
-ON_BAD_RECORD = ("stop", "replace")
 # Bad records in a row after which "replace" stops too: then it is not one record that is bad.
 MAX_BAD_IN_A_ROW = 8
 

@@ -99,7 +99,7 @@ def _plan_facts(group: PlanGroup, baseline: PlanGroup) -> Facts:
         "num_runs": len(group.runs),
         "num_updates": plan["num_updates"],
         "num_epochs": plan["num_epochs"],
-        "examples_seen": round(plan["num_epochs"] * plan["num_examples"]),
+        "examples_seen": plan["phases"][-1]["end_examples"],
         "times_fewer_updates": baseline.plan["num_updates"] / plan["num_updates"],
         "test_accuracy": vars(accuracy) if accuracy else None,
         "train_loss": vars(loss) if loss else None,
@@ -142,22 +142,24 @@ def _phases(group: PlanGroup) -> list[Facts]:
 
 
 def _same_noise_scale(groups: Sequence[PlanGroup]) -> bool | None:
-    """Whether the logged curves agree within 5%; None for fewer than two plans.
+    """Whether the plans' noise scales agree within 5%; None for fewer than two plans.
 
-    Rows lie at different epochs in different plans, so values next to a step of the recipe cannot
-    be compared: it is enough that 85% of a grid over the epochs agrees.
+    Phases of different plans begin within half a batch of each other, so the middles of a grid
+    over the epochs are compared, and 95% of them must agree.
     """
-    curves = [
-        [(row["epoch"], row["noise_scale"]) for row in group.finished[0].rows]
-        for group in groups
-        if group.finished[0].rows
-    ]
-    if len(curves) < 2:
+    if len(groups) < 2:
         return None
-    grid = np.linspace(0.0, max(curve[-1][0] for curve in curves), 1001)[1:]
-    logs = [np.log(np.interp(grid, *np.array(curve, np.float64).T)) for curve in curves]
+    grid = (np.arange(1000) + 0.5) / 1000 * min(group.plan["num_epochs"] for group in groups)
+    logs = []
+    for group in groups:
+        epochs, scales = [], []
+        for phase in group.plan["phases"]:
+            for end in ("start", "end"):
+                epochs.append(phase[f"{end}_examples"] / group.plan["num_examples"])
+                scales.append(max(phase[f"noise_scale_{end}"], 1e-12))
+        logs.append(np.interp(grid, epochs, np.log(scales)))
     apart = np.max(logs, axis=0) - np.min(logs, axis=0)
-    return bool(np.quantile(apart, 0.85) < np.log(1.05))
+    return bool(np.quantile(apart, 0.95) < np.log(1.05))
 
 
 def _paper_rows(groups: Sequence[PlanGroup], plans: Sequence[Facts], paper: Paper) -> list[Facts]:

@@ -70,7 +70,10 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class PlanGroup:
-    """Runs of one plan: their configs are equal but for the seed. Statistics use finished runs."""
+    """Runs of one plan: their configs are equal but for the seed.
+
+    Statistics use finished runs, one for each seed: the same seed twice is the same run.
+    """
 
     label: str
     runs: tuple[Run, ...]
@@ -89,7 +92,8 @@ class PlanGroup:
 
     @property
     def finished(self) -> tuple[Run, ...]:
-        return tuple(run for run in self.runs if run.finished)
+        by_seed = {run.seed: run for run in reversed(self.runs) if run.finished}
+        return tuple(run for run in self.runs if by_seed.get(run.seed) is run)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -242,7 +246,7 @@ def summarize(values: Sequence[float]) -> Statistics | None:
 def paired_difference(first: PlanGroup, second: PlanGroup) -> PairedDifference | None:
     """Of test accuracy over the seeds that both groups finished; None if there are none."""
     accuracies = [
-        {run.seed: run.summary["final"]["test_accuracy"] for run in group.runs if run.summary}
+        {run.seed: run.summary["final"]["test_accuracy"] for run in group.finished if run.summary}
         for group in (first, second)
     ]
     common = sorted(accuracies[0].keys() & accuracies[1].keys())
