@@ -45,7 +45,14 @@ def test_rows_follow_the_plan(tmp_path):
         reference = recipe.learning_rate_at(min(row["examples_seen"], 718) - 1) / 0.1 * 1437 / 32
         assert row["noise_scale"] == pytest.approx(reference, rel=1e-6)
     assert trained.rows[-1]["updates"] == SCHEDULE.num_updates == 14
-    assert [("test_loss" in row) for row in trained.rows] == [False, False, False, True, False, True]
+    assert [("test_loss" in row) for row in trained.rows] == [
+        False,
+        False,
+        False,
+        True,
+        False,
+        True,
+    ]
 
 
 def test_every_example_is_trained_on_once(tmp_path, monkeypatch):
