@@ -39,9 +39,7 @@ class Clock:
     """
 
     def __init__(self, seconds: Mapping[str, float] | None = None):
-        self.seconds = dict.fromkeys(
-            ("compile", "input", "eval", "checkpoint", "total", "lap"), 0.0
-        )
+        self.seconds: dict[str, float] = {name: 0.0 for name in (*TIMERS, "total", "lap")}
         self.seconds.update(seconds or {})
         self._since = time.perf_counter()
 
@@ -68,9 +66,7 @@ class Clock:
 
     def by_name(self) -> dict[str, float]:
         """Seconds by timer, with `step` for what no timer claims; they add up to the total."""
-        named = {
-            name: value for name, value in self.seconds.items() if name not in ("total", "lap")
-        }
+        named = {name: self.seconds[name] for name in TIMERS}
         return named | {"step": self.total() - sum(named.values())}
 
     def _active(self) -> float:

@@ -59,7 +59,7 @@ def cells() -> list[tuple[Config, str]]:
     Raises:
       ValueError: for a config file, a variant or an optimizer that does not exist.
     """
-    path = pathlib.Path(_CONFIG.value)
+    path = pathlib.Path(str(_CONFIG.value))
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if not path.is_file() or spec is None or spec.loader is None:
         raise ValueError(f"--config {str(path)!r}: no such Python file; try configs/NAME.py")
