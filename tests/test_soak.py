@@ -56,10 +56,10 @@ def test_rows_are_compared_without_the_clock(tmp_path: pathlib.Path) -> None:
 
 @pytest.mark.slow
 def test_a_short_soak_loses_nothing(tmp_path: pathlib.Path) -> None:
-    result = soak.soak(2, 3, tmp_path)
-    assert result["faults"] >= 10
-    assert result["runs_identical"] == 2
+    result = soak.soak(1, 3, tmp_path)
+    assert result["faults"] >= 5
+    assert result["runs_identical"] == 1
     assert result["rows_lost"] == result["rows_twice"] == result["checkpoints_lost"] == 0
     for kind, count in result["kinds"].items():
         assert count["as_expected"] == count["in_identical_runs"] == count["injected"], kind
-    assert f"{result['faults']} faults; 2 of 2 runs" in soak.table(result)
+    assert f"{result['faults']} faults; 1 of 1 runs" in soak.table(result)
