@@ -120,7 +120,7 @@ def _run_phase(
     program = _program(run, phase.batch_size)
     in_flight: deque[jax.Array] = deque()
     while examples_seen < phase.end_examples:
-        points = _next_points(run, phase, examples_seen)
+        points = _next_points(run, phase, examples_seen, program.updates_per_dispatch)
         state, token = _dispatch(run, program, state, points)
         before, examples_seen = examples_seen, points[-1].examples_seen + phase.batch_size
         run.progress.advance(examples_seen - before)
@@ -147,10 +147,10 @@ def _run_phase(
     return state, examples_seen, False
 
 
-def _next_points(run: Run, phase: Phase, examples_seen: int) -> list[Point]:
+def _next_points(run: Run, phase: Phase, examples_seen: int, most: int) -> list[Point]:
     """The updates of one dispatch: until something is due, the phase ends, or it is full."""
     stop = min(run.cadence.next_stop(examples_seen), phase.end_examples)
-    count = min(run.programs.updates_per_dispatch, -(-(stop - examples_seen) // phase.batch_size))
+    count = min(most, -(-(stop - examples_seen) // phase.batch_size))
     return list(islice(run.schedule.points(examples_seen), count))
 
 
@@ -160,7 +160,7 @@ def _dispatch(
     """Sends the batches of some updates and starts them; returns without waiting for the result."""
     with run.clock.timer("input"):
         # A dispatch of fewer updates than it could hold repeats the last one; it is not run.
-        padded = [*points, *[points[-1]] * (run.programs.updates_per_dispatch - len(points))]
+        padded = [*points, *[points[-1]] * (program.updates_per_dispatch - len(points))]
         starts = np.array([point.examples_seen for point in padded])
         positions = starts[:, None] + np.arange(points[0].batch_size)
         slots = parallel.local_device_slots(run.programs.mesh)

@@ -24,16 +24,24 @@ from batchgrow.state import TrainState
 log = logging.getLogger(__name__)
 
 EVALUATION = "evaluation"
+MAX_UPDATES = 16
+DISPATCH_EXAMPLES = 2048
 MEMORY_SHARE = 0.9  # of the device's limit; the rest is for fragmentation and other programs
 UNKNOWN_MEMORY_MAX = 4096  # examples in one pass, where a backend does not tell its memory
 
 
 @dataclass(frozen=True)
 class TrainProgram:
-    """An executable for one batch size, and how it wants its batches laid out."""
+    """An executable for one batch size.
+
+    Attributes:
+      layout: how it wants the batch of an update laid out.
+      updates_per_dispatch: how many updates one call has room for.
+    """
 
     executable: Any
     layout: Layout
+    updates_per_dispatch: int
 
 
 @dataclass(frozen=True)
@@ -56,7 +64,7 @@ class Programs:
       mesh: the devices.
       ghost_batch_size: examples that share statistics.
       max_per_device_batch_size: examples in one pass on one device; None for what memory holds.
-      updates_per_dispatch: how many updates one call may make.
+      updates_per_dispatch: how many updates one call may make; 0 for `default_updates`.
     """
 
     def __init__(
@@ -76,7 +84,7 @@ class Programs:
         updates_per_dispatch: int,
     ):
         self.mesh = mesh
-        self.updates_per_dispatch = updates_per_dispatch
+        self._updates_per_dispatch = updates_per_dispatch
         self._ghost_batch_size = ghost_batch_size
         self._max_per_device_batch_size = max_per_device_batch_size
         self._memory_limit = _least_memory_limit(mesh)
@@ -92,7 +100,6 @@ class Programs:
             prepare=prepare_train,
             label_smoothing=label_smoothing,
             axis_name=axis_name,
-            unroll=mesh.devices.flat[0].platform == "cpu",
         )
         evaluate = partial(steps.eval_step, model=model, prepare=prepare_test, axis_name=axis_name)
         self._train = parallel.pmap_train(partial(steps.train_steps, step), mesh)
@@ -129,6 +136,13 @@ class Programs:
     def evaluation(self) -> Callable[..., steps.Sums]:
         """The evaluation of one test batch."""
         return self._ahead.get(EVALUATION)
+
+    def updates_per_dispatch(self, global_batch_size: int) -> int:
+        """How many updates of this size one call may make."""
+        if self._updates_per_dispatch:
+            return self._updates_per_dispatch
+        # A data set that is streamed comes one update at a time.
+        return default_updates(global_batch_size) if self._feed.dataset else 1
 
     def layouts(self, global_batch_size: int) -> Sequence[Layout]:
         """The layouts to try, from the fewest micro-batches on.
@@ -178,9 +192,9 @@ class Programs:
                 continue
             need = memory_needed(executable)
             if self._max_per_device_batch_size or limit is None or need is None:
-                return TrainProgram(executable, layout)
+                return self._program(executable, layout)
             if need <= MEMORY_SHARE * limit:
-                return TrainProgram(executable, layout)
+                return self._program(executable, layout)
             log.info("%s needs %.1f GiB of %.1f GiB", layout, need / 2**30, limit / 2**30)
         raise ValueError(
             f"global batch size {candidates[0].global_batch_size}: even a micro-batch of "
@@ -189,8 +203,12 @@ class Programs:
             "model or image"
         )
 
+    def _program(self, executable: Any, layout: Layout) -> TrainProgram:
+        updates = self.updates_per_dispatch(layout.global_batch_size)
+        return TrainProgram(executable, layout, updates)
+
     def _lower_train(self, layout: Layout) -> Any:
-        updates = self.updates_per_dispatch
+        updates = self.updates_per_dispatch(layout.global_batch_size)
         num_local = len(parallel.local_device_slots(self.mesh))
         shape = (num_local, updates, layout.num_microbatches, layout.microbatch_size)
         batches = {
@@ -199,6 +217,11 @@ class Programs:
         }
         rates = np.zeros(updates, np.float32)
         return self._train.lower(self._state, batches, rates, np.int32(0), self._dataset)
+
+
+def default_updates(global_batch_size: int) -> int:
+    """How many updates one call makes: enough to hide its cost, few enough to stop soon."""
+    return max(1, min(MAX_UPDATES, DISPATCH_EXAMPLES // global_batch_size))
 
 
 def _least_memory_limit(mesh: Mesh) -> int | None:

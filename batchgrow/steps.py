@@ -27,7 +27,6 @@ def train_step(
     prepare: Prepare,
     label_smoothing: float = 0.0,
     axis_name: str | None = None,
-    unroll: bool = False,
 ) -> TrainState:
     """One update: w <- w - learning_rate * d, with d from the mean gradient over the global batch.
 
@@ -40,8 +39,6 @@ def train_step(
       model, optimizer, prepare: what to train, how, and how a batch becomes images and labels.
       label_smoothing: probability spread evenly over all classes.
       axis_name: the mapped device axis, or None.
-      unroll: write the micro-batches out one after another instead of as a loop (XLA's CPU backend
-        runs convolutions in a loop on one thread).
 
     Returns:
       The state after the update, with its metric sums advanced by this batch.
@@ -64,12 +61,12 @@ def train_step(
         new, (batch_stats, more) = jax.grad(loss_fn, has_aux=True)(
             state.params, batch_stats, microbatch
         )
-        return _add(gradients, new), batch_stats, _add(sums, more)
+        return (_add(gradients, new), batch_stats, _add(sums, more)), None
 
     num_microbatches = jax.tree.leaves(batch)[0].shape[0]
     zeros = jax.tree.map(jnp.zeros_like, state.params)
     carry = (zeros, state.batch_stats, zero_sums())
-    gradients, batch_stats, sums = fold(accumulate, carry, batch, unroll=unroll)
+    (gradients, batch_stats, sums), _ = lax.scan(accumulate, carry, batch)
     gradients = jax.tree.map(lambda g: g / num_microbatches, gradients)
     if axis_name is not None:
         gradients = lax.pmean(gradients, axis_name)
@@ -153,16 +150,6 @@ def metric_sums(
         "correct": jnp.sum(correct * mask),
         "count": jnp.sum(mask),
     }
-
-
-def fold(body: Callable[[Any, Any], Any], carry: Any, xs: Any, *, unroll: bool) -> Any:
-    """Passes `carry` through `body` for each element of `xs`, as a loop unless `unroll` is set."""
-    length = jax.tree.leaves(xs)[0].shape[0]
-    if length > 1 and not unroll:
-        return lax.scan(lambda carry, x: (body(carry, x), None), carry, xs)[0]
-    for i in range(length):
-        carry = body(carry, jax.tree.map(lambda x, i=i: x[i], xs))
-    return carry
 
 
 def _add(a: Any, b: Any) -> Any:

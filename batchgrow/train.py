@@ -194,8 +194,6 @@ def build(
         for split in ("train", "test")
     }
     limit = config.run.max_per_device_batch_size
-    on_cpu = mesh.devices.flat[0].platform == "cpu"
-    default_updates = 16 if feed.dataset and not on_cpu else 1
     programs = Programs(
         model=model,
         optimizer=optimizer,
@@ -208,7 +206,7 @@ def build(
         mesh=mesh,
         ghost_batch_size=config.ghost_batch_size,
         max_per_device_batch_size=None if limit == "auto" else int(limit),
-        updates_per_dispatch=config.run.updates_per_dispatch or default_updates,
+        updates_per_dispatch=config.run.updates_per_dispatch,
     )
     return state, programs
 

@@ -79,7 +79,7 @@ def get_config() -> Config:
     run.resident = True  # the training set lives on the device; otherwise it is streamed
     run.num_workers = 0  # processes that read a streamed data set; 0: a thread
     run.max_per_device_batch_size = "auto"  # examples in one pass; "auto": what memory holds
-    run.updates_per_dispatch = 0  # 0: 1 on CPU, 16 elsewhere
+    run.updates_per_dispatch = 0  # 0: those of 2048 examples, 16 at most; streamed: 1
     run.eval_batch_size = 1000  # global, rounded up to whole devices
     run.compile_ahead = True
     run.compilation_cache_dir = ""  # "": JAX's own setting, else ~/.cache/batchgrow/xla

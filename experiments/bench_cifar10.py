@@ -34,7 +34,7 @@ _BATCH_SIZES = flags.DEFINE_list("batch_sizes", ["128", "640", "3200", "5120"], 
 _DEPTH = flags.DEFINE_integer("depth", 16, "Of the WRN.")
 _WIDTH = flags.DEFINE_integer("width", 4, "Of the WRN.")
 _DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["bfloat16", "float32"], "Of activations.")
-_UPDATES = flags.DEFINE_integer("updates_per_dispatch", 0, "0: 1 on CPU, 16 elsewhere.")
+_UPDATES = flags.DEFINE_integer("updates_per_dispatch", 0, "As in config.run.")
 _SECONDS = flags.DEFINE_float("seconds", 3.0, "For each batch size and each framework.")
 _TORCH = flags.DEFINE_bool("torch", False, "Measure PyTorch too.")
 _JSON = flags.DEFINE_bool("json", False, "Print JSON instead of a table.")
@@ -106,8 +106,6 @@ def _take_turns(calls: dict[str, Callable[[], None]]) -> dict[str, list[float]]:
 def _jax_update(model: Any, batch_size: int) -> tuple[Callable[[], None], int, float]:
     """One dispatch of our update, how many updates that is, and what it cost to compile."""
     mesh = parallel.make_mesh()
-    on_cpu = jax.devices()[0].platform == "cpu"
-    updates = _UPDATES.value or (1 if on_cpu else 16)
     noise = np.random.default_rng(0)
     images = noise.integers(0, 256, (50_000, *IMAGE_SHAPE), np.uint8)
     feed = ResidentFeed(Images(images, noise.integers(0, 10, 50_000).astype(np.int32)), seed=0)
@@ -133,9 +131,10 @@ def _jax_update(model: Any, batch_size: int) -> tuple[Callable[[], None], int, f
         mesh=mesh,
         ghost_batch_size=GHOST,
         max_per_device_batch_size=None,
-        updates_per_dispatch=updates,
+        updates_per_dispatch=_UPDATES.value,
     )
     program = programs.train(batch_size)
+    updates = program.updates_per_dispatch
     compiled = programs.times[batch_size].compile_seconds
     state: list[TrainState] = [parallel.replicate(host_state, mesh)]
     rates = np.full(updates, 0.01, np.float32)

@@ -38,7 +38,7 @@ def bench(num_devices: int) -> dict[str, Any]:
     bursts = timing.Bursts(_BURST_SECONDS.value, ended)
     with timing.watched_run(config, phases, bursts, compile_ahead=False) as (run, state):
         run_phases(run, state, 0)
-    rate = run.programs.updates_per_dispatch / (median(seconds) or math.nan)
+    rate = run.programs.updates_per_dispatch(_BATCH_SIZE.value) / (median(seconds) or math.nan)
     return {
         "num_devices": num_devices,
         "updates_per_second": rate,

@@ -149,7 +149,7 @@ def loss_difference(run: Run, state: TrainState, bare: BareStep) -> tuple[float,
     """
     (phase,) = run.schedule.phases
     program = run.programs.train(phase.batch_size)
-    updates = run.programs.updates_per_dispatch
+    updates = program.updates_per_dispatch
     positions = np.tile(np.arange(phase.batch_size), (updates, 1))
     batches = run.feed.batch(program.layout.split(positions))
     rates = np.full(updates, timing.LEARNING_RATE, np.float32)
@@ -174,7 +174,7 @@ def bench(config: Config) -> dict[str, Any]:
         index = run.feed.batch(np.arange(batch_size))["index"]
         batch = (run.feed.dataset["image"][index], run.feed.dataset["label"][index])
         steps = bare_steps(config, state, batch)
-        updates_per_dispatch = run.programs.updates_per_dispatch
+        updates_per_dispatch = run.programs.updates_per_dispatch(batch_size)
         turns = Turns(steps, updates_per_dispatch)
         bursts = timing.Bursts(_BURST_SECONDS.value, turns)
         difference, state = loss_difference(run, state, steps["bare"])

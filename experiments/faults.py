@@ -87,6 +87,7 @@ def get_config() -> Config:
     config.evaluate_every_epochs = 0.1
     config.run.checkpoint_every_epochs = 0.1
     config.run.num_devices = 1
+    config.run.updates_per_dispatch = 1  # so that any update can be the last one
     config.run.eval_batch_size = 360
     return config
 

@@ -66,7 +66,8 @@ def test_every_example_is_trained_on_once(tmp_path, monkeypatch):
 
     monkeypatch.setattr(ResidentFeed, "batch", record)
     never = {"log_every_epochs": 100.0, "evaluate_every_epochs": 100.0}
-    trained = run_in_memory(tmp_path, never | {"run.num_devices": 4})
+    one = {"run.updates_per_dispatch": 1}  # a dispatch with room for more repeats its last batch
+    trained = run_in_memory(tmp_path, never | one | {"run.num_devices": 4})
     positions = np.concatenate([s.ravel() for s in sent])
     assert sorted(positions.tolist()) == list(range(736))
     assert [row["examples_seen"] for row in trained.rows] == [352, 736]  # the ends of the phases

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from batchgrow.models.convolution import Conv
 from batchgrow.models.ghost_batch_norm import GhostBatchNorm
 
 
@@ -25,7 +26,7 @@ class ConvNet(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
         """Images `(batch, height, width, channels)` to float32 logits `(batch, num_classes)`."""
-        conv = partial(nn.Conv, use_bias=False, dtype=self.dtype)
+        conv = partial(Conv, use_bias=False, dtype=self.dtype)
         norm = partial(
             GhostBatchNorm,
             ghost_batch_size=self.ghost_batch_size,

@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from batchgrow.models.convolution import Conv
 from batchgrow.models.ghost_batch_norm import GhostBatchNorm
 
 # A branch is a chain of convolutions (channels, kernel height, kernel width), each with BN-ReLU.
@@ -71,7 +72,7 @@ class InceptionResNetV2(nn.Module):
 
         The sides of the images are at least 75.
         """
-        conv = partial(nn.Conv, kernel_init=nn.initializers.xavier_uniform(), dtype=self.dtype)
+        conv = partial(Conv, kernel_init=nn.initializers.xavier_uniform(), dtype=self.dtype)
         norm = partial(
             GhostBatchNorm,
             ghost_batch_size=self.ghost_batch_size,

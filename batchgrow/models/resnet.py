@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from batchgrow.models.convolution import Conv
 from batchgrow.models.ghost_batch_norm import GhostBatchNorm
 
 # N(0, sqrt(2 / (k k c_out))): He et al. (2015) with the fan out, as fb.resnet.torch draws it.
@@ -48,7 +49,7 @@ class ResNet(nn.Module):
         if self.depth not in _STAGES:
             raise ValueError(f"model.depth {self.depth} is none of {sorted(_STAGES)}")
         block, stages = _STAGES[self.depth]
-        conv = partial(nn.Conv, use_bias=False, kernel_init=he_normal, dtype=self.dtype)
+        conv = partial(Conv, use_bias=False, kernel_init=he_normal, dtype=self.dtype)
         norm = partial(
             GhostBatchNorm,
             ghost_batch_size=self.ghost_batch_size,

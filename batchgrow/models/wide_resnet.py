@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from batchgrow.models.convolution import Conv
 from batchgrow.models.ghost_batch_norm import GhostBatchNorm
 
 # N(0, sqrt(2 / (k k c_in))), as the authors' code draws convolutions.
@@ -46,7 +47,7 @@ class WideResNet(nn.Module):
         """
         if self.depth < 10 or (self.depth - 4) % 6:
             raise ValueError(f"model.depth {self.depth} is not 6n + 4 (10, 16, 22, 28, 40, ...)")
-        conv = partial(nn.Conv, use_bias=False, kernel_init=he_normal, dtype=self.dtype)
+        conv = partial(Conv, use_bias=False, kernel_init=he_normal, dtype=self.dtype)
         norm = partial(
             GhostBatchNorm,
             ghost_batch_size=self.ghost_batch_size,
