@@ -193,14 +193,19 @@ def test_two_stream_until_one_is_asked_to_stop_and_one_goes_on(
 
 @pytest.mark.slow
 def test_one_grows_into_two(reference: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    """Two processes go on where one stopped to grow, and write one set of files."""
+    """Two go on where one stopped to grow, are preempted, go on, and write one set of files."""
     workdir = tmp_path / "run"
     stopping = CHANGES | {"run.stop_at_phase_end": True}
     assert run_here(workdir, stopping) is Outcome.PHASE_END
     assert steps(workdir)[-1] == BOUNDARY
-    ended = run_processes(workdir, options=("--override_config",))
-    assert [e.status for e in ended] == [0, 0], ended
-    assert noted(workdir, 0, "updates") == noted(workdir, 1, "updates") == [128] * 17
+    several = CHANGES | {"run.updates_per_dispatch": 4}
+    fault = {"DISPATCHES": "1", "SIGNAL": "SIGTERM"}
+    for status, options in ((75, {"faulty": 0, "fault": fault}), (0, {})):
+        ended = run_processes(workdir, several, options=("--override_config",), **options)
+        assert [e.status for e in ended] == [status] * 2, ended
+    examples = noted(workdir, 0, "updates")
+    assert examples == noted(workdir, 1, "updates")
+    assert sum(examples) == 17 * 128 and max(examples) == 4 * 128
     assert_same_run(workdir, reference)
     summary = json.loads((workdir / "summary.json").read_text())
     assert summary["devices"]["processes"] == 2
