@@ -6,6 +6,7 @@ from dataclasses import replace
 from statistics import median
 from typing import Any
 
+import flax.linen as nn
 import jax
 from etils import epath
 from jax.sharding import Mesh
@@ -16,6 +17,7 @@ from batchgrow.config import Config, check, check_layouts, make_schedule
 from batchgrow.data.augment import make_prepare
 from batchgrow.data.feed import Feed
 from batchgrow.executables import enable_compilation_cache
+from batchgrow.flops import peak_flops, training_flops
 from batchgrow.loop import Cadence, Outcome, Run, run_phases
 from batchgrow.models import make_model
 from batchgrow.open_data import open_data
@@ -65,7 +67,7 @@ def train(
             run = replace(run, stop_at_phase_end=True)
         outcome = run_phases(run, state, examples_seen)
         if outcome is Outcome.FINISHED and run.log is not None:
-            summary = summarise(run)
+            summary = summarise(run, share_of_peak_per_rate(config, mesh))
             run.log.hyper_parameters(_hyper_parameters(config), summary["final"])
             write_json(folder / "summary.json", summary)
         return outcome
@@ -132,19 +134,26 @@ def _start(
     return run, state, examples_seen
 
 
-def summarise(run: Run) -> dict[str, Any]:
-    """What `summary.json` says of a finished run (this process writes the log)."""
+def summarise(run: Run, share_of_peak_per_rate: float | None) -> dict[str, Any]:
+    """What `summary.json` says of a finished run (this process writes the log).
+
+    Args:
+      share_of_peak_per_rate: see there.
+    """
     assert run.log is not None
     rows = run.log.rows
     evaluated = [row for row in rows if "test_accuracy" in row]
     phases = []
     for index, phase in enumerate(run.schedule.phases):
         rates = [row["images_per_second"] for row in rows if row["phase"] == index]
+        rate = median(rates) if rates else None
+        share = rate * share_of_peak_per_rate if rate and share_of_peak_per_rate else None
         phases.append(
             {
                 "global_batch_size": phase.batch_size,
                 "num_updates": phase.num_updates,
-                "images_per_second": median(rates) if rates else None,
+                "images_per_second": rate,
+                "share_of_peak": share,
                 **run.compiled.get(str(phase.batch_size), {}),
             }
         )
@@ -171,17 +180,20 @@ def summarise(run: Run) -> dict[str, Any]:
     }
 
 
+def share_of_peak_per_rate(config: Config, mesh: Mesh) -> float | None:
+    """What an image per second takes of the devices' peak; None if that is not known."""
+    peak = peak_flops(mesh.devices.flat[0].device_kind, config.model.dtype)
+    if peak is None:
+        return None
+    flops = training_flops(_model(config, axis_name=None), tuple(config.data.image_shape))
+    return flops / (peak * mesh.size)
+
+
 def build(
     config: Config, mesh: Mesh, momentum: float, feed: Feed, test_batch: Any
 ) -> tuple[TrainState, Programs]:
     """The initial state, and the programs that train and evaluate it."""
-    fields = {k: v for k, v in config.model.to_dict().items() if k != "name"}
-    model = make_model(
-        config.model.name,
-        ghost_batch_size=config.ghost_batch_size,
-        axis_name=parallel.AXIS_NAME,
-        **fields,
-    )
+    model = _model(config, axis_name=parallel.AXIS_NAME)
     optimizer = make_optimizer(momentum=momentum, **config.optimizer.to_dict())
     state = create_state(model, optimizer, tuple(config.data.image_shape), config.seed)
     prepare = {
@@ -209,6 +221,16 @@ def build(
         updates_per_dispatch=config.run.updates_per_dispatch,
     )
     return state, programs
+
+
+def _model(config: Config, axis_name: str | None) -> nn.Module:
+    fields = {k: v for k, v in config.model.to_dict().items() if k != "name"}
+    return make_model(
+        config.model.name,
+        ghost_batch_size=config.ghost_batch_size,
+        axis_name=axis_name,
+        **fields,
+    )
 
 
 def _restore(checkpoints: Checkpoints, state: TrainState) -> tuple[int, TrainState, Notes]:

@@ -84,7 +84,9 @@ def make_rows(plan, final, rng):
     return rows
 
 
-def make_run(folder, variant, seed, *, final=None, finished=True, optimizer="momentum"):
+def make_run(
+    folder, variant, seed, *, final=None, finished=True, optimizer="momentum", share_of_peak=None
+):
     """A run folder as `train` leaves it; an unfinished one stops in mid-row after a third."""
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True)
@@ -111,7 +113,10 @@ def make_run(folder, variant, seed, *, final=None, finished=True, optimizer="mom
         "num_updates": plan["num_updates"],
         "wall_seconds": 20.0 + seed,
         "seconds": seconds,
-        "phases": [{"images_per_second": 9000.0 + 1000 * seed} for _ in plan["phases"]],
+        "phases": [
+            {"images_per_second": 9000.0 + 1000 * seed, "share_of_peak": share_of_peak}
+            for _ in plan["phases"]
+        ],
         "versions": {"python": "3.11.2", "jax": "0.10.2", "flax": "0.12.8", "batchgrow": "0.1.0"},
         "devices": {"platform": "cpu", "kind": "cpu", "count": 1, "processes": 1},
         "commit": "abc1234",

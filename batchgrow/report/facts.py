@@ -120,25 +120,29 @@ def _mean_seconds(summaries: Sequence[dict[str, Any]]) -> dict[str, float] | Non
 
 
 def _phases(group: PlanGroup) -> list[Facts]:
-    """The plan's, with the median speed over the finished runs."""
+    """The plan's, with the medians over the finished runs of speed and share of peak."""
     summaries = [run.summary["phases"] for run in group.finished if run.summary is not None]
     phases = []
     for index, phase in enumerate(group.plan["phases"]):
-        speeds = [
-            speed
-            for measured in summaries
-            if index < len(measured) and (speed := measured[index].get("images_per_second"))
-        ]
+        measured = [summary[index] for summary in summaries if index < len(summary)]
         num_examples = group.plan["num_examples"]
         phases.append(
             phase
             | {
                 "start_epoch": phase["start_examples"] / num_examples,
                 "end_epoch": phase["end_examples"] / num_examples,
-                "images_per_second": statistics.median(speeds) if speeds else None,
+                **{
+                    name: _median([phase.get(name) for phase in measured])
+                    for name in ("images_per_second", "share_of_peak")
+                },
             }
         )
     return phases
+
+
+def _median(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value]
+    return statistics.median(known) if known else None
 
 
 def _same_noise_scale(groups: Sequence[PlanGroup]) -> bool | None:

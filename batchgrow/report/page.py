@@ -138,6 +138,9 @@ def _paper_table(rows: Sequence[Facts]) -> str:
 def _phases_table(plans: Sequence[Facts]) -> str:
     header = ["Plan", "Epochs", "Updates", "Batch size", "Learning rate", "Momentum"]
     header += ["Noise scale", "Images/s"]
+    known = any(phase["share_of_peak"] for plan in plans for phase in plan["phases"])
+    if known:
+        header += ["Share of peak"]
     rows = [
         (
             plan["plan"],
@@ -148,6 +151,7 @@ def _phases_table(plans: Sequence[Facts]) -> str:
             f"{phase['momentum']:g}",
             wording.start_and_end(phase, "noise_scale"),
             wording.count(phase["images_per_second"]),
+            *([wording.percent(phase["share_of_peak"], 1)] if known else []),
         )
         for plan in plans
         for phase in plan["phases"]
