@@ -98,11 +98,11 @@ def _time(config: Config) -> dict[str, Any]:
 
 def _compute(config: Config, model: Any) -> tuple[float, str]:
     """Seconds per image on one device, and where that comes from."""
-    device, given = _DEVICE.value, _SECONDS_PER_IMAGE.value
-    if device is None:
-        return given, f"{given:g} s per image and device, as given, for every batch size"
+    device, given = _DEVICE.value or "", _SECONDS_PER_IMAGE.value
     if given is not None:
-        raise ValueError("--seconds_per_image and --device say the same; give one of them")
+        if device:
+            raise ValueError("--seconds_per_image and --device say the same; give one of them")
+        return given, f"{given:g} s per image and device, as given, for every batch size"
     peak = flops.peak_flops(device, config.model.dtype)
     if peak is None:
         raise ValueError(
