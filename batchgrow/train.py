@@ -12,12 +12,11 @@ from jax.sharding import Mesh
 
 from batchgrow import environment, parallel
 from batchgrow.checkpoint import Checkpoints, Notes
-from batchgrow.config import Config, check, check_layouts, make_schedule
+from batchgrow.config import Config, check, check_layouts, make_network, make_schedule
 from batchgrow.data.augment import make_prepare
 from batchgrow.data.feed import Feed
 from batchgrow.executables import enable_compilation_cache
 from batchgrow.loop import Cadence, Outcome, Run, run_phases
-from batchgrow.models import make_model
 from batchgrow.open_data import open_data
 from batchgrow.optimizer import make_optimizer
 from batchgrow.preemption import Preemption
@@ -175,13 +174,7 @@ def build(
     config: Config, mesh: Mesh, momentum: float, feed: Feed, test_batch: Any
 ) -> tuple[TrainState, Programs]:
     """The initial state, and the programs that train and evaluate it."""
-    fields = {k: v for k, v in config.model.to_dict().items() if k != "name"}
-    model = make_model(
-        config.model.name,
-        ghost_batch_size=config.ghost_batch_size,
-        axis_name=parallel.AXIS_NAME,
-        **fields,
-    )
+    model = make_network(config, parallel.AXIS_NAME)
     optimizer = make_optimizer(momentum=momentum, **config.optimizer.to_dict())
     state = create_state(model, optimizer, tuple(config.data.image_shape), config.seed)
     prepare = {

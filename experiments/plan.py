@@ -15,8 +15,7 @@ import jax
 from absl import flags
 
 from batchgrow import flops, time_to_train
-from batchgrow.config import Config, check, check_layouts, make_schedule
-from batchgrow.models import make_model
+from batchgrow.config import Config, check, check_layouts, make_network, make_schedule
 from experiments import cli
 
 _CONFIG = cli.config_flag()
@@ -68,7 +67,7 @@ def main() -> int:
 
 def _time(config: Config) -> dict[str, Any]:
     """The prediction, with the lines that say what it takes for granted."""
-    model = _model(config)
+    model = make_network(config)
     seconds_per_image, basis = _compute(config, model)
     hardware = time_to_train.Hardware(
         seconds_per_image=seconds_per_image,
@@ -119,11 +118,6 @@ def _compute(config: Config, model: Any) -> tuple[float, str]:
         f"{_UTILISATION.value:.0%} (assumed) of the {peak / 1e12:g} TFLOP/s that the maker states "
         f"for {device} in {config.model.dtype}"
     )
-
-
-def _model(config: Config) -> Any:
-    fields = {k: v for k, v in config.model.to_dict().items() if k != "name"}
-    return make_model(config.model.name, ghost_batch_size=config.ghost_batch_size, **fields)
 
 
 def _num_parameters(model: Any, image_shape: tuple[int, int, int]) -> int:
