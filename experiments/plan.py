@@ -28,7 +28,7 @@ _DEVICE = flags.DEFINE_string(
     "device", None, f"Time to train, by its peak; one of: {', '.join(flops.PEAK_FLOPS)}."
 )
 _UTILISATION = flags.DEFINE_float(
-    "utilisation", 0.3, "With --device: share of its peak that training reaches; an assumption."
+    "utilisation", 0.1, "With --device: assumed share of its peak; bench_imagenet measures it."
 )
 _GROW_DEVICES = flags.DEFINE_bool(
     "grow_devices", False, "Time to train on more devices as the batch grows; --num_devices first."
