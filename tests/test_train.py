@@ -94,7 +94,7 @@ def test_rows_tell_the_share_of_time_that_devices_waited_for_input(
     monkeypatch.setattr(ResidentFeed, "batch", slow_batch)
     monkeypatch.setattr(steps, "train_step", slow_step)
     never = {"log_every_epochs": 100.0, "evaluate_every_epochs": 100.0}
-    run_in_memory(tmp_path, never | {"run.compile_ahead": False})
+    run_in_memory(tmp_path, never | {"run.compile_ahead": False, "run.updates_per_dispatch": 1})
     first, _ = read_rows(tmp_path)  # a row for each phase; the first has 11 updates
     seconds = 352 / first["images_per_second"]
     least = 11 if waits else 1  # at first there is nothing to do meanwhile
