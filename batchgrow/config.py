@@ -11,7 +11,7 @@ from typing import Any
 from batchgrow import curves
 from batchgrow.data.augment import NAMES as AUGMENTATIONS
 from batchgrow.data.sources import ON_BAD_RECORD
-from batchgrow.models import DTYPES, MODELS
+from batchgrow.models import DTYPES, MODELS, make_model
 from batchgrow.optimizer import DECAY_ON, NAMES, uses_momentum
 from batchgrow.parallel import choose_layout
 from batchgrow.schedule import Recipe, Schedule, grow, hybrid
@@ -94,6 +94,21 @@ def _curve(recipe: Config, optimizer: str) -> curves.Curve:
         case _:
             raise ValueError(f"recipe.curve {recipe.curve!r} is none of {', '.join(CURVES)}")
     return curves.with_warmup(curve, recipe.warmup_epochs, recipe.warmup_learning_rate)
+
+
+def make_network(config: Config, axis_name: str | None = None) -> Any:
+    """The Flax module that a config describes, for one device or for those of `axis_name`.
+
+    Raises:
+      ValueError: for a name, dtype or field that is none.
+    """
+    fields = {k: v for k, v in config.model.to_dict().items() if k != "name"}
+    return make_model(
+        config.model.name,
+        ghost_batch_size=config.ghost_batch_size,
+        axis_name=axis_name,
+        **fields,
+    )
 
 
 def check(config: Config) -> None:

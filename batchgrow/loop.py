@@ -158,7 +158,9 @@ def _dispatch(
     run: Run, program: TrainProgram, state: TrainState, points: Sequence[Point]
 ) -> tuple[TrainState, jax.Array]:
     """Sends the batches of some updates and starts them; returns without waiting for the result."""
-    with run.clock.timer("input"):
+    # While the devices still compute, they do not wait for what the host prepares.
+    before: Any = state.sums["loss"]
+    with run.clock.timer("input", counts=before.is_ready):
         # A dispatch of fewer updates than it could hold repeats the last one; it is not run.
         padded = [*points, *[points[-1]] * (program.updates_per_dispatch - len(points))]
         starts = np.array([point.examples_seen for point in padded])
@@ -202,6 +204,7 @@ def _write_row(
     """Writes a row for the updates since the last one; returns the state with its sums at zero."""
     sums = {name: float(value) for name, value in jax.device_get(state.sums).items()}
     mean_loss = sums["loss"] / sums["count"]
+    seconds, waited_for_input = run.clock.lap()
     row: Row = {
         "examples_seen": examples_seen,
         "updates": point.updates + 1,
@@ -214,7 +217,8 @@ def _write_row(
         "train_loss": mean_loss,
         "train_accuracy": sums["correct"] / sums["count"],
         **test,
-        "images_per_second": sums["count"] / max(run.clock.lap(), 1e-9),
+        "images_per_second": sums["count"] / max(seconds, 1e-9),
+        "input_share": waited_for_input / max(seconds, 1e-9),
         "wall_seconds": run.clock.total(),
     }
     if not math.isfinite(mean_loss):

@@ -11,7 +11,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -27,30 +27,33 @@ TIMERS = ("compile", "input", "eval", "checkpoint")
 # Standing still for these is not training: throughput leaves them out.
 PAUSES = ("compile", "eval", "checkpoint")
 # Columns that differ between two runs of the same trajectory.
-TIMING = ("images_per_second", "wall_seconds")
+TIMING = ("images_per_second", "input_share", "wall_seconds")
 
 
 class Clock:
     """Seconds by name, carried on by a resumed run.
 
     Attributes:
-      seconds: by timer: `compile` (waited for), `input`, `eval`, `checkpoint`; `total`, and the
-        training seconds at the last `lap`.
+      seconds: by timer: `compile` and `input` (waited for), `eval`, `checkpoint`; `total`; and the
+        training seconds, and those of input, at the last `lap`.
     """
 
     def __init__(self, seconds: Mapping[str, float] | None = None):
-        self.seconds: dict[str, float] = {name: 0.0 for name in (*TIMERS, "total", "lap")}
+        self.seconds: dict[str, float] = {
+            name: 0.0 for name in (*TIMERS, "total", "lap", "lap_input")
+        }
         self.seconds.update(seconds or {})
         self._since = time.perf_counter()
 
     @contextlib.contextmanager
-    def timer(self, name: str) -> Iterator[None]:
-        """Counts the time inside under `name`."""
+    def timer(self, name: str, counts: Callable[[], bool] = lambda: True) -> Iterator[None]:
+        """Counts the time inside under `name`, if `counts` says so when it is over."""
         started = time.perf_counter()
         try:
             yield
         finally:
-            self.seconds[name] += time.perf_counter() - started
+            if counts():
+                self.seconds[name] += time.perf_counter() - started
 
     def total(self) -> float:
         """Seconds of this run so far, those before an interruption included."""
@@ -59,10 +62,13 @@ class Clock:
         self._since = now
         return self.seconds["total"]
 
-    def lap(self) -> float:
-        """Training seconds since the last lap, pauses left out."""
-        before, self.seconds["lap"] = self.seconds["lap"], self._active()
-        return self.seconds["lap"] - before
+    def lap(self) -> tuple[float, float]:
+        """Training seconds since the last lap, pauses left out; and those of them for input."""
+        seconds = self._active() - self.seconds["lap"]
+        waited = self.seconds["input"] - self.seconds["lap_input"]
+        self.seconds["lap"] += seconds
+        self.seconds["lap_input"] += waited
+        return seconds, waited
 
     def by_name(self) -> dict[str, float]:
         """Seconds by timer, with `step` for what no timer claims; they add up to the total."""

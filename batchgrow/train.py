@@ -6,20 +6,18 @@ from dataclasses import replace
 from statistics import median
 from typing import Any
 
-import flax.linen as nn
 import jax
 from etils import epath
 from jax.sharding import Mesh
 
 from batchgrow import environment, parallel
 from batchgrow.checkpoint import Checkpoints, Notes
-from batchgrow.config import Config, check, check_layouts, make_schedule
+from batchgrow.config import Config, check, check_layouts, make_network, make_schedule
 from batchgrow.data.augment import make_prepare
 from batchgrow.data.feed import Feed
 from batchgrow.executables import enable_compilation_cache
 from batchgrow.flops import peak_flops, training_flops
 from batchgrow.loop import Cadence, Outcome, Run, run_phases
-from batchgrow.models import make_model
 from batchgrow.open_data import open_data
 from batchgrow.optimizer import make_optimizer
 from batchgrow.preemption import Preemption
@@ -185,7 +183,7 @@ def share_of_peak_per_rate(config: Config, mesh: Mesh) -> float | None:
     peak = peak_flops(mesh.devices.flat[0].device_kind, config.model.dtype)
     if peak is None:
         return None
-    flops = training_flops(_model(config, axis_name=None), tuple(config.data.image_shape))
+    flops = training_flops(make_network(config), tuple(config.data.image_shape))
     return flops / (peak * mesh.size)
 
 
@@ -193,7 +191,7 @@ def build(
     config: Config, mesh: Mesh, momentum: float, feed: Feed, test_batch: Any
 ) -> tuple[TrainState, Programs]:
     """The initial state, and the programs that train and evaluate it."""
-    model = _model(config, axis_name=parallel.AXIS_NAME)
+    model = make_network(config, parallel.AXIS_NAME)
     optimizer = make_optimizer(momentum=momentum, **config.optimizer.to_dict())
     state = create_state(model, optimizer, tuple(config.data.image_shape), config.seed)
     prepare = {
@@ -221,16 +219,6 @@ def build(
         updates_per_dispatch=config.run.updates_per_dispatch,
     )
     return state, programs
-
-
-def _model(config: Config, axis_name: str | None) -> nn.Module:
-    fields = {k: v for k, v in config.model.to_dict().items() if k != "name"}
-    return make_model(
-        config.model.name,
-        ghost_batch_size=config.ghost_batch_size,
-        axis_name=axis_name,
-        **fields,
-    )
 
 
 def _restore(checkpoints: Checkpoints, state: TrainState) -> tuple[int, TrainState, Notes]:

@@ -106,10 +106,11 @@ def smoke(config: Config) -> None:
     config.data.image_shape = (64, 64, 3)
     config.model.depth = 18
     config.model.dtype = "float32"
-    config.recipe.num_epochs = 4.0
+    config.evaluate_every_epochs = 1.5
+    config.recipe.num_epochs = 3.0
     config.recipe.global_batch_size = 64
     config.recipe.learning_rate = 0.05
-    config.recipe.boundaries_epochs = (2.0, 3.0)
+    config.recipe.boundaries_epochs = (1.4, 2.2)
     config.recipe.factor = 0.5
     config.recipe.warmup_epochs = 0.5
     config.recipe.warmup_learning_rate = 0.01

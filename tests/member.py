@@ -5,7 +5,8 @@
 With $DISPATCHES and $SIGNAL set it sends itself that signal after so many dispatches.
 
 Beside the run folder it leaves `WORKDIR.PROCESS.updates`, a line with its examples for each
-dispatch, and `WORKDIR.PROCESS.reads`, a line with the index of each example as it is read.
+dispatch, `WORKDIR.PROCESS.reads`, a line with the index of each example of the digits as it is
+read, and `WORKDIR.PROCESS.crops`, one with the stream position of each JPEG.
 """
 
 import json
@@ -20,6 +21,7 @@ from absl import flags
 from tiny import TinyNet, make_config
 
 from batchgrow import models
+from batchgrow.data import imagenet
 from batchgrow.data.sources import Images
 from batchgrow.progress import Progress
 from experiments import launch
@@ -30,12 +32,16 @@ HEARTBEAT_SECONDS = 10
 def main(workdir: str, changes: Mapping[str, Any]) -> int:
     """Trains, as experiments.train does, and takes notes."""
     models.MODELS["tiny"] = TinyNet
-    read, advance = Images.__getitem__, Progress.advance
+    read, advance, crop = Images.__getitem__, Progress.advance, imagenet.training_crop
     dispatches = 0
 
     def noted_read(self: Images, index: int) -> dict[str, Any]:
         note("reads", index)
         return read(self, index)
+
+    def noted_crop(jpeg: bytes, position: int, *, seed: int) -> imagenet.Crop:
+        note("crops", position)
+        return crop(jpeg, position, seed=seed)
 
     def noted_advance(self: Progress, examples: int) -> None:
         nonlocal dispatches
@@ -50,6 +56,7 @@ def main(workdir: str, changes: Mapping[str, Any]) -> int:
             print(value, file=file)
 
     Images.__getitem__, Progress.advance = noted_read, noted_advance
+    imagenet.training_crop = noted_crop
     return launch.run(make_config(changes), workdir)
 
 

@@ -14,16 +14,18 @@ COLUMNS = {
     "step": {"loop_ms", "bare_ms", "overhead_ratio"},
     "scaling": {"updates_per_second", "images_per_second", "speedup"},
 }
+SMALL = "--depth=0 --image_size=8"
 OPTIONS = {
-    "growth": "--growths=1 --batch_size=16 --updates=8 --repetitions=1",
-    "step": "--turns=2 --burst_seconds=0.01",
-    "scaling": "--num_devices=1,2 --batch_size=16 --repetitions=2 --burst_seconds=0.01",
+    "growth": f"{SMALL} --growths=1 --batch_size=16 --updates=8 --repetitions=1",
+    "step": f"{SMALL} --turns=2 --burst_seconds=0.01",
+    "scaling": f"{SMALL} --num_devices=1,2 --batch_size=16 --repetitions=2 --burst_seconds=0.01",
+    "imagenet": "--models=resnet18 --image_size=32 --batch_sizes=2 --seconds=0.1 --dtype=float32",
 }
 
 
 def run_benchmark(name: str, *more: str) -> str:
-    command = [sys.executable, "-m", f"experiments.bench_{name}", "--depth=0", "--image_size=8"]
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    command = [sys.executable, "-m", f"experiments.bench_{name}"]
+    environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}  # one device
     done = subprocess.run(
         [*command, *OPTIONS[name].split(), *more],
         env=environment,
@@ -49,3 +51,12 @@ def test_prints_json(name: str) -> None:
         assert result["rows"][0]["loss_difference"] < 1e-4
     if name == "growth":  # the compile is seen without compiling ahead, and not with it
         assert result["rows"][0]["stall_ratio"] < result["rows"][0]["naive_stall_ratio"]
+
+
+@pytest.mark.slow
+def test_imagenet_at_small_size() -> None:
+    result = json.loads(run_benchmark("imagenet", "--json"))
+    (row,) = result["rows"]
+    assert (row["model"], row["image_size"], row["per_device_batch_size"]) == ("resnet18", 32, 2)
+    assert row["images_per_second"] * row["seconds_per_image"] == pytest.approx(1, rel=0.1)
+    assert result["devices"]["count"] == 1 and result["dtype"] == "float32"

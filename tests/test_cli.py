@@ -102,6 +102,19 @@ def test_plan_as_a_table(command):
     assert make_schedule(digits.get_config("increasing_batch")).table(num_devices=1) in done.out
 
 
+def test_time_to_train_is_told_with_its_assumptions(command):
+    """4 devices at 1 ms an image, nothing lost between them, for what the plan sees of digits."""
+    flags = (DIGITS, "--num_devices=4", "--seconds_per_image=0.001", "--latency=0")
+    done = command("plan", *flags, "--json")
+    assert done.status == 0, done.err
+    plan = json.loads(done.out)
+    ideal = plan["phases"][-1]["end_examples"] * 0.001 / 4
+    assert plan["time"]["seconds"] == pytest.approx(ideal, rel=0.01)
+    assert plan["time"]["seconds"] > ideal
+    shown = command("plan", *flags).out
+    assert all(f"- {line}" in shown for line in plan["time"]["assumptions"])
+
+
 def test_a_field_on_the_command_line_changes_the_plan(command):
     done = command("plan", DIGITS, "--config.recipe.num_epochs=10", "--json")
     assert json.loads(done.out)["num_epochs"] == 10
@@ -136,6 +149,11 @@ def test_a_field_on_the_command_line_changes_the_plan(command):
             [DIGITS, "--num_devices=3"],
             "cannot be laid out on 3 devices in ghost batches of 16; the",
         ),
+        (
+            [DIGITS, "--device=TPU v9"],
+            "--device=TPU v9: no peak for float32 is known; give --seconds_per_image, or one of",
+        ),
+        ([DIGITS, "--device=TPU v2", "--seconds_per_image=1"], "say the same; give one of them"),
         ([DIGITS, "extra"], "unexpected argument 'extra'; flags begin with --"),
     ],
 )

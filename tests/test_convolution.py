@@ -25,6 +25,11 @@ CASES = [
     (5, 2, (1, 1), ((0, 1), (1, 0))),
     (6, 1, (1, 1), ((1, 2), (2, 0))),  # padding beyond the window
     (9, 3, (3, 3), "VALID"),
+    (2, 3, (1, 1), "SAME"),  # smaller than the window
+    (1, 3, (1, 1), ((1, 1), (1, 1))),
+    (2, 3, (2, 2), ((1, 1), (1, 1))),
+    (3, 3, (2, 2), ((1, 1), (1, 1))),  # larger, but its gradient is smaller
+    (4, 7, (2, 2), ((3, 3), (3, 3))),
 ]
 
 
@@ -86,9 +91,10 @@ def test_gradient_under_pmap_is_the_mean_over_devices():
         np.testing.assert_allclose(one, gradient(images, kernel), rtol=1e-5, atol=1e-6)
 
 
-def test_loop_body_has_convolutions_in_one_order_only():
-    """In a loop XLA:CPU has its library compute none but these; any other is left to slow code."""
-    images, kernel = _operands(6, 3)
+@pytest.mark.parametrize("size", [6, 2])
+def test_loop_body_has_only_convolutions_that_the_library_takes(size):
+    """In one order, on images as large as the window: XLA:CPU leaves any other to slow code."""
+    images, kernel = _operands(size, 3)
 
     def update(carry, _):
         of_images, of_kernel = jax.grad(_loss, (0, 1))(*carry)
@@ -97,16 +103,23 @@ def test_loop_body_has_convolutions_in_one_order_only():
     program = jax.jit(lambda *carry: lax.scan(update, carry, length=3)[0])
     options = {"xla_backend_optimization_level": 3}  # the tests' own level takes no order apart
     text = str(program.lower(images, kernel).compile(options).as_text())
-    assert re.findall(r" convolution\(.*dim_labels=(\w+->\w+)", text) == ["b01f_01io->b01f"] * 3
+    found = re.findall(r" convolution\((.*)\), window={size=(\d+)x.*dim_labels=(\w+->\w+)", text)
+    assert [labels for *_, labels in found] == ["b01f_01io->b01f"] * 3
+    for operands, window, _ in found:
+        height = re.search(r"f32\[\d+,(\d+),", operands) or re.search(
+            re.escape(operands.split(",")[0]) + r" = f32\[\d+,(\d+),", text
+        )
+        assert height is not None and int(height[1]) >= int(window)
 
 
+@pytest.mark.parametrize("size", [6, 2])
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
-def test_off_the_cpu_the_convolutions_are_those_of_lax(platform):
+def test_off_the_cpu_the_convolutions_are_those_of_lax(platform, size):
     def convolutions(convolve):
         def loss(x, w):
             return jnp.square(convolve(x, w, (2, 2), "SAME")).mean()
 
-        traced = jax.jit(jax.grad(loss, (0, 1))).trace(*_operands(6, 3))
+        traced = jax.jit(jax.grad(loss, (0, 1))).trace(*_operands(size, 3))
         text = traced.lower(lowering_platforms=(platform,)).as_text()
         return re.findall(r"stablehlo.convolution\(.*?\) (.*)", text)
 

@@ -49,6 +49,7 @@ def test_no_cycles():
         ("configs", ("batchgrow.config", "configs")),
         ("batchgrow.schedule", ("batchgrow.curves",)),
         ("batchgrow.curves", ()),
+        ("batchgrow.time_to_train", ("batchgrow.schedule",)),
         ("batchgrow.runlog", ()),
         ("batchgrow.runfolder", ()),
         ("batchgrow.report", ("batchgrow.report",)),
@@ -98,7 +99,7 @@ def test_plans_need_the_standard_library_and_reports_no_jax():
     program = """
 import sys
 before = set(sys.modules)  # what the interpreter itself and its site packages load
-import batchgrow.curves, batchgrow.schedule
+import batchgrow.curves, batchgrow.schedule, batchgrow.time_to_train
 loaded = {name.split(".")[0] for name in set(sys.modules) - before}
 assert loaded - sys.stdlib_module_names <= {"batchgrow", "etils"}, loaded
 import batchgrow.report, batchgrow.runlog

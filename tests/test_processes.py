@@ -27,6 +27,7 @@ from batchgrow.data.stream import Stream
 from batchgrow.loop import Outcome
 from batchgrow.runlog import TIMING
 from batchgrow.train import train
+from experiments import make_fake_imagenet
 
 HERE = pathlib.Path(__file__).parent
 TIME_LIMIT = 300  # seconds, on a machine that is busy with other things
@@ -189,6 +190,36 @@ def test_two_stream_until_one_is_asked_to_stop_and_one_goes_on(
 
     assert run_here(workdir, CHANGES) is Outcome.FINISHED
     assert_same_run(workdir, reference)
+
+
+@pytest.mark.slow
+def test_two_train_on_jpegs_as_one_does(tmp_path: pathlib.Path) -> None:
+    """Through a growth, in micro-batches and on shared ghosts; each picture is read by one."""
+    make_fake_imagenet.make(str(tmp_path / "data"), 96, 20, num_classes=10, seed=0)
+    changes = CHANGES | {
+        "data.name": "imagenet2012",
+        "data.test_split": "validation",
+        "data.num_train_examples": 96,
+        "data.num_test_examples": 20,
+        "data.image_shape": (16, 16, 3),
+        "data.augment": "random_resized_crop",
+        "data.mean": (127.5,) * 3,
+        "data.std": (64.0,) * 3,
+        "recipe.num_epochs": 4.0,
+        "recipe.boundaries_epochs": (2.0,),
+        "run.data_dir": str(tmp_path / "data"),
+        "run.resident": False,
+        "run.max_per_device_batch_size": 4,
+    }
+    assert run_here(tmp_path / "one", changes) is Outcome.FINISHED
+    ended = run_processes(tmp_path / "two", changes)
+    assert [e.status for e in ended] == [0, 0], ended
+    assert noted(tmp_path / "two", 0, "updates") == [32] * 6 + [128] * 2
+    assert_same_run(tmp_path / "two", tmp_path / "one")
+
+    crops = [noted(tmp_path / "two", i, "crops") for i in (0, 1)]
+    assert sorted(crops[0] + crops[1]) == list(range(6 * 32 + 2 * 128))
+    assert len(crops[0]) == len(crops[1])
 
 
 @pytest.mark.slow

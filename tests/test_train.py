@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import time
 from collections import Counter
 
 import jax
@@ -72,6 +73,33 @@ def test_every_example_is_trained_on_once(tmp_path, monkeypatch):
     assert sorted(positions.tolist()) == list(range(736))
     assert [row["examples_seen"] for row in trained.rows] == [352, 736]  # the ends of the phases
     assert trained.states[352].sums["count"] == 0
+
+
+@pytest.mark.parametrize(("input_ms", "update_ms", "waits"), [(40, 0, True), (10, 50, False)])
+def test_rows_tell_the_share_of_time_that_devices_waited_for_input(
+    input_ms, update_ms, waits, tmp_path, monkeypatch
+):
+    """Input made while the devices compute is waited for by nobody."""
+    batch, step = ResidentFeed.batch, steps.train_step
+
+    def slow_batch(self, positions):
+        time.sleep(input_ms / 1e3)
+        return batch(self, positions)
+
+    def slow_step(*args, **options):
+        state = step(*args, **options)
+        jax.debug.callback(lambda _: time.sleep(update_ms / 1e3), state.sums["loss"])
+        return state
+
+    monkeypatch.setattr(ResidentFeed, "batch", slow_batch)
+    monkeypatch.setattr(steps, "train_step", slow_step)
+    never = {"log_every_epochs": 100.0, "evaluate_every_epochs": 100.0}
+    run_in_memory(tmp_path, never | {"run.compile_ahead": False, "run.updates_per_dispatch": 1})
+    first, _ = read_rows(tmp_path)  # a row for each phase; the first has 11 updates
+    seconds = 352 / first["images_per_second"]
+    least = 11 if waits else 1  # at first there is nothing to do meanwhile
+    assert first["input_share"] * seconds >= least * input_ms / 1e3
+    assert (first["input_share"] > 0.3) is waits
 
 
 def test_evaluation_covers_every_test_example_once(tmp_path, monkeypatch):

@@ -170,7 +170,7 @@ def _time_table(plans: Sequence[Facts]) -> str:
                 for value in plan["seconds"].values()
             ]
             rows.append((plan["plan"], wording.duration(whole), *cells))
-    note = "Mean over seeds. Compile: what training waited for; step: the rest of training."
+    note = "Mean over seeds. Compile, input: what training waited for; step: the rest of training."
     return _table(header, rows) + f'<p class="soft">{note}</p>'
 
 
