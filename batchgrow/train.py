@@ -66,7 +66,7 @@ def train(
         outcome = run_phases(run, state, examples_seen)
         if outcome is Outcome.FINISHED and run.log is not None:
             summary = summarise(run)
-            run.log.hyper_parameters(_hyper_parameters(config), summary["final"])
+            run.log.finish(_hyper_parameters(config), _final_metrics(summary))
             write_json(folder / "summary.json", summary)
         return outcome
 
@@ -226,6 +226,12 @@ def _cadence(config: Config) -> Cadence:
         evaluate=examples(config.evaluate_every_epochs),
         checkpoint=examples(config.run.checkpoint_every_epochs),
     )
+
+
+def _final_metrics(summary: dict[str, Any]) -> dict[str, float]:
+    """What TensorBoard compares runs by."""
+    others = ("num_updates", "wall_seconds", "compile_seconds")
+    return summary["final"] | {name: summary[name] for name in others}
 
 
 def _hyper_parameters(config: Config) -> dict[str, Any]:
