@@ -190,17 +190,17 @@ class EventFile:
             path.unlink(missing_ok=True)
 
     def rows(self, rows: Sequence[Row]) -> None:
-        """Notes each finite column against examples seen and against updates."""
+        """Notes each finite column against examples seen and against updates; seconds once."""
         events = [
             PROTO.Event(
-                step=row[step],
+                step=step,
                 wall_time=self._began + row["wall_seconds"],
-                summary=summary.scalar(f"by_{clock}/{name}", value),
+                summary=summary.scalar(tag, value),
             )
             for row in rows
             for name, value in row.items()
-            if name not in ("examples_seen", "updates") and math.isfinite(value)
-            for clock, step in (("examples", "examples_seen"), ("updates", "updates"))
+            if math.isfinite(value)
+            for tag, step in _series(name, row)
         ]
         self._write(*events)
 
@@ -223,6 +223,15 @@ class EventFile:
             event.wall_time = event.wall_time or time.time()
             data += _record(event.SerializeToString())
         self.file.append(data)
+
+
+def _series(name: str, row: Row) -> list[tuple[str, int]]:
+    """The tags of a column, each with its step."""
+    if name in ("examples_seen", "updates", "epoch"):
+        return []
+    if name.endswith("_seconds"):
+        return [(f"seconds/{name.removesuffix('_seconds')}", row["examples_seen"])]
+    return [(f"by_examples/{name}", row["examples_seen"]), (f"by_updates/{name}", row["updates"])]
 
 
 def _line(row: Row) -> str:

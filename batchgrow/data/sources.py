@@ -12,6 +12,19 @@ SPLITS = ("train", "test")  # of the digits
 ON_BAD_RECORD = ("stop", "replace")  # what a stream of encoded records does with a damaged one
 
 
+class BadRecordError(RuntimeError):
+    """A record that cannot be read or decoded."""
+
+    def __init__(self, index: int, file_name: str, reason: str):
+        super().__init__(index, file_name, reason)  # the arguments, so that it pickles
+        self.index = index
+        self.reason = reason
+        self.file_name = file_name
+
+    def __str__(self) -> str:
+        return f"bad record {self.index} ({self.file_name}): {self.reason}"
+
+
 @dataclass(frozen=True)
 class Images:
     """A split held in memory.
