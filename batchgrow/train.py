@@ -73,7 +73,8 @@ def train(
             raise RuntimeError(f"a fault of the program, not of its input: {error}") from error
         if outcome is Outcome.FINISHED and run.log is not None:
             summary = summarise(run)
-            run.log.finish(_hyper_parameters(config), _final_metrics(summary))
+            hyper_parameters = _hyper_parameters(config, schedule.num_updates)
+            run.log.finish(hyper_parameters, _final_metrics(summary))
             write_json(folder / "summary.json", summary)
         return outcome
 
@@ -242,13 +243,20 @@ def _final_metrics(summary: dict[str, Any]) -> dict[str, float]:
     return first | {name: summary[name] for name in others} | summary["final"]
 
 
-def _hyper_parameters(config: Config) -> dict[str, Any]:
+def _hyper_parameters(config: Config, num_updates: int) -> dict[str, Any]:
     """What a trajectory depends on, data aside, as TensorBoard takes it: numbers and strings.
 
-    It shows the first five columns until one asks for more.
+    It sorts columns by name and shows five, hence the names of the first and of all others.
     """
     flat = trajectory_fields(json.loads(config.to_json()))
-    flat = {k: v for k, v in flat.items() if not k.startswith("data.")}
-    flat = {k: v if isinstance(v, int | float | str) else str(v) for k, v in flat.items()}
-    first = ("variant", "plan.name", "optimizer.name", "recipe.global_batch_size", "seed")
-    return {k: flat[k] for k in first} | flat
+    return {
+        "optimizer": config.optimizer.name,
+        "plan": config.plan.name,
+        "seed": config.seed,
+        "updates": num_updates,
+        "variant": config.variant,
+    } | {
+        f"with.{name}": value if isinstance(value, int | float | str) else str(value)
+        for name, value in flat.items()
+        if name.startswith(("ghost", "label", "model.", "optimizer.", "plan.", "recipe."))
+    }

@@ -82,6 +82,8 @@ def _parse(argv: list[str]) -> list[str]:
         return flags.FLAGS(argv)
     except SystemExit:  # --help, which absl ends with status 1
         sys.exit(0)
+    except BrokenPipeError:  # --help
+        sys.exit(BROKEN_PIPE if _nobody_reads() else 1)
     except Exception as error:  # a config file may raise anything
         sys.exit(complain(_one_line(error, argv), BAD_INPUT))
 

@@ -19,6 +19,7 @@ from test_runlog import ROWS, read
 from tiny import make_config, read_rows
 
 from batchgrow import files, report, s3
+from batchgrow.data.sources import open_source
 from batchgrow.loop import Outcome
 from batchgrow.preemption import Preemption
 from batchgrow.runfolder import FolderError, claim
@@ -155,3 +156,8 @@ def test_tensorstore_is_told_the_endpoint_that_s3fs_uses(monkeypatch: pytest.Mon
         "aws_region": "here",
     }
     assert s3.kvstore("gs://bucket/a")["driver"] == "gcs"
+
+
+def test_data_cannot_be_read_from_s3() -> None:
+    with pytest.raises(ValueError, match="run.data_dir 's3://bucket/tfds'.*mount the bucket"):
+        open_source("cifar10", "test", "s3://bucket/tfds")

@@ -78,6 +78,11 @@ def open_source(
     Raises:
       ValueError: if the data set is unknown, or not there and cannot be prepared.
     """
+    if data_dir.startswith("s3://"):
+        raise ValueError(
+            f"run.data_dir {data_dir!r}: ArrayRecord files are read from a disk or gs://; copy "
+            "them to a disk of each host, or mount the bucket"
+        )
     import tensorflow_datasets as tfds
 
     decoders = None if decode else {"image": tfds.decode.SkipDecoding()}
