@@ -109,6 +109,24 @@ def test_a_whole_life_on_a_store(
     assert train(config, RUN) is Outcome.FINISHED
 
 
+def test_a_checkpoint_that_was_half_put_is_none(
+    bucket: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is no rename that would finish one: a mark is put last."""
+    for dispatches in (4, 3):
+        preempt_at(monkeypatch, dispatches)
+        assert train(make_config(), RUN) is Outcome.PREEMPTED
+    newest = bucket / "run" / "checkpoints" / "224"
+    (newest / "commit_success.txt").unlink()
+    for path in (newest / "state").rglob("d/*"):
+        path.unlink()
+    preempt_at(monkeypatch, 3)
+    assert train(make_config(), RUN) is Outcome.PREEMPTED  # 128 + 3 * 32: where it was
+    assert (newest / "commit_success.txt").exists()
+    assert train(make_config(), RUN) is Outcome.FINISHED
+    assert not list((bucket / "run").rglob("*.bad"))
+
+
 def test_the_log_is_put_now_and_then_and_when_closed(
     bucket: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
