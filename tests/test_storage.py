@@ -84,7 +84,7 @@ def preempt_at(monkeypatch: pytest.MonkeyPatch, dispatches: int) -> None:
 def test_a_whole_life_on_a_store(
     bucket: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:
-    config = make_config({"run.tensorboard": True})
+    config = make_config({"run.tensorboard": True, "run.updates_per_dispatch": 1})
     train(config, str(tmp_path / "disk"))
     for dispatches in (4, 3):
         preempt_at(monkeypatch, dispatches)
@@ -113,17 +113,18 @@ def test_a_checkpoint_that_was_half_put_is_none(
     bucket: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """There is no rename that would finish one: a mark is put last."""
+    config = make_config({"run.updates_per_dispatch": 1})
     for dispatches in (4, 3):
         preempt_at(monkeypatch, dispatches)
-        assert train(make_config(), RUN) is Outcome.PREEMPTED
+        assert train(config, RUN) is Outcome.PREEMPTED
     newest = bucket / "run" / "checkpoints" / "224"
     (newest / "commit_success.txt").unlink()
     for path in (newest / "state").rglob("d/*"):
         path.unlink()
     preempt_at(monkeypatch, 3)
-    assert train(make_config(), RUN) is Outcome.PREEMPTED  # 128 + 3 * 32: where it was
+    assert train(config, RUN) is Outcome.PREEMPTED  # 128 + 3 * 32: where it was
     assert (newest / "commit_success.txt").exists()
-    assert train(make_config(), RUN) is Outcome.FINISHED
+    assert train(config, RUN) is Outcome.FINISHED
     assert not list((bucket / "run").rglob("*.bad"))
 
 
