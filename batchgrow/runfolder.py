@@ -29,7 +29,7 @@ def claim(workdir: str, *, is_writer: bool) -> Iterator[epath.Path]:
 
     Args:
       workdir: a local path or an object store's (`gs://`, `s3://`). The latter know no locks: two
-        runs there do the same work twice, and write the same bits.
+        runs there are not refused.
       is_writer: whether this process writes (process 0).
 
     Raises:
