@@ -32,10 +32,21 @@ NOTEBOOKS = ["ipykernel", "jupytext", "nbclient", "nbformat"]
 EXTRAS = {
     "cuda": ["jax[cuda13]>=0.10"],
     "tpu": ["jax[tpu]>=0.10"],
+    "gs": ["etils[epath-gcs]"],
+    "s3": ["etils[epath-s3]"],
     "notebooks": NOTEBOOKS,
     "peers": ["keras", "torch", "transformers"],
     "tf": ["tensorflow-cpu"],
-    "test": ["hypothesis", "pre-commit", "pyright", "pytest", "pytest-xdist", "ruff"],
+    # tensorboard: to read event files back as it does.
+    "test": [
+        "hypothesis",
+        "pre-commit",
+        "pyright",
+        "pytest",
+        "pytest-xdist",
+        "ruff",
+        "tensorboard",
+    ],
 }
 
 setup(

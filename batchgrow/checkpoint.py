@@ -16,6 +16,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
+from batchgrow import s3
 from batchgrow.runfolder import Config, FolderError, check_config, trajectory_fields
 from batchgrow.state import TrainState, digest
 
@@ -63,6 +64,8 @@ class Checkpoints:
         self._config = trajectory_fields(config)
         self._plan = plan
         self._policy = LastAndBest(keep)
+        if str(workdir).startswith("s3://"):
+            s3.teach_orbax()
         with _told(self._folder):
             self._manager = ocp.CheckpointManager(
                 self._folder,

@@ -22,7 +22,7 @@ from batchgrow.memory import memory_in_use
 from batchgrow.preemption import Preemption
 from batchgrow.programs import EVALUATION, Programs, TrainProgram
 from batchgrow.progress import Progress
-from batchgrow.runlog import Clock, Row, RunLog
+from batchgrow.runlog import TIMERS, Clock, Row, RunLog
 from batchgrow.schedule import Phase, Point, Schedule
 from batchgrow.state import TrainState, zero_sums
 
@@ -220,6 +220,7 @@ def _write_row(
         "images_per_second": sums["count"] / max(seconds, 1e-9),
         "input_share": waited_for_input / max(seconds, 1e-9),
         "wall_seconds": run.clock.total(),
+        **{f"{name}_seconds": run.clock.seconds[name] for name in TIMERS},
     }
     if not math.isfinite(mean_loss):
         raise NonFiniteLoss(_diverged(run, row))

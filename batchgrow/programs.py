@@ -196,7 +196,7 @@ class Programs:
             if need <= MEMORY_SHARE * limit:
                 return self._program(executable, layout)
             log.info("%s needs %.1f GiB of %.1f GiB", layout, need / 2**30, limit / 2**30)
-        raise ValueError(
+        raise MemoryError(
             f"global batch size {candidates[0].global_batch_size}: even a micro-batch of "
             f"{candidates[-1].microbatch_size} examples needs {(need or 0) / 2**30:.1f} GiB, and "
             f"{device.device_kind} has {(limit or 0) / 2**30:.1f} GiB; use a smaller ghost batch, "

@@ -10,6 +10,8 @@ from typing import Any
 
 from etils import epath
 
+from batchgrow.files import is_remote, write_whole
+
 log = logging.getLogger(__name__)
 Config = dict[str, Any]
 
@@ -26,7 +28,8 @@ def claim(workdir: str, *, is_writer: bool) -> Iterator[epath.Path]:
     """The folder, made if need be, and locked against a second run while the context lasts.
 
     Args:
-      workdir: a local path or an object store's (`gs://`, `s3://`); the latter know no locks.
+      workdir: a local path or an object store's (`gs://`, `s3://`). The latter know no locks: two
+        runs there are not refused.
       is_writer: whether this process writes (process 0).
 
     Raises:
@@ -34,18 +37,24 @@ def claim(workdir: str, *, is_writer: bool) -> Iterator[epath.Path]:
     """
     if not workdir:
         raise FolderError("workdir is empty; name a folder for the run: --workdir=runs/NAME")
-    remote = "://" in workdir
-    folder = epath.Path(workdir if remote else os.path.abspath(workdir))
+    if not is_remote(workdir):
+        workdir = os.path.abspath(workdir)
+    folder = epath.Path(workdir)
     if not is_writer:
         yield folder
         return
     with contextlib.ExitStack() as stack:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            if remote:
-                (folder / ".lock").write_text("")
+            if is_remote(workdir):
+                # Finds out whether it can be written. No mkdir: that could make a bucket.
+                write_whole(folder / ".lock", b"")
             else:
+                folder.mkdir(parents=True, exist_ok=True)
                 lock = stack.enter_context(open(folder / ".lock", "w"))
+        except ImportError as error:
+            raise FolderError(
+                f"workdir {workdir}: {error}; pip install -e '.[{workdir[:2]}]'"
+            ) from error
         except OSError as error:
             raise FolderError(
                 f"workdir {workdir}: cannot be written ({error.strerror or error}); choose another "
@@ -53,7 +62,7 @@ def claim(workdir: str, *, is_writer: bool) -> Iterator[epath.Path]:
             ) from error
         try:
             # The kernel frees the lock when the process ends, however it ends.
-            if not remote:
+            if not is_remote(workdir):
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise FolderError(
@@ -108,10 +117,8 @@ def read_json(path: epath.Path) -> Any:
 
 
 def write_json(path: epath.Path, value: Any) -> None:
-    """Writes JSON through a second file, so that a full disk leaves the old one whole."""
-    fresh = path.parent / (path.name + ".new")
-    fresh.write_text(json.dumps(value, indent=2) + "\n")
-    fresh.replace(path)
+    """Writes JSON, or raises OSError and leaves the old file as it is."""
+    write_whole(path, f"{json.dumps(value, indent=2)}\n".encode())
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

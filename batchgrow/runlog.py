@@ -1,24 +1,24 @@
 """What a run writes down: rows against examples seen, TensorBoard events, a clock with names.
 
 `metrics.jsonl` comes first: one JSON object a line, appended and synced. A checkpoint holds the
-rows before it, so a resumed run restores the file to them, whatever happened to it, and goes on: no
-row is lost and none stands twice.
+rows before it, so a resumed run restores the files to them, whatever happened to it, and goes on:
+no row is lost and none stands twice.
 """
 
 import contextlib
-import io
 import json
 import math
-import os
+import struct
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from etils import epath
 from tensorboardX import summary
-from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2
-from tensorboardX.record_writer import directory_check
+from tensorboardX.record_writer import masked_crc32c
+
+from batchgrow.files import Growing
 
 Row = dict[str, Any]
 PROTO: Any = event_pb2  # its messages are made at run time, which no type checker sees
@@ -27,7 +27,13 @@ TIMERS = ("compile", "input", "eval", "checkpoint")
 # Standing still for these is not training: throughput leaves them out.
 PAUSES = ("compile", "eval", "checkpoint")
 # Columns that differ between two runs of the same trajectory.
-TIMING = ("images_per_second", "input_share", "wall_seconds")
+TIMING = (
+    "images_per_second",
+    "input_share",
+    "wall_seconds",
+    *(f"{name}_seconds" for name in TIMERS),
+)
+EVENTS = "events.out.tfevents"  # how TensorBoard knows its files
 
 
 class Clock:
@@ -84,8 +90,8 @@ class RunLog:
 
     Args:
       workdir: the run folder.
-      rows: those of the run so far, from its checkpoint; the file is made to hold just them.
-      tensorboard: whether to write event files beside.
+      rows: those of the run so far, from its checkpoint; the files are made to hold just them.
+      tensorboard: whether to write an event file beside.
 
     Attributes:
       rows: all rows of the run.
@@ -95,65 +101,66 @@ class RunLog:
     """
 
     def __init__(self, workdir: epath.Path, *, rows: Sequence[Row], tensorboard: bool):
-        self._path = workdir / "metrics.jsonl"
+        self._workdir = workdir
         self.rows = list(rows)
         self._board = None
         with self._told():
-            self._rewrite()
-            self._file = None if _is_remote(self._path) else open(self._path, "ab", buffering=0)
+            self._file = Growing(workdir / "metrics.jsonl", "".join(map(_line, rows)).encode())
             if tensorboard:
-                seen = self.rows[-1]["examples_seen"] if self.rows else 0
-                self._board = EventFile(os.path.join(workdir, "tensorboard"), seen)
+                self._board = EventFile(workdir / "tensorboard", rows)
 
     def __enter__(self) -> "RunLog":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            self.close()
+        except OSError:
+            if kind is None:  # otherwise the run ends of something else, which is told
+                raise
 
     def write(self, row: Row) -> None:
-        """Appends a row; returns when it is on disk.
+        """Appends a row; returns when it is on disk (an object store has it a little later).
 
         Raises:
           OSError: as the class.
         """
         self.rows.append(row)
         with self._told():
-            if self._file is None:
-                self._rewrite()  # object stores cannot append
-            else:
-                _write_all(self._file, _line(row).encode())
-                os.fsync(self._file.fileno())
+            self._file.append(_line(row).encode())
             if self._board is not None:
-                self._board.row(row)
+                self._board.rows([row])
 
     def text(self, name: str, text: str) -> None:
-        """Notes a text, such as the plan, in TensorBoard."""
+        """Notes a text of the run, such as the plan, in TensorBoard."""
         if self._board is not None:
             with self._told():
                 self._board.text(name, text)
 
-    def hyper_parameters(self, values: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
-        """Notes hyper-parameters with the final metrics, for TensorBoard's HParams tab."""
-        if self._board is not None:
-            with self._told():
-                self._board.hyper_parameters(values, metrics)
+    def finish(self, hyper_parameters: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+        """Notes both for TensorBoard's HParams tab; returns when everything is written."""
+        with self._told():
+            if self._board is not None:
+                examples_seen = self.rows[-1]["examples_seen"]
+                self._board.hyper_parameters(hyper_parameters, metrics, examples_seen)
+            self._flush()
 
     def close(self) -> None:
-        """Closes the files."""
-        if self._file is not None:
-            self._file.close()
-        if self._board is not None:
-            self._board.close()
+        """Returns when everything is written; closes the files.
 
-    def _rewrite(self) -> None:
-        text = "".join(map(_line, self.rows))
-        if self._path.exists() and self._path.read_bytes() == text.encode():
-            return
-        # Through a second file: a full disk leaves the old rows as they are.
-        fresh = self._path.parent / "metrics.jsonl.new"
-        fresh.write_text(text)
-        fresh.replace(self._path)
+        Raises:
+          OSError: as the class.
+        """
+        with self._told():
+            self._flush()
+            self._file.close()
+            if self._board is not None:
+                self._board.file.close()
+
+    def _flush(self) -> None:
+        self._file.flush()
+        if self._board is not None:
+            self._board.file.flush()
 
     @contextlib.contextmanager
     def _told(self) -> Iterator[None]:
@@ -161,70 +168,89 @@ class RunLog:
             yield
         except OSError as error:
             raise OSError(
-                f"{self._path.parent}: the log cannot be written ({error.strerror or error}); free "
+                f"{self._workdir}: the log cannot be written ({error.strerror or error}); free "
                 "space and start the same command again; it goes on from its last checkpoint"
             ) from error
 
 
 class EventFile:
-    """A TensorBoard event file, written at once.
+    """The TensorBoard events of a run, anew with every start: the rows so far, then what comes.
 
-    Not `tensorboardX.SummaryWriter`: its thread dies of a full disk and leaves the run hanging.
+    Not `tensorboardX.SummaryWriter`: its thread dies of a full disk and leaves the run hanging. One
+    START by which TensorBoard forgets all that an earlier file said, because a START at the step
+    of a resumed run can be right for examples or for updates, not for both.
 
     Args:
-      folder: for the event file.
-      examples_seen: where the run starts; TensorBoard is told to forget what lies beyond.
+      folder: for the event file; those of earlier starts are removed.
+      rows: of the run so far.
     """
 
-    def __init__(self, folder: str, examples_seen: int):
-        directory_check(folder)
-        self._folder = folder
-        # Two starts within a second must not write to the same file.
-        self._writer = EventsWriter(os.path.join(folder, "events"), f".{time.time_ns()}")
+    def __init__(self, folder: epath.Path, rows: Sequence[Row]):
+        self._began = time.time() - (rows[-1]["wall_seconds"] if rows else 0.0)
+        folder.mkdir(parents=True, exist_ok=True)
+        # An empty folder of an object store is none.
+        files = list(folder.iterdir()) if folder.exists() else []
+        before = [path for path in files if path.name.startswith(EVENTS)]
+        self.file = Growing(folder / f"{EVENTS}.{time.time_ns()}")
         start = PROTO.SessionLog(status=PROTO.SessionLog.START)
-        self._write(PROTO.Event(step=examples_seen + 1, session_log=start))
+        self._write(
+            PROTO.Event(file_version="brain.Event:2"), PROTO.Event(step=0, session_log=start)
+        )
+        self.rows(rows)
+        for path in before:
+            path.unlink(missing_ok=True)
 
-    def row(self, row: Row) -> None:
-        """Notes each finite column against examples seen and against updates."""
-        for name, value in row.items():
-            if name not in ("examples_seen", "updates") and math.isfinite(value):
-                for clock, step in (("examples", "examples_seen"), ("updates", "updates")):
-                    scalar = summary.scalar(f"by_{clock}/{name}", value)
-                    self._write(PROTO.Event(step=row[step], summary=scalar))
-        self._writer.flush()
+    def rows(self, rows: Sequence[Row]) -> None:
+        """Notes each finite column against examples seen and against updates; seconds once."""
+        events = [
+            PROTO.Event(
+                step=step,
+                wall_time=self._began + row["wall_seconds"],
+                summary=summary.scalar(tag, value),
+            )
+            for row in rows
+            for name, value in row.items()
+            if math.isfinite(value)
+            for tag, step in _series(name, row)
+        ]
+        self._write(*events)
 
     def text(self, name: str, text: str) -> None:
         """Notes a text."""
         self._write(PROTO.Event(summary=summary.text(name, text)))
-        self._writer.flush()
 
-    def hyper_parameters(self, values: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
-        """Notes a session of the HParams tab, which wants a folder of its own."""
-        session = EventFile(os.path.join(self._folder, "hparams"), 0)
-        for part in summary.hparams(dict(values), dict(metrics)):
-            session._write(PROTO.Event(summary=part))
-        for name, value in metrics.items():
-            session._write(PROTO.Event(summary=summary.scalar(name, value)))
-        session.close()
+    def hyper_parameters(
+        self, values: Mapping[str, Any], metrics: Mapping[str, float], examples_seen: int
+    ) -> None:
+        """Notes the run as a session of the HParams tab, and its metrics as `final/NAME`."""
+        metrics = {f"final/{name}": value for name, value in metrics.items()}
+        parts = [*summary.hparams(dict(values), metrics)]
+        parts += [summary.scalar(name, value) for name, value in metrics.items()]
+        self._write(*(PROTO.Event(step=examples_seen, summary=part) for part in parts))
 
-    def close(self) -> None:
-        """Closes the file; what could not be written was told when it was noted."""
-        with contextlib.suppress(OSError):
-            self._writer.close()
+    def _write(self, *events: Any) -> None:
+        data = b""
+        for event in events:
+            event.wall_time = event.wall_time or time.time()
+            data += _record(event.SerializeToString())
+        self.file.append(data)
 
-    def _write(self, event: Any) -> None:
-        event.wall_time = time.time()
-        self._writer.write_event(event)
+
+def _series(name: str, row: Row) -> list[tuple[str, int]]:
+    """The tags of a column, each with its step."""
+    if name in ("examples_seen", "updates", "epoch"):
+        return []
+    if name.endswith("_seconds"):
+        return [(f"seconds/{name.removesuffix('_seconds')}", row["examples_seen"])]
+    return [(f"by_examples/{name}", row["examples_seen"]), (f"by_updates/{name}", row["updates"])]
 
 
 def _line(row: Row) -> str:
     return json.dumps(row) + "\n"
 
 
-def _write_all(file: io.RawIOBase, data: bytes) -> None:
-    while data:  # a disk that becomes full takes a part first, then raises
-        data = data[file.write(data) :]
-
-
-def _is_remote(path: epath.Path) -> bool:
-    return "://" in str(path)
+def _record(data: bytes) -> bytes:
+    """TFRecord: length, its checksum, data, its checksum."""
+    length = struct.pack("<Q", len(data))
+    checksums = (struct.pack("<I", masked_crc32c(part)) for part in (length, data))
+    return length + next(checksums) + data + next(checksums)

@@ -23,7 +23,7 @@ from batchgrow.optimizer import make_optimizer
 from batchgrow.preemption import Preemption
 from batchgrow.programs import Programs
 from batchgrow.progress import Progress
-from batchgrow.runfolder import check_config, claim, flatten, read_json, write_json
+from batchgrow.runfolder import check_config, claim, read_json, trajectory_fields, write_json
 from batchgrow.runlog import Clock, RunLog
 from batchgrow.schedule import Schedule
 from batchgrow.state import TrainState, create_state
@@ -46,6 +46,9 @@ def train(
       ValueError: for a wrong field, a batch that cannot be laid out, or data of another size.
       FolderError: if the folder cannot be used.
       NonFiniteLoss: if training diverges.
+      BadRecordError: for an example that cannot be read.
+      MemoryError: if a device is too small for one ghost batch.
+      OSError: if the run folder cannot be written any more.
     """
     check(config)
     schedule = make_schedule(config)
@@ -63,10 +66,15 @@ def train(
         run, state, examples_seen = _start(stack, config, schedule, mesh, folder, preemption)
         if stop_at_phase_end:
             run = replace(run, stop_at_phase_end=True)
-        outcome = run_phases(run, state, examples_seen)
+        try:
+            outcome = run_phases(run, state, examples_seen)
+        except ValueError as error:
+            # What a user can get wrong was found before.
+            raise RuntimeError(f"a fault of the program, not of its input: {error}") from error
         if outcome is Outcome.FINISHED and run.log is not None:
             summary = summarise(run, share_of_peak_per_rate(config, mesh))
-            run.log.hyper_parameters(_hyper_parameters(config), summary["final"])
+            hyper_parameters = _hyper_parameters(config, schedule.num_updates)
+            run.log.finish(hyper_parameters, _final_metrics(summary))
             write_json(folder / "summary.json", summary)
         return outcome
 
@@ -238,7 +246,27 @@ def _cadence(config: Config) -> Cadence:
     )
 
 
-def _hyper_parameters(config: Config) -> dict[str, Any]:
-    """The config's fields as TensorBoard takes them: numbers and strings."""
-    flat = flatten(json.loads(config.to_json()))
-    return {k: v if isinstance(v, int | float | str) else str(v) for k, v in flat.items()}
+def _final_metrics(summary: dict[str, Any]) -> dict[str, float]:
+    """What TensorBoard compares runs by; it shows the first."""
+    first = {"test_accuracy": summary["final"]["test_accuracy"]}
+    others = ("num_updates", "wall_seconds", "compile_seconds")
+    return first | {name: summary[name] for name in others} | summary["final"]
+
+
+def _hyper_parameters(config: Config, num_updates: int) -> dict[str, Any]:
+    """What a trajectory depends on, data aside, as TensorBoard takes it: numbers and strings.
+
+    It sorts columns by name and shows five, hence the names of the first and of all others.
+    """
+    flat = trajectory_fields(json.loads(config.to_json()))
+    return {
+        "optimizer": config.optimizer.name,
+        "plan": config.plan.name,
+        "seed": config.seed,
+        "updates": num_updates,
+        "variant": config.variant,
+    } | {
+        f"with.{name}": value if isinstance(value, int | float | str) else str(value)
+        for name, value in flat.items()
+        if name.startswith(("ghost", "label", "model.", "optimizer.", "plan.", "recipe."))
+    }

@@ -1,14 +1,22 @@
 """Flags in, one line of complaint out: what all commands share."""
 
 import difflib
+import os
 import re
+import select
 import sys
 from collections.abc import Callable
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
-BAD_INPUT = 2  # exit status
+from batchgrow.data.sources import BadRecordError
+
+# Exit statuses
+BAD_INPUT = 2
+BROKEN_PIPE = 141  # as shells have it
+# A full disk, a damaged record, a device that is too small: the message says all.
+TROUBLE = (OSError, MemoryError, BadRecordError)
 
 
 def config_flag() -> flags.FlagHolder:
@@ -24,18 +32,24 @@ def run(main: Callable[..., int], *, positional: bool = False) -> None:
     With `positional`, `main` gets the list of arguments that are no flags; otherwise there may be
     none.
 
-    A ValueError, from a flag, a config or `main`, becomes one line and exit status 2; an OSError
-    one line and exit status 1.
+    A ValueError, from a flag, a config or `main`, becomes one line and exit status 2; an error of
+    the machine or the data (`TROUBLE`) one line and exit status 1, both with their traceback under
+    --verbosity=1. Any other exception is a fault of the program and shows its traceback.
     """
 
     def guarded(argv: list[str]) -> int:
         if argv[1:] and not positional:
             return complain(f"unexpected argument {argv[1]!r}; flags begin with --", BAD_INPUT)
         try:
-            return main(argv[1:]) if positional else main()
+            status = main(argv[1:]) if positional else main()
+            sys.stdout.flush()
+            return status
         except ValueError as error:
             return complain(error, BAD_INPUT)
-        except OSError as error:  # a full disk, say; or a config file that is not there
+        except TROUBLE as error:
+            if isinstance(error, BrokenPipeError) and _nobody_reads():
+                return BROKEN_PIPE
+            # or a config file that is not there
             missing = "Configuration is not available" in str(error)
             return complain(_one_line(error, argv), BAD_INPUT if missing else 1)
 
@@ -44,8 +58,19 @@ def run(main: Callable[..., int], *, positional: bool = False) -> None:
 
 def complain(error: Exception | str, status: int) -> int:
     """Prints one line and returns the exit status."""
+    logging.debug("The traceback:", exc_info=isinstance(error, Exception) and error)
     print(f"error: {error}", file=sys.stderr, flush=True)
     return status
+
+
+def _nobody_reads() -> bool:
+    """Whether what stdout leads to is closed, as `| head` does; what is left goes nowhere then."""
+    stdout = select.poll()
+    stdout.register(1, 0)
+    closed = any(event & select.POLLERR for _, event in stdout.poll(0))
+    if closed:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return closed
 
 
 def _parse(argv: list[str]) -> list[str]:
@@ -57,6 +82,8 @@ def _parse(argv: list[str]) -> list[str]:
         return flags.FLAGS(argv)
     except SystemExit:  # --help, which absl ends with status 1
         sys.exit(0)
+    except BrokenPipeError:  # --help
+        sys.exit(BROKEN_PIPE if _nobody_reads() else 1)
     except Exception as error:  # a config file may raise anything
         sys.exit(complain(_one_line(error, argv), BAD_INPUT))
 

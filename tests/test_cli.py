@@ -1,7 +1,9 @@
 """Commands as a user types them: what they print, complain of, and exit with."""
 
 import json
+import os
 import pathlib
+import signal
 import subprocess
 import sys
 from typing import NamedTuple
@@ -9,8 +11,10 @@ from typing import NamedTuple
 import pytest
 
 from batchgrow.config import make_schedule
+from batchgrow.preemption import INTERRUPTED
 from batchgrow.runfolder import write_json
 from configs import digits
+from experiments import cli
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -210,3 +214,56 @@ def test_divergence_has_an_exit_status_of_its_own(command, tmp_path):
 def test_the_list_of_commands(command):
     done = command("__main__")
     assert "python -m experiments.plan " in done.out and "python -m experiments.digits " in done.out
+
+
+def test_ctrl_c_while_jax_is_imported_is_quiet():
+    # -X importtime tells when; the command is not yet at its own code.
+    command = [sys.executable, "-X", "importtime", "-m", "experiments.train", "--help"]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        next(line for line in process.stderr if line.endswith(" jax.version\n"))
+        process.send_signal(signal.SIGINT)
+        said = [line for line in process.stderr if not line.startswith("import time:")]
+    assert (process.returncode, said) == (INTERRUPTED, [])
+
+
+def test_a_reader_that_goes_away_is_no_error():
+    """`| head`, whose end closes the pipe."""
+    reads, writes = os.pipe()
+    os.close(reads)
+    command = [sys.executable, "-m", "experiments.plan", DIGITS, "--json"]
+    done = subprocess.run(command, cwd=ROOT, stdout=writes, stderr=subprocess.PIPE, text=True)
+    os.close(writes)
+    assert (done.returncode, done.stderr) == (cli.BROKEN_PIPE, "")
+
+
+# A command that fails with the error that its first argument names.
+FAILING = """
+import sys
+from experiments import cli
+from batchgrow.data.sources import BadRecordError
+error = eval(sys.argv.pop(1))
+def main():
+    raise error
+cli.run(main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("error", "flags", "status", "traceback"),
+    [
+        ("ValueError('no')", [], 2, False),
+        ("ValueError('no')", ["--verbosity=1"], 2, True),
+        ("OSError('no')", [], 1, False),
+        ("MemoryError('no')", [], 1, False),
+        ("BadRecordError(3, 'x.jpg', 'no')", [], 1, False),
+        ("RuntimeError('no')", [], 1, True),
+        ("KeyError('no')", [], 1, True),
+    ],
+)
+def test_only_faults_of_the_program_show_a_traceback(error, flags, status, traceback):
+    command = [sys.executable, "-c", FAILING, error, *flags]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == status
+    assert ("Traceback" in done.stderr) == traceback
+    assert "no" in done.stderr.splitlines()[-1]

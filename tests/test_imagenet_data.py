@@ -311,7 +311,7 @@ def test_a_bad_record_is_replaced_by_the_next_and_counted(kind):
 
 def test_replacing_gives_up_where_everything_is_bad():
     source = ListSource([OSError("disk gone")] * 20)
-    with pytest.raises(ValueError, match="8 bad records in a row.*disk gone"):
+    with pytest.raises(workers.BadRecordError, match="8 bad records in a row.*disk gone"):
         loader(source, on_bad_record="replace")(0)
 
 

@@ -83,7 +83,7 @@ def test_a_tenth_of_the_memory_is_left_free(fake_pmap, monkeypatch):
 def test_too_little_memory_for_one_ghost(fake_pmap, monkeypatch):
     give_memory(monkeypatch, 10 * GIB)
     message = "batch size 128: even a micro-batch of 16 examples needs 16.0 GiB, .* has 10.0 GiB"
-    with make_programs() as compiled, pytest.raises(ValueError, match=message):
+    with make_programs() as compiled, pytest.raises(MemoryError, match=message):
         compiled.train(128)
 
 

@@ -1,37 +1,32 @@
 import json
 import pathlib
 import resource
-import struct
+import shutil
 import time
 
 import pytest
 from etils import epath
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tensorboardX.proto.event_pb2 import Event
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from batchgrow.runlog import Clock, RunLog
 
+CLOCKS = {"examples": "examples_seen", "updates": "updates"}
 ROWS = [
-    {"examples_seen": 10 * n, "updates": n, "train_loss": 1 / n, "test_accuracy": 0.1 * n}
+    {
+        "examples_seen": 10 * n,
+        "updates": n,
+        "train_loss": 1 / n,
+        "test_accuracy": 0.1 * n,
+        "wall_seconds": 2.0 * n,
+    }
     for n in range(1, 6)
 ]
 
 
 def read(folder: pathlib.Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def events(folder: pathlib.Path) -> list[Event]:
-    """The events of all files of a folder, in the order in which they were opened."""
-    found = []
-    for path in sorted(folder.glob("events*"), key=lambda path: path.stat().st_mtime_ns):
-        data = path.read_bytes()
-        while data:
-            (size,) = struct.unpack_from("<Q", data)
-            found.append(Event.FromString(data[12 : 12 + size]))
-            data = data[12 + size + 4 :]
-    return found
 
 
 def test_rows_are_on_disk_at_once(tmp_path: pathlib.Path) -> None:
@@ -83,38 +78,61 @@ def test_a_full_disk_is_told_and_leaves_the_rows_before(
     assert read(tmp_path) == ROWS
 
 
+def shown(workdir: pathlib.Path) -> EventAccumulator:
+    """What TensorBoard makes of a run folder."""
+    found = EventAccumulator(str(workdir / "tensorboard"))
+    found.Reload()
+    return found
+
+
+def points(found: EventAccumulator, tag: str) -> list[tuple[int, float]]:
+    return [(event.step, pytest.approx(event.value)) for event in found.Scalars(tag)]
+
+
 def test_tensorboard_has_each_column_by_both_clocks(tmp_path: pathlib.Path) -> None:
     with RunLog(epath.Path(tmp_path), rows=[], tensorboard=True) as log:
         log.text("plan", "a table")
         log.write({**ROWS[2], "train_loss": float("nan")})
-        found = events(tmp_path / "tensorboard")  # before it is closed
-    scalars = {
-        value.tag: (event.step, value.simple_value)
-        for event in found
-        for value in event.summary.value
-        if value.HasField("simple_value")
-    }
-    assert scalars == {
-        "by_examples/test_accuracy": (30, pytest.approx(0.3)),
-        "by_updates/test_accuracy": (3, pytest.approx(0.3)),
-    }
-    texts = [value for event in found for value in event.summary.value if "plan" in value.tag]
-    assert texts[0].tensor.string_val == [b"a table"]
+        found = shown(tmp_path)  # before it is closed
+    tags = {"by_examples/test_accuracy", "by_updates/test_accuracy", "seconds/wall"}
+    assert set(found.Tags()["scalars"]) == tags
+    assert points(found, "seconds/wall") == [(30, 6.0)]
+    assert points(found, "by_examples/test_accuracy") == [(30, 0.3)]
+    assert points(found, "by_updates/test_accuracy") == [(3, 0.3)]
+    assert found.Tensors("plan/text_summary")[0].tensor_proto.string_val == [b"a table"]
 
 
-def test_tensorboard_forgets_what_comes_again(tmp_path: pathlib.Path) -> None:
-    for rows in ([], ROWS[:2]):  # within a second: not to one file
-        with RunLog(epath.Path(tmp_path), rows=rows, tensorboard=True) as log:
-            log.write(ROWS[len(rows)])
-    starts = [e.step for e in events(tmp_path / "tensorboard") if e.HasField("session_log")]
-    assert starts == [1, 21]
+def test_tensorboard_has_no_point_twice_however_often_a_run_is_killed(
+    tmp_path: pathlib.Path,
+) -> None:
+    # Checkpoints lie behind the rows; TensorBoard may have read what is removed now.
+    for start, end in ((0, 3), (1, 4), (0, 2), (2, 2), (2, 5)):
+        with RunLog(epath.Path(tmp_path), rows=ROWS[:start], tensorboard=True) as log:
+            log.text("plan", "a table")
+            for row in ROWS[start:end]:
+                log.write(row)
+        assert len(list((tmp_path / "tensorboard").iterdir())) == 1
+        for path in (tmp_path / "tensorboard").iterdir():
+            shutil.copy(path, tmp_path)
+    for workdir in (tmp_path, tmp_path / "all"):
+        found = shown(workdir)
+        for clock, column in CLOCKS.items():
+            expected = [(row[column], row["train_loss"]) for row in ROWS]
+            assert points(found, f"by_{clock}/train_loss") == expected
+        (tmp_path / "all" / "tensorboard").mkdir(parents=True, exist_ok=True)
+        for path in tmp_path.glob("events*"):
+            path.rename(tmp_path / "all" / "tensorboard" / path.name)
+    assert len(shown(tmp_path).Tensors("plan/text_summary")) == 1
+    relative = [e.wall_time for e in shown(tmp_path).Scalars("by_updates/train_loss")]
+    assert relative[1] - relative[0] == pytest.approx(2.0)  # as the run's own clock has it
 
 
-def test_hyper_parameters_have_a_folder_of_their_own(tmp_path: pathlib.Path) -> None:
-    with RunLog(epath.Path(tmp_path), rows=[], tensorboard=True) as log:
-        log.hyper_parameters({"seed": 3, "plan.name": "grow"}, {"test_accuracy": 0.5})
-    tags = [v.tag for e in events(tmp_path / "tensorboard" / "hparams") for v in e.summary.value]
-    assert "_hparams_/session_start_info" in tags and "test_accuracy" in tags
+def test_hyper_parameters_stand_with_the_final_metrics(tmp_path: pathlib.Path) -> None:
+    with RunLog(epath.Path(tmp_path), rows=ROWS, tensorboard=True) as log:
+        log.finish({"seed": 3, "plan.name": "grow"}, {"test_accuracy": 0.5})
+    found = shown(tmp_path)
+    assert points(found, "final/test_accuracy") == [(50, 0.5)]
+    assert "_hparams_/session_start_info" in found.summary_metadata
 
 
 def test_the_clock_leaves_pauses_out_of_training(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -301,3 +301,12 @@ def test_a_folder_in_use_is_refused(tmp_path):
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(FolderError, match="another run is using it"):
             without_training(make_config(), tmp_path)
+
+
+def test_a_value_error_while_training_is_no_bad_input(tmp_path, monkeypatch):
+    def fail(*_):
+        raise ValueError("shapes do not match")
+
+    monkeypatch.setattr(loop, "evaluate", fail)
+    with pytest.raises(RuntimeError, match="a fault of the program.*shapes do not match"):
+        run_in_memory(tmp_path)

@@ -12,6 +12,19 @@ SPLITS = ("train", "test")  # of the digits
 ON_BAD_RECORD = ("stop", "replace")  # what a stream of encoded records does with a damaged one
 
 
+class BadRecordError(RuntimeError):
+    """A record that cannot be read or decoded."""
+
+    def __init__(self, index: int, file_name: str, reason: str):
+        super().__init__(index, file_name, reason)  # the arguments, so that it pickles
+        self.index = index
+        self.reason = reason
+        self.file_name = file_name
+
+    def __str__(self) -> str:
+        return f"bad record {self.index} ({self.file_name}): {self.reason}"
+
+
 @dataclass(frozen=True)
 class Images:
     """A split held in memory.
@@ -65,6 +78,11 @@ def open_source(
     Raises:
       ValueError: if the data set is unknown, or not there and cannot be prepared.
     """
+    if data_dir.startswith("s3://"):
+        raise ValueError(
+            f"run.data_dir {data_dir!r}: ArrayRecord files are read from a disk or gs://; copy "
+            "them to a disk of each host, or mount the bucket"
+        )
     import tensorflow_datasets as tfds
 
     decoders = None if decode else {"image": tfds.decode.SkipDecoding()}

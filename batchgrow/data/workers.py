@@ -16,7 +16,7 @@ import numpy as np
 from absl import flags, logging
 
 from batchgrow.data import imagenet
-from batchgrow.data.sources import ON_BAD_RECORD
+from batchgrow.data.sources import ON_BAD_RECORD, BadRecordError
 
 # Bad records in a row after which "replace" stops too: then it is not one record that is bad.
 MAX_BAD_IN_A_ROW = 8
@@ -30,19 +30,6 @@ class EncodedSource(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int, /) -> dict[str, Any]: ...
-
-
-class BadRecordError(ValueError):
-    """A record that cannot be read or decoded."""
-
-    def __init__(self, index: int, file_name: str, reason: str):
-        super().__init__(index, file_name, reason)  # the arguments, so that it pickles
-        self.index = index
-        self.reason = reason
-        self.file_name = file_name
-
-    def __str__(self) -> str:
-        return f"bad record {self.index} ({self.file_name}): {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -123,6 +110,7 @@ class PieceLoader:
         self, record: _Record | BadRecordError, position: int, image: np.ndarray, bad: list[str]
     ) -> int:
         """Fills `image` and returns the label."""
+        last = record
         for _ in range(MAX_BAD_IN_A_ROW):
             if isinstance(record, _Record):
                 try:
@@ -133,8 +121,10 @@ class PieceLoader:
             if self.on_bad_record == "stop":
                 raise record
             bad.append(str(record))
+            last = record
             record = self._read((record.index + 1) % len(self.source), position)
-        raise ValueError(f"{MAX_BAD_IN_A_ROW} bad records in a row: {bad[-1]}")
+        reason = f"the last of {MAX_BAD_IN_A_ROW} bad records in a row: {bad[-1]}"
+        raise BadRecordError(last.index, last.file_name, reason)
 
 
 class PieceStream(Iterator[Piece]):
