@@ -27,15 +27,22 @@ CORE = [
     "tqdm",
 ]
 
-NOTEBOOKS = ["ipykernel", "jupytext", "nbclient", "nbformat"]
+DOCS = ["furo", "myst-parser", "sphinx"]
+NOTEBOOKS = ["ipykernel", "nbclient", "nbformat"]
 
 EXTRAS = {
     "cuda": ["jax[cuda13]>=0.10"],
     "tpu": ["jax[tpu]>=0.10"],
+    "docs": DOCS,
     "notebooks": NOTEBOOKS,
     "peers": ["keras", "torch", "transformers"],
     "tf": ["tensorflow-cpu"],
-    "test": ["hypothesis", "pre-commit", "pyright", "pytest", "pytest-xdist", "ruff"],
+    # The suite builds the pages and runs the notebooks.
+    "test": [
+        *("hypothesis", "pre-commit", "pyright", "pytest", "pytest-xdist", "ruff"),
+        *DOCS,
+        *NOTEBOOKS,
+    ],
 }
 
 setup(

@@ -23,6 +23,7 @@ class MLP(nn.Module):
 
 
 model = MLP()
+params = jax.jit(model.init)(jax.random.key(0), table[:1])
 
 
 @jax.jit
@@ -36,7 +37,6 @@ def train_step(state, rows, targets):
 
 
 def fit(schedule: Schedule) -> str:
-    params = jax.jit(model.init)(jax.random.key(0), table[:1])
     tx = optax.sgd(to_optax(schedule), momentum=0.9)  # was: optax.sgd(cosine, ...)
     state = TrainState.create(apply_fn=model.apply, params=params, tx=tx)
     rng = np.random.default_rng(0)

@@ -27,6 +27,7 @@ class Transformer(nn.Module):
 
 
 model = Transformer()
+params = jax.jit(model.init)(jax.random.key(0), np.zeros((1, LENGTH), np.uint8))
 
 
 @jax.jit
@@ -41,7 +42,6 @@ def train_step(state, text):
 
 
 def fit(schedule: Schedule) -> str:
-    params = jax.jit(model.init)(jax.random.key(0), np.zeros((1, LENGTH), np.uint8))
     tx = optax.adam(to_optax(schedule))
     state = TrainState.create(apply_fn=model.apply, params=params, tx=tx)
     for point in schedule.points():
@@ -55,4 +55,4 @@ if __name__ == "__main__":
     curve = curves.with_warmup(curves.cosine(0.003, num_epochs=6), warmup_epochs=0.5)
     recipe = Recipe(16, 0.9, curve, num_examples=N, num_epochs=6)
     print("decay:", fit(decay(recipe)))
-    print("grow: ", fit(grow(recipe, max_batch_size=128)))
+    print("grow: ", fit(grow(recipe, max_batch_size=64)))
