@@ -4,6 +4,8 @@ A loop of one's own then changes in two places: the optimizer's learning rate is
 and the batch of each update has the size that the plan says.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -68,7 +70,7 @@ def to_optax(schedule: Schedule) -> optax.Schedule:
     return lambda count: jnp.asarray(rates)[jnp.minimum(count, len(rates) - 1)]
 
 
-def _cpu() -> jax.Device | None:
+def _cpu() -> Any:
     """None, for JAX's default, where JAX_PLATFORMS leaves the CPU out."""
     try:
         return jax.local_devices(backend="cpu")[0]
