@@ -62,6 +62,12 @@ class Phase:
     By the recipe a phase begins at its nominal start. The real one is within half a batch of that,
     because each phase starts where the last one ended. An update from before the nominal start has
     the learning rate from there, and so it is on the right side of a jump.
+
+    Attributes:
+      start_examples: examples seen before its first update.
+      batch_size: B, of all devices together.
+      momentum: m.
+      nominal_start_examples: where the recipe has it begin.
     """
 
     start_examples: int
@@ -76,12 +82,25 @@ class Phase:
 
 
 class Point(NamedTuple):
-    """What holds for one update, and where it stands."""
+    """What holds for one update, and where it stands.
 
-    examples_seen: int  # before the update
-    updates: int  # before the update
-    phase: int  # index into Schedule.phases
-    epoch: float  # before the update
+    Attributes:
+      examples_seen: before the update.
+      updates: before the update.
+      phase: index into `Schedule.phases`.
+      epoch: before the update.
+      batch_size: B, of all devices together.
+      learning_rate: of the update.
+      momentum: m.
+      noise_scale: g in its second form, `learning_rate * N / (B * (1 - m))`.
+      noise_scale_exact: g in its first form, with `N / B - 1`.
+      accumulation_epochs: that momentum takes to forget old gradients, `B / (N * (1 - m))`.
+    """
+
+    examples_seen: int
+    updates: int
+    phase: int
+    epoch: float
     batch_size: int
     learning_rate: float
     momentum: float
@@ -100,6 +119,8 @@ class Schedule:
     """A plan: phases that follow one another from example 0, and the learning rate at each update.
 
     Attributes:
+      recipe: what it follows.
+      phases: at least one.
       exponent: p in `learning_rate = curve * (B / B0)**p * (1 - m) / (1 - m0)`.
     """
 
