@@ -65,8 +65,9 @@ class Phase:
 
     Attributes:
       start_examples: examples seen before its first update.
+      num_updates: at least one.
       batch_size: B, of all devices together.
-      momentum: m.
+      momentum: the plan's m.
       nominal_start_examples: where the recipe has it begin.
     """
 
@@ -78,6 +79,7 @@ class Phase:
 
     @property
     def end_examples(self) -> int:
+        """Examples seen after its last update."""
         return self.start_examples + self.num_updates * self.batch_size
 
 
@@ -91,7 +93,7 @@ class Point(NamedTuple):
       epoch: before the update.
       batch_size: B, of all devices together.
       learning_rate: of the update.
-      momentum: m.
+      momentum: the plan's m.
       noise_scale: g in its second form, `learning_rate * N / (B * (1 - m))`.
       noise_scale_exact: g in its first form, with `N / B - 1`.
       accumulation_epochs: that momentum takes to forget old gradients, `B / (N * (1 - m))`.
@@ -130,6 +132,7 @@ class Schedule:
 
     @property
     def num_updates(self) -> int:
+        """Of the whole run."""
         return sum(phase.num_updates for phase in self.phases)
 
     @property
