@@ -58,6 +58,16 @@ def test_an_optax_optimizer_takes_the_plans_rate_by_its_own_count():
     np.testing.assert_allclose(rates, [*planned, planned[-1], planned[-1]], rtol=1e-6)
 
 
+def test_the_schedule_is_asked_on_the_cpu_or_wherever_jax_is(monkeypatch):
+    def no_cpu(**_):
+        raise RuntimeError("Unknown backend cpu")
+
+    asked_on_cpu = recipe(SCHEDULES["cosine"])
+    monkeypatch.setattr(jax, "local_devices", no_cpu)  # JAX_PLATFORMS=cuda, say
+    asked_elsewhere = recipe(SCHEDULES["cosine"])
+    assert asked_elsewhere.learning_rate_at(15_000) == asked_on_cpu.learning_rate_at(15_000) > 0
+
+
 def test_what_makes_no_recipe_is_refused():
     with pytest.raises(ValueError, match="batch_size=0"):
         recipe(SCHEDULES["cosine"], batch_size=0)
