@@ -27,25 +27,23 @@ CORE = [
     "tqdm",
 ]
 
-NOTEBOOKS = ["ipykernel", "jupytext", "nbclient", "nbformat"]
+DOCS = ["furo", "myst-parser", "sphinx"]
+NOTEBOOKS = ["ipykernel", "nbclient", "nbformat"]
 
 EXTRAS = {
     "cuda": ["jax[cuda13]>=0.10"],
     "tpu": ["jax[tpu]>=0.10"],
+    "docs": DOCS,
     "gs": ["etils[epath-gcs]"],
     "s3": ["etils[epath-s3]"],
     "notebooks": NOTEBOOKS,
     "peers": ["keras", "torch", "transformers"],
     "tf": ["tensorflow-cpu"],
-    # tensorboard: to read event files back as it does.
+    # The suite builds the pages, runs the notebooks, and reads event files as TensorBoard does.
     "test": [
-        "hypothesis",
-        "pre-commit",
-        "pyright",
-        "pytest",
-        "pytest-xdist",
-        "ruff",
-        "tensorboard",
+        *("hypothesis", "pre-commit", "pyright", "pytest", "pytest-xdist", "ruff", "tensorboard"),
+        *DOCS,
+        *NOTEBOOKS,
     ],
 }
 

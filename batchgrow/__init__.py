@@ -3,7 +3,8 @@
 The parts that a training loop of one's own needs; each works without the others:
 
 - `Recipe`, `decay`, `grow`, `hybrid`, `Schedule`, and `curves`: from a recipe to a plan.
-- `Stream`: which example stands at each position of the training stream.
+- `from_optax`, `to_optax`: the same with optax schedules, which count updates.
+- `Stream`: which example stands at each position of the training stream; `take` stacks them.
 - `CompileAhead`: the next batch size compiles while the current one trains.
 - `GhostBatchNorm`: batch norm that does not notice the batch size.
 """
@@ -14,9 +15,10 @@ from etils import epy as _epy
 with _epy.lazy_api_imports(globals()):
     from batchgrow import curves
     from batchgrow.curves import Recipe
-    from batchgrow.data.stream import Stream
+    from batchgrow.data.stream import Stream, take
     from batchgrow.executables import CompileAhead
     from batchgrow.models.ghost_batch_norm import GhostBatchNorm
+    from batchgrow.optax_schedules import from_optax, to_optax
     from batchgrow.schedule import Phase, Point, Schedule, decay, grow, hybrid
 
 __all__ = [
@@ -29,6 +31,9 @@ __all__ = [
     "Stream",
     "curves",
     "decay",
+    "from_optax",
     "grow",
     "hybrid",
+    "take",
+    "to_optax",
 ]

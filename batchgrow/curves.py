@@ -26,7 +26,8 @@ LearningRateCurve = Callable[[float], SupportsFloat]  # of the epoch, which is a
 class Curve:
     """A learning-rate curve that knows where it jumps.
 
-    boundaries_epochs: where each new value starts to hold, in rising order; None if unknown, so
+    Attributes:
+      boundaries_epochs: where each new value starts to hold, in rising order; None if unknown, so
         that they are searched for. Bends (the end of a warm-up) are no jumps.
     """
 
@@ -140,10 +141,11 @@ NEGLIGIBLE = 1e-6  # Of the highest learning rate: float32 curves end at 0 in st
 class Descent:
     """How a learning rate falls over a run, as a function of the number of examples seen.
 
-    value: the learning rate when that many examples have been seen.
-    positions: some numbers of examples, rising; both sides of each jump are among them.
-    ceilings: for each of these, the highest learning rate from there to the end.
-    jumps: the first example of each new value.
+    Attributes:
+      value: the learning rate when that many examples have been seen.
+      positions: some numbers of examples, rising; both sides of each jump are among them.
+      ceilings: for each of these, the highest learning rate from there to the end.
+      jumps: the first example of each new value.
     """
 
     value: Callable[[int], float]
@@ -231,10 +233,16 @@ def _find_peaks(value: Callable[[int], float], samples: list[tuple[int, float]])
 class Recipe:
     """Hyper-parameters that are known to work, with a fixed batch size.
 
-    learning_rate: a callable of the epoch, which is a real number. It is called once an update: put
-        an `optax.Schedule` into `jax.jit`, for that is slow otherwise (a millisecond or so).
-    num_examples: N, the size of the training set.
-    num_epochs: need not be whole.
+    Attributes:
+      batch_size: B0, of all devices together.
+      momentum: m0; b1 of Adam.
+      learning_rate: a callable of the epoch, which is a real number. It is called once an update.
+        `from_optax` makes a recipe of a schedule that counts updates.
+      num_examples: N, the size of the training set.
+      num_epochs: need not be whole.
+
+    Raises:
+      ValueError: for a field that makes no recipe, with what it may be.
     """
 
     batch_size: int

@@ -5,12 +5,13 @@ is compiled in a background thread while the current one trains.
 """
 
 import contextlib
+import itertools
 import logging
 import os
 import pathlib
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
@@ -49,9 +50,10 @@ class CompileAhead(Generic[Key]):
 
     >>> import jax, numpy as np
     >>> double = jax.jit(lambda x: 2 * x)
-    >>> with CompileAhead(lambda size: double.lower(np.zeros(size))) as sizes:
-    ...     sizes.start(4)                       # returns at once
+    >>> with CompileAhead(lambda size: double.lower(np.zeros(size)), (2, 4)) as sizes:
+    ...     print(sizes.get(2)(np.ones(2)))  # 4 begins to compile
     ...     print(sizes.get(4)(np.ones(4)))
+    [2. 2.]
     [2. 2. 2. 2.]
 
     An exception raised while lowering or compiling is raised by `get`.
@@ -59,10 +61,16 @@ class CompileAhead(Generic[Key]):
     Args:
       lower: from a key (say, a batch size) to a `jax.stages.Lowered`, or to anything else whose
         `compile()` gives what `get` shall return.
+      order: the keys in the order in which they will be wanted; `get` begins the one after its own.
+        Without it, `start` says what to compile, and when.
+
+    Attributes:
+      times: what each key begun so far has cost.
     """
 
-    def __init__(self, lower: Callable[[Key], Any]):
+    def __init__(self, lower: Callable[[Key], Any], order: Sequence[Key] = ()):
         self._lower = lower
+        self._following = dict(itertools.pairwise(order))
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="compile")
         self._entries: dict[Key, _Entry] = {}
         self.times: dict[Key, CompileTimes] = {}
@@ -84,12 +92,14 @@ class CompileAhead(Generic[Key]):
         return key in self._entries and self._entries[key].executable.done()
 
     def get(self, key: Key) -> Any:
-        """The executable for `key`; waits for it, and begins it first if nobody did."""
+        """The executable for `key`; waits for it, then begins what follows in `order`."""
         self.start(key)
         entry = self._entries[key]
         started = time.perf_counter()
         executable = entry.executable.result()
         entry.times.waited_seconds += time.perf_counter() - started
+        if key in self._following:
+            self.start(self._following[key])
         return executable
 
     def release(self, key: Key) -> None:

@@ -62,6 +62,13 @@ class Phase:
     By the recipe a phase begins at its nominal start. The real one is within half a batch of that,
     because each phase starts where the last one ended. An update from before the nominal start has
     the learning rate from there, and so it is on the right side of a jump.
+
+    Attributes:
+      start_examples: examples seen before its first update.
+      num_updates: at least one.
+      batch_size: B, of all devices together.
+      momentum: the plan's m.
+      nominal_start_examples: where the recipe has it begin.
     """
 
     start_examples: int
@@ -72,16 +79,30 @@ class Phase:
 
     @property
     def end_examples(self) -> int:
+        """Examples seen after its last update."""
         return self.start_examples + self.num_updates * self.batch_size
 
 
 class Point(NamedTuple):
-    """What holds for one update, and where it stands."""
+    """What holds for one update, and where it stands.
 
-    examples_seen: int  # before the update
-    updates: int  # before the update
-    phase: int  # index into Schedule.phases
-    epoch: float  # before the update
+    Attributes:
+      examples_seen: before the update.
+      updates: before the update.
+      phase: index into `Schedule.phases`.
+      epoch: before the update.
+      batch_size: B, of all devices together.
+      learning_rate: of the update.
+      momentum: the plan's m.
+      noise_scale: g in its second form, `learning_rate * N / (B * (1 - m))`.
+      noise_scale_exact: g in its first form, with `N / B - 1`.
+      accumulation_epochs: that momentum takes to forget old gradients, `B / (N * (1 - m))`.
+    """
+
+    examples_seen: int
+    updates: int
+    phase: int
+    epoch: float
     batch_size: int
     learning_rate: float
     momentum: float
@@ -89,12 +110,20 @@ class Point(NamedTuple):
     noise_scale_exact: float
     accumulation_epochs: float
 
+    @property
+    def positions(self) -> range:
+        """The stream positions of the update's examples."""
+        return range(self.examples_seen, self.examples_seen + self.batch_size)
+
 
 @dataclass(frozen=True)
 class Schedule:
     """A plan: phases that follow one another from example 0, and the learning rate at each update.
 
-    exponent: p in learning_rate = curve * (B / B0)**p * (1 - m) / (1 - m0).
+    Attributes:
+      recipe: what it follows.
+      phases: at least one.
+      exponent: p in `learning_rate = curve * (B / B0)**p * (1 - m) / (1 - m0)`.
     """
 
     recipe: Recipe
@@ -103,12 +132,18 @@ class Schedule:
 
     @property
     def num_updates(self) -> int:
+        """Of the whole run."""
         return sum(phase.num_updates for phase in self.phases)
 
     @property
     def end_examples(self) -> int:
         """The examples seen by the whole run, within half a batch of the recipe's."""
         return self.phases[-1].end_examples
+
+    @property
+    def batch_sizes(self) -> tuple[int, ...]:
+        """Each batch size once, in the order in which they come."""
+        return tuple(dict.fromkeys(phase.batch_size for phase in self.phases))
 
     @cached_property
     def _starts(self) -> list[int]:
@@ -268,19 +303,24 @@ def grow(
     leaves it alone, and warm restarts hold it to what the highest later peak allows: the learning
     rate never exceeds its peak at the first batch size (but for the rounding of batches).
 
-    max_batch_size: beyond it the learning rate takes the decay. It binds the first batch too, which
-        fits a recipe to smaller hardware. By default a tenth of the training set, as the paper
-        advises, or the first batch if that is larger; math.inf lifts it.
-    initial_multiple: starts at so many times the batch size and learning rate (Sec. 5.2).
-    momentum: the plan's m, by default the recipe's m0. The batch is multiplied by
+    Args:
+      recipe: what to follow.
+      max_batch_size: beyond it the learning rate takes the decay. It binds the first batch too,
+        which fits a recipe to smaller hardware. By default a tenth of the training set, as the
+        paper advises, or the first batch if that is larger; math.inf lifts it.
+      initial_multiple: starts at so many times the batch size and learning rate (Sec. 5.2).
+      momentum: the plan's m, by default the recipe's m0. The batch is multiplied by
         (1 - m0) / (1 - m), which leaves the learning rate as it is (Sec. 5.2).
-    exponent: the power of B / B0 in the learning rate, 0 to 1. With 1 the noise scale is the
+      exponent: the power of B / B0 in the learning rate, 0 to 1. With 1 the noise scale is the
         recipe's; 1/2 is Seesaw's rule for Adam (arXiv 2510.14717): where the recipe divides the
         learning rate by a, the plan divides it by sqrt(a) and multiplies the batch by a.
-    ladder: above 1; with math.inf the batch grows at jumps only.
-    batch_multiple: batches are rounded to the nearest multiple of this (at least one, and down to
+      ladder: above 1; with math.inf the batch grows at jumps only.
+      batch_multiple: batches are rounded to the nearest multiple of this (at least one, and down to
         fit max_batch_size), and the learning rate follows. Usually the ghost batch size.
-    num_growths: grow at most so many times; by default without limit.
+      num_growths: grow at most so many times; by default without limit.
+
+    Raises:
+      ValueError: for an option out of its range.
 
     >>> from batchgrow.curves import cosine
     >>> recipe = Recipe(256, 0.9, cosine(0.1, 90), num_examples=50_000, num_epochs=90)

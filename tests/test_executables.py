@@ -63,6 +63,19 @@ def test_get_compiles_what_nobody_started():
         assert sizes.get(8) == "executable 8"
 
 
+def test_get_begins_what_follows_in_the_order():
+    compiler = FakeCompiler()
+    compiler.may_compile.set()
+    with CompileAhead(compiler.lower, order=(4, 8, 16)) as sizes:
+        assert list(sizes.times) == []  # nothing is compiled that nobody asks for
+        for _ in range(3):
+            sizes.get(4)
+        assert list(sizes.times) == [4, 8]
+        assert sizes.get(8) == "executable 8"
+        sizes.get(16)
+    assert compiler.lowered == [4, 8, 16]
+
+
 def test_errors_of_the_background_surface_in_get():
     compiler = FakeCompiler()
     compiler.may_compile.set()

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from batchgrow import report
+from batchgrow import Recipe, curves, decay, grow, report
 from batchgrow.report import figures, runs
 
 NUM_EXAMPLES, NUM_EPOCHS, FACTOR = 1500, 12, 4
@@ -324,6 +324,32 @@ def test_a_smooth_learning_rate_is_drawn_as_it_was_logged(tmp_path):
     panel = figures.panels(groups, figures.lines_of_plans([groups]))[0]
     drawn = figures.draw(panel).axes[0].lines[0].get_ydata()
     assert list(drawn) == [row["learning_rate"] for row in run.rows]
+
+
+def test_plans_are_drawn_from_their_points():
+    recipe = Recipe(10, 0.9, curves.step(0.1, (1, 2), 0.1), num_examples=100, num_epochs=3)
+    plans = {"decay": decay(recipe).points(), "grow": grow(recipe, max_batch_size=50).points()}
+    drawn = {panel.name: panel for panel in figures.plan_panels(plans)}
+    assert list(drawn) == ["learning_rate", "batch_size", "noise_scale", "updates"]
+    values = {
+        name: [set(line.get_ydata()) for line in figures.draw(panel).axes[0].lines]
+        for name, panel in drawn.items()
+    }
+    assert values["batch_size"] == [{10}, {10, 50}]
+    assert [max(updates) for updates in values["updates"]] == [29, 13]
+    by_decay, by_growth = map(sorted, values["noise_scale"])
+    assert by_decay == pytest.approx(by_growth)
+    assert len(by_decay) == 3
+
+
+def test_long_plans_are_thinned_by_epochs_and_keep_their_last_updates():
+    recipe = Recipe(1, 0.9, curves.cosine(0.1, 10), num_examples=1000, num_epochs=10)
+    plan = grow(recipe, max_batch_size=500)
+    batch_size = figures.plan_panels({"grow": plan.points()})[1]
+    (line,) = figures.draw(batch_size).axes[0].lines
+    assert len(line.get_ydata()) < 2 * figures.MAX_POINTS < plan.num_updates
+    last = plan.phases[-1]
+    assert list(line.get_ydata()).count(last.batch_size) == last.num_updates
 
 
 def test_a_loss_that_is_not_finite_is_said_and_keeps_the_json_valid(tmp_path, monkeypatch):

@@ -340,3 +340,17 @@ def test_a_long_plan_is_made_quickly() -> None:
         grow(Recipe(256, 0.9, with_warmup(cosine(0.1, 90), 5), 1_281_167, 90))
 
     assert min(timeit.repeat(build, number=1, repeat=5)) < 0.05
+
+
+def test_positions_of_all_updates_are_the_stream():
+    schedule = grow(Recipe(8, 0.9, cosine(0.1, 4), num_examples=100, num_epochs=4))
+    positions = [position for point in schedule.points() for position in point.positions]
+    assert positions == list(range(schedule.end_examples))
+    assert schedule.batch_sizes == (8, 10)
+
+
+def test_batch_sizes_come_once_each():
+    """Two phases of one batch size: the rate falls where the batch may not grow."""
+    schedule = grow(CIFAR, max_batch_size=640)
+    assert [phase.batch_size for phase in schedule.phases] == [128, 640, 640, 640]
+    assert schedule.batch_sizes == (128, 640)

@@ -1,5 +1,6 @@
 """The order of the training stream, and the batches that are read from it."""
 
+import grain
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 from batchgrow.data import feed
 from batchgrow.data import stream as stream_module
 from batchgrow.data.sources import Images, load_images
-from batchgrow.data.stream import Stream
+from batchgrow.data.stream import Stream, take
 
 
 def numbered_images(num_examples: int) -> Images:
@@ -111,3 +112,26 @@ def test_digits_are_split_without_overlap():
     together = {image.tobytes() for image in np.concatenate([train.image, test.image])}
     assert len(together) == 1797
     assert set(train.label) == set(test.label) == set(range(10))
+
+
+SOURCES = {
+    "list": [{"row": np.full(3, i, np.float32), "label": i} for i in range(6)],
+    "grain": grain.MapDataset.range(6).map(
+        lambda i: {"row": np.full(3, i, np.float32), "label": i}
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_take_stacks_the_examples_of_any_source(name):
+    batch = take(SOURCES[name], [4, 0, 4])
+    assert set(batch) == {"row", "label"}
+    assert batch["row"].dtype == np.float32
+    np.testing.assert_array_equal(batch["row"], [[4.0] * 3, [0.0] * 3, [4.0] * 3])
+    np.testing.assert_array_equal(batch["label"], [4, 0, 4])
+
+
+def test_take_from_an_array_is_indexing():
+    array, stream = np.arange(24.0).reshape(12, 2), Stream(12, seed=3)
+    index = stream.indices(range(9, 15))
+    np.testing.assert_array_equal(take(array, index), array[index])

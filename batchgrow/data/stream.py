@@ -5,9 +5,20 @@ Position p belongs to epoch p // N. Each epoch is a permutation of all N example
 has no state: a run that stops at `examples_seen` goes on from there.
 """
 
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from typing import Any, Protocol
 
+import jax
 import numpy as np
+
+
+class RandomAccess(Protocol):
+    """Gives examples by number: a list, an array, a Grain source, a Hugging Face data set."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
 
 
 class Stream:
@@ -22,7 +33,7 @@ class Stream:
         self.num_examples = num_examples
         self.seed = seed
 
-    def indices(self, positions: np.ndarray) -> np.ndarray:
+    def indices(self, positions: np.ndarray | Sequence[int]) -> np.ndarray:
         """The example at each stream position: int64 of the same shape.
 
         >>> stream = Stream(num_examples=5, seed=0)
@@ -37,6 +48,22 @@ class Stream:
             order = _permutation(self.num_examples, self.seed, epoch)
             indices[here] = order[places[here]]
         return indices
+
+
+def take(source: RandomAccess, indices: Iterable[int]) -> Any:
+    """The examples at these indices, stacked leaf by leaf: arrays `(number of indices, ...)`.
+
+    >>> source = [{"text": np.arange(3) + i, "label": i} for i in range(10)]
+    >>> batch = take(source, [7, 2])
+    >>> batch["text"].tolist(), batch["label"].tolist()
+    ([[7, 8, 9], [2, 3, 4]], [7, 2])
+
+    Args:
+      source: whose examples are pytrees of equal structure and shapes.
+      indices: at least one.
+    """
+    examples = [source[int(index)] for index in indices]
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *examples)
 
 
 @lru_cache(maxsize=4)

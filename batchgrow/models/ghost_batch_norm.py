@@ -38,7 +38,8 @@ class GhostBatchNorm(nn.Module):
       momentum: m above, per ghost batch (PyTorch's momentum 0.1 is 0.9 here).
       epsilon: added to the variance.
       dtype: of the output. Statistics and parameters are float32.
-      scale_init, bias_init: initialisers of the per-channel affine map.
+      scale_init: of the scale of each channel.
+      bias_init: of what is added to each channel then.
     """
 
     ghost_batch_size: int

@@ -36,9 +36,10 @@ __all__ = [
 
 
 def write_report(runs: Sequence[Run], out_dir: str, paper: Paper | None = None) -> Facts:
-    """Write index.html, report.json and figures/*.{png,svg} into `out_dir`; returns the facts.
+    """Writes index.html, report.json and figures (PNG, SVG) into `out_dir`; returns the facts.
 
-    Raises ValueError where none of the runs has logged anything.
+    Raises:
+      ValueError: where none of the runs has logged anything.
     """
     found = facts(runs, paper)
     out = epath.Path(out_dir)

@@ -8,7 +8,7 @@ styles differ as well, for who does not see the colours.
 import dataclasses
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -52,6 +52,7 @@ STYLE: dict[Any, Any] = {
 WIDTH, HEIGHT = 5.2, 3.7  # inches
 # Smooth recipes grow on a long ladder; more lines than this would be a hatching.
 MAX_BOUNDARIES = 12
+MAX_POINTS = 2000  # of a curve
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +105,61 @@ def panels(groups: Sequence[PlanGroup], lines: dict[str, Line]) -> list[Panel]:
     ]
 
 
+def plan_panels(plans: Mapping[str, Iterable[Any]]) -> list[Panel]:
+    """Four figures of plans before anything is trained, over epochs; the last has the legend.
+
+    Args:
+      plans: label -> the points of a schedule (`Schedule.points()`).
+    """
+    fields = {
+        "learning_rate": "learning rate",
+        "batch_size": "batch size",
+        "noise_scale": "noise scale",
+        "updates": "updates so far",
+    }
+    curves = {label: _thinned(list(points)) for label, points in plans.items()}
+
+    def panel(field: str, label: str) -> Panel:
+        return Panel(
+            field, label.capitalize(), lambda axes: _draw_plans(axes, curves, field, label)
+        )
+
+    return [panel(field, label) for field, label in fields.items()]
+
+
+def _thinned(points: list[Any]) -> list[Any]:
+    """As many as a figure can show, spread over the epochs."""
+    spacing = points[-1].epoch / MAX_POINTS
+    kept = points[:1]
+    for point in points:
+        if point.epoch - kept[-1].epoch >= spacing:
+            kept.append(point)
+    return kept
+
+
+def _draw_plans(axes: Axes, curves: Mapping[str, list[Any]], field: str, label: str) -> None:
+    for index, (plan, points) in enumerate(curves.items()):
+        axes.plot(
+            [point.epoch for point in points],
+            [getattr(point, field) for point in points],
+            drawstyle="steps-post",
+            color=PALETTE[index % len(PALETTE)],
+            linestyle=LINES[index % len(LINES)],
+            linewidth=2.2 + 1.3 * (len(curves) - 1 - index),
+            label=plan,
+        )
+    if field != "updates":
+        values = {getattr(point, field) for points in curves.values() for point in points}
+        axes.set_yscale("log")
+        # Below a thousandth of its peak a learning rate does nothing; it may well end at 0.
+        axes.set_ylim(bottom=max(axes.get_ylim()[0], max(values) / 1000))
+        _value_ticks(axes, values)
+    else:
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        axes.legend()
+    axes.set(xlabel="epochs", ylabel=label)
+
+
 def draw(*drawn: Panel, columns: int = 1) -> Figure:
     """A figure of one panel, or of several in `columns`."""
     rows = -(-len(drawn) // columns)
@@ -115,9 +171,9 @@ def draw(*drawn: Panel, columns: int = 1) -> Figure:
     return figure
 
 
-def png(figure: Figure) -> bytes:
+def png(figure: Figure, dpi: int = 200) -> bytes:
     with matplotlib.rc_context(STYLE), io.BytesIO() as buffer:
-        figure.savefig(buffer, format="png", dpi=200)
+        figure.savefig(buffer, format="png", dpi=dpi)
         return buffer.getvalue()
 
 
@@ -152,13 +208,7 @@ def _draw_schedule(
             label=group.label,
         )
     axes.set_yscale("log")
-    _plain_log_ticks(axes)
-    values = sorted({value for group in groups for value in _schedule_curve(group, field)[1]})
-    if len(values) <= MAX_BOUNDARIES:
-        # A step schedule has few values: those are the numbers to read, not the powers of ten.
-        apart = [high for low, high in pairwise([0.0, *values]) if high > 1.3 * low]
-        axes.yaxis.set_major_locator(FixedLocator(apart))
-        axes.yaxis.set_minor_locator(NullLocator())
+    _value_ticks(axes, {value for group in groups for value in _schedule_curve(group, field)[1]})
     axes.set(xlabel="epochs", ylabel=label)
     _mark_boundaries(axes, groups)
     axes.legend()
@@ -247,9 +297,20 @@ def _mark_boundaries(
             axes.axvline(place, color=colour, linewidth=0.8, linestyle=(0, (1, 2)), zorder=0.5)
 
 
+def _value_ticks(axes: Axes, values: Collection[float]) -> None:
+    """A step schedule has few values: those are the numbers to read, not the powers of ten."""
+    _plain_log_ticks(axes)
+    if len(values) <= MAX_BOUNDARIES:
+        apart = [high for low, high in pairwise([0.0, *sorted(values)]) if high > 1.3 * low]
+        axes.yaxis.set_major_locator(FixedLocator(apart))
+        axes.yaxis.set_minor_locator(NullLocator())
+
+
 def _plain_log_ticks(axes: Axes) -> None:
     """1000 and 0.01 rather than powers: readable small, and without mathtext in the SVG."""
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_major_formatter(
+        FuncFormatter(lambda value, _: f"{value:.3g}" if value < 1000 else f"{value:g}")
+    )
     low, high = axes.get_ylim()
     if np.log10(high / low) > 1.3:
         axes.yaxis.set_minor_formatter(NullFormatter())

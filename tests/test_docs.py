@@ -1,0 +1,94 @@
+"""The programs in docs/ run as they stand, and the pages build without a warning."""
+
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+import batchgrow
+
+ROOT = pathlib.Path(__file__).parents[1]
+EXAMPLES = sorted((ROOT / "docs/examples").glob("*.py"))
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+
+
+def run(program: pathlib.Path) -> str:
+    """What the program prints for a reader, who has no flags of the tests."""
+    return subprocess.run(
+        [sys.executable, program],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+        | {"PYTHONPATH": str(ROOT), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"},
+    ).stdout
+
+
+def numbers(line: str) -> list[float]:
+    return [float(number) for number in re.findall(r"\d+(?:\.\d+)?", line)]
+
+
+@pytest.mark.parametrize("program", EXAMPLES, ids=lambda path: path.stem)
+def test_examples_are_short_and_shown(program):
+    assert len(program.read_text().splitlines()) < 60
+    assert any(f"{{literalinclude}} examples/{program.name}" in p.read_text() for p in PAGES)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "untrained_loss", "tolerance"),
+    [("cosine", 0.6, 0.05), ("transformer", 3.0, 0.05)],
+)
+def test_growth_reaches_the_same_loss_in_fewer_updates(name, untrained_loss, tolerance):
+    decay, grow = map(numbers, run(ROOT / f"docs/examples/{name}.py").splitlines())
+    assert grow[0] < decay[0] / 1.4
+    assert len(grow) == len(decay) > 1
+    for by_growth, by_decay in zip(grow[1:], decay[1:], strict=True):
+        assert by_growth == pytest.approx(by_decay, rel=tolerance)
+        assert by_growth < untrained_loss * 0.7
+
+
+@pytest.mark.slow
+def test_ghost_batch_norm_example_learns_while_the_batch_grows():
+    lines = [numbers(line) for line in run(ROOT / "docs/examples/ghost_batch_norm.py").splitlines()]
+    assert [batch_size for batch_size, _ in lines] == [16, 32, 128]
+    assert min(accuracy for _, accuracy in lines) >= 0.9
+
+
+@pytest.mark.slow
+def test_compile_ahead_example_compiles_each_size_once():
+    lines = [numbers(line) for line in run(ROOT / "docs/examples/compile_ahead.py").splitlines()]
+    assert [batch_size for batch_size, _, _ in lines] == [32, 128]
+    first, second = lines
+    assert first[2] >= first[1] > 0  # the loop stood still for all of it
+    assert second[2] <= second[1]  # and here for what was left of it, if anything
+
+
+@pytest.mark.slow
+def test_pages_build_without_warnings_and_name_the_whole_public_api(tmp_path):
+    command = [sys.executable, "-m", "sphinx", "-W", "-n", "-q", "-b", "html", "-d", "doctrees"]
+    done = subprocess.run(
+        [*command, ROOT / "docs", tmp_path / "html"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0, done.stderr
+    reference = "".join(path.read_text() for path in (tmp_path / "html/api").glob("*.html"))
+    missing = [name for name in batchgrow.__all__ if f'id="batchgrow.{name}"' not in reference]
+    assert missing == ["curves"]  # a module, with a section of its own
+    assert 'id="module-batchgrow.curves"' in reference
+
+
+def test_python_in_pages_runs():
+    """Snippets of whole programs; those with `...` show a part of one that is run above."""
+    for page in PAGES:
+        for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.S):
+            if "..." not in block:
+                source = [{"x": float(number)} for number in range(200)]
+                exec(compile(block, page.name, "exec"), {"source": source})

@@ -1,0 +1,75 @@
+"""Plans from optax schedules, and back."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from batchgrow import Recipe, curves, decay, from_optax, grow, to_optax
+
+N, BATCH, UPDATES = 6_000, 20, 1_500  # five epochs
+
+
+def recipe(schedule, **changes):
+    fields = {"batch_size": BATCH, "momentum": 0.9, "num_examples": N, "num_updates": UPDATES}
+    return from_optax(schedule, **(fields | changes))
+
+
+SCHEDULES = {
+    "cosine": optax.cosine_decay_schedule(0.1, UPDATES),
+    "warm-up": optax.warmup_cosine_decay_schedule(0.0, 0.1, 100, UPDATES),
+    "steps": optax.piecewise_constant_schedule(0.1, {500: 0.2, 1000: 0.5}),
+    "restarts": optax.sgdr_schedule(
+        [{"init_value": 0.01, "peak_value": 0.1, "warmup_steps": 50, "decay_steps": 750}] * 2
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_decay_is_the_schedule_itself(name):
+    """There and back: every update of the plan that keeps the batch has optax's own rate."""
+    schedule = SCHEDULES[name]
+    plan = decay(recipe(schedule))
+    assert (plan.num_updates, plan.batch_sizes) == (UPDATES, (BATCH,))
+    count = np.arange(UPDATES)
+    expected = jax.vmap(schedule)(count)
+    np.testing.assert_allclose(jax.vmap(to_optax(plan))(count), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_steps_become_growths_at_the_same_updates():
+    plan = grow(recipe(SCHEDULES["steps"]), max_batch_size=200)
+    assert plan.batch_sizes == (20, 100, 200)
+    assert [phase.start_examples for phase in plan.phases] == [0, 500 * BATCH, 1000 * BATCH]
+    np.testing.assert_allclose([point.learning_rate for point in plan.points()], 0.1, rtol=1e-6)
+
+
+def test_an_optax_optimizer_takes_the_plans_rate_by_its_own_count():
+    curve = curves.step(0.5, (1,), 0.1)
+    plan = grow(Recipe(10, 0.0, curve, num_examples=40, num_epochs=2), max_batch_size=20)
+    tx = optax.sgd(to_optax(plan))
+    params = np.float32(0)
+    state = tx.init(params)
+    rates = []
+    for _ in range(plan.num_updates + 2):  # beyond the end the last rate stays
+        updates, state = jax.jit(tx.update)(np.float32(1), state)
+        rates.append(-float(updates))
+    planned = [point.learning_rate for point in plan.points()]
+    assert len(set(planned)) == 2
+    np.testing.assert_allclose(rates, [*planned, planned[-1], planned[-1]], rtol=1e-6)
+
+
+def test_the_schedule_is_asked_on_the_cpu_or_wherever_jax_is(monkeypatch):
+    def no_cpu(**_):
+        raise RuntimeError("Unknown backend cpu")
+
+    asked_on_cpu = recipe(SCHEDULES["cosine"])
+    monkeypatch.setattr(jax, "local_devices", no_cpu)  # JAX_PLATFORMS=cuda, say
+    asked_elsewhere = recipe(SCHEDULES["cosine"])
+    assert asked_elsewhere.learning_rate_at(15_000) == asked_on_cpu.learning_rate_at(15_000) > 0
+
+
+def test_what_makes_no_recipe_is_refused():
+    with pytest.raises(ValueError, match="batch_size=0"):
+        recipe(SCHEDULES["cosine"], batch_size=0)
+    with pytest.raises(ValueError, match="learning_rate is nan"):
+        decay(recipe(optax.constant_schedule(float("nan"))))
