@@ -46,7 +46,7 @@ def train(
       ValueError: for a wrong field, a batch that cannot be laid out, or data of another size.
       FolderError: if the folder cannot be used.
       NonFiniteLoss: if training diverges.
-      BadRecordError: for an example that cannot be read.
+      RuntimeError: for an example that cannot be read.
       MemoryError: if a device is too small for one ghost batch.
       OSError: if the run folder cannot be written any more.
     """

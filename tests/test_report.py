@@ -303,6 +303,18 @@ def test_band_is_drawn_from_the_least_to_the_most_seed(tmp_path):
     assert band.min() == pytest.approx(losses.min()) and band.max() == pytest.approx(losses.max())
 
 
+def test_a_row_of_a_single_update_does_not_bend_the_loss_curve(tmp_path):
+    run = make_run(tmp_path / "run", "hybrid", 0)
+    stub = run.rows[4] | {"examples_seen": run.rows[4]["examples_seen"] + 1, "train_loss": 99.0}
+    cut = dataclasses.replace(run, rows=[*run.rows[:5], stub, *run.rows[5:]])
+    for one, other in zip(
+        figures._curve(cut, "epoch", "train_loss"),
+        figures._curve(run, "epoch", "train_loss"),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_colours_hold_three_to_one_on_light_and_dark():
     def luminance(colour):
         channels = np.array([int(colour[place : place + 2], 16) for place in (1, 3, 5)]) / 255

@@ -264,7 +264,13 @@ def _draw_metric(
 
 
 def _curve(run: Run, x: str, y: str) -> tuple[np.ndarray, np.ndarray]:
-    points = [(row[x], row[y]) for row in run.rows if row.get(y) is not None]
+    """A training metric without the rows that the end of a phase has cut to a few examples."""
+    rows = run.rows
+    if y.startswith("train_") and rows:
+        spans = np.diff([row["examples_seen"] for row in rows], prepend=0)
+        full = spans >= np.median(spans) / 10
+        rows = [row for row, is_full in zip(rows, full, strict=True) if is_full]
+    points = [(row[x], row[y]) for row in rows if row.get(y) is not None]
     array = np.array(points, np.float64).reshape(-1, 2)
     return array[:, 0], array[:, 1]
 
