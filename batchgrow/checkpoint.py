@@ -218,6 +218,13 @@ class Checkpoints:
         self._manager.reload()
 
 
+def last_position(workdir: str) -> int:
+    """Examples seen at the newest checkpoint of a run folder, whole or damaged; 0 without any."""
+    folder = epath.Path(workdir) / "checkpoints"
+    names = [path.name for path in folder.iterdir()] if workdir and folder.exists() else []
+    return max((int(name) for name in names if name.isdigit()), default=0)
+
+
 @contextlib.contextmanager
 def _told(folder: epath.Path) -> Iterator[None]:
     """Turns what Orbax and TensorStore raise where they cannot write into one OSError."""

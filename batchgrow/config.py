@@ -189,14 +189,21 @@ def _check_images(config: Config) -> None:
             )
 
 
-def check_layouts(config: Config, schedule: Schedule, num_devices: int) -> None:
+def check_layouts(
+    config: Config, schedule: Schedule, num_devices: int, examples_seen: int = 0
+) -> None:
     """Lays out every batch of the plan on so many devices.
+
+    Args:
+      examples_seen: phases that end before are over, and need not fit these devices.
 
     Raises:
       ValueError: if one of them cannot be (see `choose_layout`).
     """
     limit = config.run.max_per_device_batch_size
     for phase in schedule.phases:
+        if phase.end_examples <= examples_seen:
+            continue
         choose_layout(
             phase.batch_size,
             num_devices,

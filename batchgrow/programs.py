@@ -185,7 +185,8 @@ class Programs:
             try:
                 executable, lowered = lowered.compile(), None
             except jax.errors.JaxRuntimeError as error:  # the TPU compiler refuses by itself
-                if "RESOURCE_EXHAUSTED" not in str(error) or layout is candidates[-1]:
+                fixed = self._max_per_device_batch_size or layout is candidates[-1]
+                if fixed or "RESOURCE_EXHAUSTED" not in str(error):
                     raise
                 log.info("%s: %s", layout, str(error).splitlines()[0])
                 lowered = None

@@ -11,7 +11,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from batchgrow import environment, parallel
-from batchgrow.checkpoint import Checkpoints, Notes
+from batchgrow.checkpoint import Checkpoints, Notes, last_position
 from batchgrow.config import Config, check, check_layouts, make_network, make_schedule
 from batchgrow.data.augment import make_prepare
 from batchgrow.data.feed import Feed
@@ -53,7 +53,7 @@ def train(
     check(config)
     schedule = make_schedule(config)
     mesh = parallel.make_mesh(config.run.num_devices)
-    check_layouts(config, schedule, mesh.size)
+    check_layouts(config, schedule, mesh.size, last_position(workdir))
     is_writer = jax.process_index() == 0
     with ExitStack() as stack:
         folder = stack.enter_context(claim(workdir, is_writer=is_writer))

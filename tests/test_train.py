@@ -263,6 +263,18 @@ def test_a_batch_that_does_not_divide_names_the_nearest(tmp_path):
         without_training(config, tmp_path)
 
 
+def test_devices_too_many_for_a_phase_that_is_over(tmp_path):
+    """A run moves to more devices at a growth, whose number its first batch did not fit."""
+    changes = {"recipe.global_batch_size": 4, "ghost_batch_size": 4, "plan.max_batch_size": 16}
+    with pytest.raises(ValueError, match="global batch size 4 cannot be laid out on 8 devices"):
+        train(make_config(changes | {"run.num_devices": 8}), str(tmp_path))
+    config = make_config(changes)
+    assert train(config, str(tmp_path), stop_at_phase_end=True) is Outcome.PHASE_END
+    config = make_config(changes | {"run.num_devices": 8})
+    assert train(config, str(tmp_path), override_config=True) is Outcome.FINISHED
+    assert read_rows(tmp_path)[-1]["global_batch_size"] == 16
+
+
 def test_memory_too_small_for_one_ghost(tmp_path):
     config = make_config({"run.max_per_device_batch_size": 8})
     with pytest.raises(ValueError, match="max_per_device_batch_size 8 .* ghost batches, 16"):
