@@ -27,7 +27,9 @@ EVALUATION = "evaluation"
 MAX_UPDATES = 16
 DISPATCH_EXAMPLES = 2048
 MEMORY_SHARE = 0.9  # of the device's limit; the rest is for fragmentation and other programs
-UNKNOWN_MEMORY_MAX = 4096  # examples in one pass, where a backend does not tell its memory
+# Examples in one pass (or one ghost batch, if that is larger) where memory does not decide:
+CPU_PASS = 32  # what its caches hold; whole batches of 800 take up to twice as long
+UNKNOWN_MEMORY_PASS = 4096  # on any other backend that does not tell its memory
 
 
 @dataclass(frozen=True)
@@ -153,9 +155,11 @@ class Programs:
         limit = self._max_per_device_batch_size or math.inf
         device = self.mesh.local_devices[0]
         if limit == math.inf and self._memory_limit is None:
-            limit = max(UNKNOWN_MEMORY_MAX, self._ghost_batch_size)
+            is_cpu = device.platform == "cpu"
+            limit = max(CPU_PASS if is_cpu else UNKNOWN_MEMORY_PASS, self._ghost_batch_size)
             if global_batch_size // self.mesh.size > limit:
-                log.warning(
+                log.log(
+                    logging.INFO if is_cpu else logging.WARNING,
                     "%s does not tell its memory: %d examples in one pass "
                     "(run.max_per_device_batch_size)",
                     device.device_kind,

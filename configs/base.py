@@ -78,7 +78,7 @@ def get_config() -> Config:
     run.num_devices = 0  # 0: all
     run.resident = True  # the training set lives on the device; otherwise it is streamed
     run.num_workers = 0  # processes that read a streamed data set; 0: a thread
-    run.max_per_device_batch_size = "auto"  # examples in one pass; "auto": what memory holds
+    run.max_per_device_batch_size = "auto"  # of a pass; "auto": what memory holds, 32 on CPU
     run.updates_per_dispatch = 0  # 0: those of 2048 examples, 16 at most; streamed: 1
     run.eval_batch_size = 1000  # global, rounded up to whole devices
     run.compile_ahead = True

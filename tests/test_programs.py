@@ -94,13 +94,16 @@ def test_a_limit_that_was_set_is_taken(fake_pmap, monkeypatch):
     assert fake_pmap.compiled == [64]
 
 
-def test_unknown_memory_has_a_default_and_says_so(fake_pmap, monkeypatch, caplog):
+@pytest.mark.parametrize(("platform", "size"), [("cpu", 32), ("gpu", 4096)])
+def test_unknown_memory_has_a_default_and_says_so(platform, size, fake_pmap, monkeypatch, caplog):
     give_memory(monkeypatch, None)
-    with caplog.at_level(logging.WARNING), make_programs() as compiled:
-        assert compiled.train(4096).layout.num_microbatches == 1
+    with caplog.at_level(logging.INFO), make_programs() as compiled:
+        device = SimpleNamespace(platform=platform, device_kind="thing")
+        compiled.mesh = SimpleNamespace(size=1, local_devices=[device])  # type: ignore[assignment]
+        assert compiled.layouts(size)[0].num_microbatches == 1
         assert caplog.text == ""
-        assert compiled.train(8192).layout.num_microbatches == 2
-    assert "does not tell its memory: 4096 examples" in caplog.text
+        assert compiled.layouts(2 * size)[0].num_microbatches == 2
+    assert f"thing does not tell its memory: {size} examples in one pass" in caplog.text
     assert "run.max_per_device_batch_size" in caplog.text
 
 
