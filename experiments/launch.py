@@ -98,7 +98,8 @@ def connect() -> None:
     """Joins the other processes, if there are any.
 
     Raises:
-      ValueError: if they cannot be reached, or the flags do not go together.
+      ValueError: if the flags do not go together, or name no cluster.
+      ConnectionError: if the others cannot be reached: a later start may find them.
     """
     explicit = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     if explicit == (None, None, None) and not _DISTRIBUTED.value:
@@ -120,7 +121,8 @@ def connect() -> None:
             shutdown_timeout_seconds=HEARTBEAT_SECONDS,
         )
     except (RuntimeError, ValueError) as error:
-        raise ValueError(_cannot_join(str(error).strip().splitlines()[0])) from error
+        kind = ValueError if isinstance(error, ValueError) else ConnectionError
+        raise kind(_cannot_join(str(error).strip().splitlines()[0])) from error
     finally:
         watch.cancel()
 
@@ -133,7 +135,7 @@ def _after(seconds: float, action: Callable[[], None]) -> threading.Timer:
 
 
 def _give_up() -> None:
-    os._exit(cli.complain(_cannot_join(f"no answer in {_TIMEOUT.value} s"), cli.BAD_INPUT))
+    os._exit(cli.complain(_cannot_join(f"no answer in {_TIMEOUT.value} s"), 1))
 
 
 def _cannot_join(reason: str) -> str:

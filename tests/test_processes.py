@@ -290,7 +290,7 @@ def test_nobody_answers(process: int, tmp_path: pathlib.Path) -> None:
     port = free_port()
     options = ("--initialization_timeout=2",)
     (ended,) = run_processes(tmp_path / "run", ids=(process,), options=options, port=port)
-    assert ended.status == 2, ended
+    assert ended.status == 1, ended  # not 2: a later start may find them
     assert ended.said.strip().splitlines() == [
         f"error: --coordinator_address 127.0.0.1:{port}: process {process} of 2 cannot join (no "
         "answer in 2 s); check that all processes were started and that the address is reachable"
