@@ -62,3 +62,9 @@ def torch_update(depth: int, width: int, batch_size: int, dtype: str) -> Callabl
             torch.cuda.synchronize()
 
     return call
+
+
+def about() -> str:
+    """Version, device and threads, for a benchmark's notes."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    return f"PyTorch {torch.__version__}, {device}, {torch.get_num_threads()} threads"

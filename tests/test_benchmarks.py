@@ -13,12 +13,14 @@ COLUMNS = {
     "growth": {"update_ms", "compile_seconds", "naive_stall_ratio", "stall_ratio"},
     "step": {"loop_ms", "bare_ms", "overhead_ratio"},
     "scaling": {"updates_per_second", "images_per_second", "speedup"},
+    "cifar10": {"images_per_second"},
 }
 SMALL = "--depth=0 --image_size=8"
 OPTIONS = {
     "growth": f"{SMALL} --growths=1 --batch_size=16 --updates=8 --repetitions=1",
     "step": f"{SMALL} --turns=2 --burst_seconds=0.01",
     "scaling": f"{SMALL} --num_devices=1,2 --batch_size=16 --repetitions=2 --burst_seconds=0.01",
+    "cifar10": "--depth=10 --width=1 --batch_sizes=128 --updates_per_dispatch=1 --seconds=0.1",
     "imagenet": "--models=resnet18 --image_size=32 --batch_sizes=2 --seconds=0.1 --dtype=float32",
 }
 
