@@ -54,11 +54,6 @@ def create_state(
     return TrainState(params, batch_stats, optimizer.init(params), zero_sums())
 
 
-def num_params(state: TrainState) -> int:
-    """Number of trained scalars."""
-    return sum(leaf.size for leaf in jax.tree.leaves(state.params))
-
-
 def digest(state: TrainState) -> jax.Array:
     """A uint32 checksum of each leaf, `(num_leaves,)`, that any flipped bit changes.
 
