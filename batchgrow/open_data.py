@@ -19,7 +19,7 @@ from batchgrow.data.feed import (
     ResidentFeed,
     Share,
     StreamedFeed,
-    test_batches,
+    padded_batches,
 )
 from batchgrow.data.sources import load_images, open_source
 from batchgrow.data.stream import Stream
@@ -56,7 +56,9 @@ def open_data(
                 f"{images.label.max()}; set the field to {images.label.max() + 1} or more"
             )
     feed = (ResidentFeed if config.run.resident else StreamedFeed)(train, config.seed)
-    on_host = [split_evenly(batch, mesh) for batch in test_batches(test, _eval_size(config, mesh))]
+    on_host = [
+        split_evenly(batch, mesh) for batch in padded_batches(test, _eval_size(config, mesh))
+    ]
     on_devices = [parallel.shard(batch, mesh) for batch in on_host]
     return feed, lambda: on_devices, on_host[0]
 

@@ -8,23 +8,16 @@ prepare is `experiments.bench_input`'s to say. `seconds_per_image` is what `expe
 """
 
 import json
-import time
-from collections.abc import Callable
 from statistics import median
 from typing import Any
 
-import jax
-import numpy as np
 from absl import flags, logging
 
-from batchgrow import environment, flops, parallel
-from batchgrow.config import Config, make_network
-from batchgrow.data.feed import ResidentFeed, test_batches
-from batchgrow.data.sources import Images
-from batchgrow.programs import TrainProgram, split_evenly
-from batchgrow.train import build
+from batchgrow import environment, parallel
+from batchgrow.config import Config
+from batchgrow.train import share_of_peak_per_rate
 from configs import imagenet_inception_resnet_v2, imagenet_resnet50
-from experiments import cli
+from experiments import cli, synthetic
 
 _MODELS = flags.DEFINE_list(
     "models", ["resnet50", "inception_resnet_v2"], "Those, or resnet18, 34, 101, 152."
@@ -74,71 +67,23 @@ def _config(name: str, batch_size: int) -> Config:
 
 def _measure(name: str, config: Config, per_device: int) -> dict[str, Any]:
     mesh = parallel.make_mesh()
-    images = _synthetic_images(config, max(NUM_IMAGES, per_device * mesh.size))
-    feed = ResidentFeed(images, config.seed)
-    test = split_evenly(next(test_batches(images, mesh.size)), mesh)
-    state, programs = build(config, mesh, config.recipe.momentum, feed, test)
-    with programs:
-        program = programs.train(per_device * mesh.size)
-        compiled = programs.times[per_device * mesh.size]
-    update = _dispatch(program, feed, state, mesh)
-    seconds = _median_seconds(update) / program.updates_per_dispatch
-    rate = per_device * mesh.size / seconds
+    batch_size = per_device * mesh.size
+    ours = synthetic.updates(config, batch_size, max(NUM_IMAGES, batch_size))
+    seconds = median(synthetic.take_turns({"ours": ours.call}, _SECONDS.value)["ours"])
+    rate = batch_size * ours.num_updates / seconds
     row: dict[str, Any] = {
         "model": name,
         "image_size": config.data.image_shape[0],
         "per_device_batch_size": per_device,
-        "num_microbatches": program.layout.num_microbatches,
+        "num_microbatches": ours.layout.num_microbatches,
         "images_per_second": round(rate, 1),
         "seconds_per_image": float(f"{mesh.size / rate:.4g}"),
     }
-    peak = flops.peak_flops(jax.devices()[0].device_kind, _DTYPE.value)
-    if peak is not None:
-        operations = flops.training_flops(make_network(config), tuple(config.data.image_shape))
-        row["share_of_peak"] = round(rate * operations / peak / mesh.size, 4)
-    row["compile_seconds"] = round(compiled.compile_seconds, 1)
+    share = share_of_peak_per_rate(config, mesh)
+    if share is not None:
+        row["share_of_peak"] = round(rate * share, 4)
+    row["compile_seconds"] = round(ours.compile_seconds, 1)
     return row
-
-
-def _synthetic_images(config: Config, num_images: int) -> Images:
-    noise = np.random.default_rng(0)
-    shape = (num_images, *config.data.image_shape)
-    labels = noise.integers(0, config.model.num_classes, num_images, np.int32)
-    return Images(noise.integers(0, 256, shape, np.uint8), labels)
-
-
-def _dispatch(
-    program: TrainProgram, feed: ResidentFeed, state: Any, mesh: Any
-) -> Callable[[], None]:
-    """One call of the program, as the loop makes it, waited for."""
-    dataset = parallel.replicate(feed.dataset, mesh)
-    states = [parallel.replicate(state, mesh)]
-    updates = program.updates_per_dispatch
-    batch_size = program.layout.global_batch_size
-    positions = np.arange(updates * batch_size).reshape(updates, batch_size)
-    slots = parallel.local_device_slots(mesh)
-    scalars = (np.full(updates, 1e-3, np.float32), np.int32(updates))
-    batches = feed.batch(program.layout.split(positions)[slots])
-
-    def call() -> None:
-        arguments = parallel.host_arguments(batches, scalars, mesh)
-        states[0], token = program.executable(states[0], *arguments, dataset)
-        token.block_until_ready()
-
-    return call
-
-
-def _median_seconds(call: Callable[[], None]) -> float:
-    """Of a call, after two to warm up."""
-    call()
-    call()
-    times = []
-    end = time.perf_counter() + _SECONDS.value
-    while len(times) < 3 or time.perf_counter() < end:
-        started = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - started)
-    return median(times)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
     python -m experiments.bench_scaling [--json]
 
 The global batch stays the same. Where there is no accelerator the devices are emulated ones, which
-share the host's cores: the table then shows what more devices cost, and no speed-up.
+share the host's cores: the table then shows what more devices cost, or how much better the same
+cores are used by smaller pieces, and nothing of what more hardware would gain.
 """
 
 import math
@@ -21,7 +22,7 @@ _NUM_DEVICES = flags.DEFINE_list("num_devices", ["1", "2", "4", "8"], "Those at 
 _REPETITIONS = flags.DEFINE_integer("repetitions", 10, "Medians are taken over them.")
 _BURST_SECONDS = flags.DEFINE_float("burst_seconds", 1.0, "Length of a repetition, about.")
 
-EMULATED = "Emulated devices share one host: what more of them cost, no speed-up."
+EMULATED = "Emulated devices share one host's cores: no speed-up here is one of more hardware."
 
 
 def bench(num_devices: int) -> dict[str, Any]:

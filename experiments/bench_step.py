@@ -24,7 +24,7 @@ from batchgrow.config import Config
 from batchgrow.loop import Run, run_phases
 from batchgrow.models import make_model, wide_resnet
 from batchgrow.state import TrainState
-from experiments import timing
+from experiments import synthetic, timing
 from experiments.timing import median
 
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "Of the wide ResNet.")
@@ -82,7 +82,7 @@ class BareStep:
         """So many updates; waits for the last, and returns the loss before it."""
         loss = jax.numpy.zeros(())
         for _ in range(num_updates):
-            self._state, loss = self._step(self._state, *self._batch, timing.LEARNING_RATE)
+            self._state, loss = self._step(self._state, *self._batch, synthetic.LEARNING_RATE)
         return loss.block_until_ready()
 
 
@@ -152,7 +152,7 @@ def loss_difference(run: Run, state: TrainState, bare: BareStep) -> tuple[float,
     updates = program.updates_per_dispatch
     positions = np.tile(np.arange(phase.batch_size), (updates, 1))
     batches = run.feed.batch(program.layout.split(positions))
-    rates = np.full(updates, timing.LEARNING_RATE, np.float32)
+    rates = np.full(updates, synthetic.LEARNING_RATE, np.float32)
     sums = [0.0]
     for _ in range(3):
         state, token = program.executable(state, batches, rates, np.int32(1), run.dataset)

@@ -11,14 +11,12 @@ from itertools import accumulate
 from typing import Any
 
 import jax
-import numpy as np
 from absl import flags, logging
 
 from batchgrow import curves, environment, parallel
 from batchgrow.checkpoint import Checkpoints
 from batchgrow.config import Config
-from batchgrow.data.feed import ResidentFeed, test_batches
-from batchgrow.data.sources import Images
+from batchgrow.data.feed import ResidentFeed, padded_batches
 from batchgrow.loop import Cadence, Run
 from batchgrow.preemption import Preemption
 from batchgrow.programs import split_evenly
@@ -27,10 +25,9 @@ from batchgrow.runlog import Clock
 from batchgrow.schedule import Phase, Recipe, Schedule
 from batchgrow.train import build
 from configs import base
-from experiments import cli
+from experiments import cli, synthetic
 
 NUM_CLASSES = 10
-LEARNING_RATE = 1e-3
 NEVER = 2**60  # examples
 UNLIMITED = 10**9  # updates
 
@@ -150,7 +147,7 @@ def make_schedule(phases: Sequence[tuple[int, int]], num_examples: int) -> Sched
     recipe = Recipe(
         batch_size=phases[0][0],
         momentum=0.9,
-        learning_rate=curves.constant(LEARNING_RATE),
+        learning_rate=curves.constant(synthetic.LEARNING_RATE),
         num_examples=num_examples,
         num_epochs=bounds[-1] / num_examples,
     )
@@ -161,14 +158,6 @@ def make_schedule(phases: Sequence[tuple[int, int]], num_examples: int) -> Sched
             for (batch_size, num_updates), start in zip(phases, bounds, strict=False)
         ),
     )
-
-
-def synthetic_images(num_examples: int, image_size: int) -> Images:
-    """Noise."""
-    generator = np.random.default_rng(0)
-    shape = (num_examples, image_size, image_size, 3)
-    labels = generator.integers(NUM_CLASSES, size=num_examples, dtype=np.int32)
-    return Images(generator.integers(256, size=shape, dtype=np.uint8), labels)
 
 
 @contextmanager
@@ -182,9 +171,9 @@ def watched_run(
     """
     mesh = parallel.make_mesh(config.run.num_devices)
     num_examples = max(4096, *(2 * batch_size for batch_size, _ in phases))
-    images = synthetic_images(num_examples, config.data.image_shape[0])
+    images = synthetic.images(config, num_examples)
     feed = ResidentFeed(images, config.seed)
-    test = split_evenly(next(test_batches(images, mesh.size)), mesh)
+    test = split_evenly(next(padded_batches(images, mesh.size)), mesh)
     schedule = make_schedule(phases, num_examples)
     state, programs = build(config, mesh, 0.9, feed, test)
     train = programs.train

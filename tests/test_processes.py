@@ -167,7 +167,10 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 def test_two_stream_until_one_is_asked_to_stop_and_one_goes_on(
     reference: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
-    """SIGTERM to one stops both at the same update; each example was read by one of them."""
+    """SIGTERM to one stops both at the same update; each example was read by one of them.
+
+    Asked to, both stop once more where the batch grows.
+    """
     workdir = tmp_path / "run"
     ended = run_processes(
         workdir,
@@ -188,6 +191,9 @@ def test_two_stream_until_one_is_asked_to_stop_and_one_goes_on(
     assert Counter(reads[0][1:] + reads[1][1:]) == Counter(expected)
     assert len(reads[0]) == len(reads[1])
 
+    ended = run_processes(workdir, CHANGES, options=("--stop_at_phase_end", "--override_config"))
+    assert [e.status for e in ended] == [76, 76], ended
+    assert steps(workdir)[-1] == BOUNDARY
     assert run_here(workdir, CHANGES) is Outcome.FINISHED
     assert_same_run(workdir, reference)
 

@@ -57,7 +57,7 @@ def make_programs(max_per_device: int | str = "auto") -> Programs:
     config = make_config({"run.max_per_device_batch_size": max_per_device})
     mesh = parallel.make_mesh(1)
     feed = feeds.ResidentFeed(load_images("digits", "train"), seed=0)
-    test = split_evenly(next(feeds.test_batches(load_images("digits", "test"), 100)), mesh)
+    test = split_evenly(next(feeds.padded_batches(load_images("digits", "test"), 100)), mesh)
     return build(config, mesh, 0.9, feed, test)[1]
 
 

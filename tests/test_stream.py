@@ -96,8 +96,8 @@ def test_resident_and_streamed_feeds_give_the_same_examples():
 
 
 @pytest.mark.parametrize(("num_examples", "batch_size"), [(10, 4), (8, 4), (3, 8), (1, 1)])
-def test_test_batches_hold_every_example_once(num_examples, batch_size):
-    batches = list(feed.test_batches(numbered_images(num_examples), batch_size))
+def test_padded_batches_hold_every_example_once(num_examples, batch_size):
+    batches = list(feed.padded_batches(numbered_images(num_examples), batch_size))
     assert {len(batch["mask"]) for batch in batches} == {batch_size}
     labels = np.concatenate([batch["label"][batch["mask"] == 1] for batch in batches])
     assert labels.tolist() == list(range(num_examples))

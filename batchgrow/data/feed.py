@@ -218,7 +218,7 @@ def _image_spec(shape: tuple[int, ...]) -> Spec:
     return {"image": (shape, np.uint8), "label": ((), np.int32), "position": ((), np.uint32)}
 
 
-def test_batches(images: Images, batch_size: int) -> Iterator[HostBatch]:
+def padded_batches(images: Images, batch_size: int) -> Iterator[HostBatch]:
     """Every test example once, in batches of one size; the last is padded and masked.
 
     Yields:
