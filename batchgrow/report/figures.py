@@ -318,10 +318,13 @@ def _plain_log_ticks(axes: Axes) -> None:
         FuncFormatter(lambda value, _: f"{value:.3g}" if value < 1000 else f"{value:g}")
     )
     low, high = axes.get_ylim()
-    if np.log10(high / low) > 1.3:
+    decades = np.log10(high / low)
+    if decades > 1.3:
         axes.yaxis.set_minor_formatter(NullFormatter())
-    else:
+    elif decades > 0.6:
         axes.yaxis.set_minor_formatter(FuncFormatter(_one_two_five))
+    else:
+        axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def _one_two_five(value: float, _: float) -> str:
