@@ -1,4 +1,4 @@
-"""Devices: how a global batch is laid out on them, and the only place that says pmap.
+"""Devices: how a global batch is laid out on them, and the only place that maps a step over them.
 
 A global batch is cut into micro-batches of consecutive examples, and each micro-batch into one
 piece per device. Ghost batches are consecutive examples too, so each lies in one micro-batch, on
@@ -6,7 +6,7 @@ one device or on neighbouring ones, and no number that training computes depends
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -163,37 +163,42 @@ def host_arguments(sharded: Any, replicated: Any, mesh: Mesh) -> tuple[Any, ...]
     return (shard(sharded, mesh), *replicate(replicated, mesh))
 
 
-def pmap_train(steps: Callable, mesh: Mesh) -> Any:
-    """`steps(state, batches, learning_rates, num_updates, dataset)` on all devices.
+def map_train(steps: Callable, mesh: Mesh) -> Any:
+    """`steps(state, batches, learning_rates, num_updates, dataset)` on all devices, jitted.
 
     State, rates and data set are the same everywhere; batches are stacked `(devices, ...)`. The
-    state's buffers are donated.
+    state's buffers are donated. An executable lives as long as the function that it was lowered
+    from: take a new one for each batch size, and dropping both frees the device.
     """
-    return jax.pmap(
-        steps,
-        axis_name=AXIS_NAME,
-        in_axes=(None, 0, None, None, None),
-        out_axes=None,
-        devices=_devices(mesh),
-        donate_argnums=(0,),
+
+    def on_device(state, batches, learning_rates, num_updates, dataset):
+        return steps(state, _unstacked(batches), learning_rates, num_updates, dataset)
+
+    return _map(on_device, mesh, (False, True, False, False, False), donate_argnums=(0,))
+
+
+def map_eval(step: Callable, mesh: Mesh) -> Any:
+    """`step(params, batch_stats, batch, dataset)` on all devices, batches stacked; jitted."""
+
+    def on_device(params, batch_stats, batch, dataset):
+        return step(params, batch_stats, _unstacked(batch), dataset)
+
+    return _map(on_device, mesh, (False, False, True, False))
+
+
+def _map(on_device: Callable, mesh: Mesh, split: Sequence[bool], **options: Any) -> Any:
+    """What pmap is: one program per device with a named axis. But pmap keeps all it compiles."""
+    each, same = PartitionSpec(AXIS_NAME), PartitionSpec()
+    specs = tuple(each if is_split else same for is_split in split)
+    mapped = jax.shard_map(on_device, mesh=mesh, in_specs=specs, out_specs=same, check_vma=False)
+    shardings = tuple(NamedSharding(mesh, spec) for spec in specs)
+    return jax.jit(
+        mapped, in_shardings=shardings, out_shardings=NamedSharding(mesh, same), **options
     )
 
 
-def pmap_eval(step: Callable, mesh: Mesh) -> Any:
-    """`step(params, batch_stats, batch, dataset)` on all devices, batches stacked."""
-    return jax.pmap(
-        step,
-        axis_name=AXIS_NAME,
-        in_axes=(None, None, 0, None),
-        out_axes=None,
-        devices=_devices(mesh),
-    )
-
-
-def _devices(mesh: Mesh) -> list[Any] | None:
-    """None, pmap's own choice, if the mesh is all there is (several processes demand it)."""
-    devices = list(mesh.devices.flat)
-    return None if devices == jax.devices() else devices
+def _unstacked(batch: Any) -> Any:
+    return jax.tree.map(lambda x: x[0], batch)
 
 
 def _divisors(n: int) -> list[int]:

@@ -91,11 +91,14 @@ class Programs:
         self._max_per_device_batch_size = max_per_device_batch_size
         self._memory_limit = _least_memory_limit(mesh)
         self._feed = feed
-        self._dataset = _blank(feed.dataset)
-        self._state = _blank(state)
-        self._test_batch = _blank(test_batch)
+        self._dataset = _shapes(feed.dataset)
+        self._state = _shapes(state)
+        self._test_batch = {
+            name: jax.ShapeDtypeStruct((mesh.size, *x.shape[1:]), x.dtype)
+            for name, x in test_batch.items()
+        }
         axis_name = parallel.AXIS_NAME
-        step = partial(
+        self._step = partial(
             steps.train_step,
             model=model,
             optimizer=optimizer,
@@ -103,9 +106,9 @@ class Programs:
             label_smoothing=label_smoothing,
             axis_name=axis_name,
         )
-        evaluate = partial(steps.eval_step, model=model, prepare=prepare_test, axis_name=axis_name)
-        self._train = parallel.pmap_train(partial(steps.train_steps, step), mesh)
-        self._evaluate = parallel.pmap_eval(evaluate, mesh)
+        self._evaluate = partial(
+            steps.eval_step, model=model, prepare=prepare_test, axis_name=axis_name
+        )
         self._ahead: CompileAhead[int | str] = CompileAhead(self._lower)
 
     def __enter__(self) -> "Programs":
@@ -173,8 +176,9 @@ class Programs:
 
     def _lower(self, key: int | str) -> Any:
         if key == EVALUATION:
+            evaluate = parallel.map_eval(self._evaluate, self.mesh)
             state = self._state
-            return self._evaluate.lower(state.params, state.batch_stats, self._test_batch, ())
+            return evaluate.lower(state.params, state.batch_stats, self._test_batch, ())
         assert isinstance(key, int)
         candidates = self.layouts(key)
         lowered = self._lower_train(candidates[0])
@@ -214,14 +218,15 @@ class Programs:
 
     def _lower_train(self, layout: Layout) -> Any:
         updates = self.updates_per_dispatch(layout.global_batch_size)
-        num_local = len(parallel.local_device_slots(self.mesh))
-        shape = (num_local, updates, layout.num_microbatches, layout.microbatch_size)
+        shape = (self.mesh.size, updates, layout.num_microbatches, layout.microbatch_size)
         batches = {
-            name: np.broadcast_to(np.zeros((), dtype), shape + trailing)
+            name: jax.ShapeDtypeStruct(shape + trailing, dtype)
             for name, (trailing, dtype) in self._feed.spec.items()
         }
-        rates = np.zeros(updates, np.float32)
-        return self._train.lower(self._state, batches, rates, np.int32(0), self._dataset)
+        rates = jax.ShapeDtypeStruct((updates,), np.float32)
+        count = jax.ShapeDtypeStruct((), np.int32)
+        train = parallel.map_train(partial(steps.train_steps, self._step), self.mesh)
+        return train.lower(self._state, batches, rates, count, self._dataset)
 
 
 def default_updates(global_batch_size: int) -> int:
@@ -243,6 +248,6 @@ def split_evenly(batch: HostBatch, mesh: Mesh) -> HostBatch:
     return {k: v.reshape(mesh.size, -1, *v.shape[1:])[slots] for k, v in batch.items()}
 
 
-def _blank(tree: Any) -> Any:
-    """Host zeros of the same shapes that take no memory: all that lowering looks at."""
-    return jax.tree.map(lambda x: np.broadcast_to(np.zeros((), x.dtype), x.shape), tree)
+def _shapes(tree: Any) -> Any:
+    """All that lowering looks at."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)

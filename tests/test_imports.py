@@ -83,13 +83,14 @@ def test_nothing_below_the_loop_sees_a_config():
     assert not [name for name in reached if "ml_collections" in imports(name)]
 
 
-def test_pmap_stands_in_one_file():
-    def says_pmap(path: pathlib.Path) -> bool:
+def test_one_file_maps_over_devices():
+    def maps(path: pathlib.Path) -> bool:
         tree = ast.parse(path.read_text(encoding="utf-8"))
-        return any(isinstance(n, ast.Attribute) and n.attr == "pmap" for n in ast.walk(tree))
+        names = {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute)}
+        return bool(names & {"pmap", "shard_map"})
 
     library = {name: path for name, path in MODULES.items() if name.startswith("batchgrow")}
-    assert [name for name, path in library.items() if says_pmap(path)] == ["batchgrow.parallel"]
+    assert [name for name, path in library.items() if maps(path)] == ["batchgrow.parallel"]
 
 
 def test_plans_need_the_standard_library_and_reports_no_jax():

@@ -18,7 +18,7 @@ from batchgrow.train import build
 GIB = 2**30
 
 
-class FakePmap:
+class FakeMap:
     """Compiles nothing; its executables need 1 GiB for each example of a pass."""
 
     def __init__(self) -> None:
@@ -46,9 +46,9 @@ def fake_analysis(size: int) -> SimpleNamespace:
 
 
 @pytest.fixture
-def fake_pmap(monkeypatch) -> FakePmap:
-    fake = FakePmap()
-    monkeypatch.setattr(parallel, "pmap_train", lambda *_: fake)
+def fake_map(monkeypatch) -> FakeMap:
+    fake = FakeMap()
+    monkeypatch.setattr(parallel, "map_train", lambda *_: fake)
     monkeypatch.setitem(models.MODELS, "tiny", TinyNet)
     return fake
 
@@ -65,37 +65,37 @@ def give_memory(monkeypatch, limit: int | None) -> None:
     monkeypatch.setattr(programs, "memory_limit", lambda _: limit)
 
 
-def test_auto_takes_the_largest_pass_that_fits(fake_pmap, monkeypatch):
+def test_auto_takes_the_largest_pass_that_fits(fake_map, monkeypatch):
     """128 examples in ghosts of 16, and 45 of 50 GiB to be used: 4 passes of 32."""
     give_memory(monkeypatch, 50 * GIB)
     with make_programs() as compiled:
         layout = compiled.train(128).layout
     assert (layout.num_microbatches, layout.microbatch_size) == (4, 32)
-    assert fake_pmap.compiled == [128, 64, 32]
+    assert fake_map.compiled == [128, 64, 32]
 
 
-def test_a_tenth_of_the_memory_is_left_free(fake_pmap, monkeypatch):
+def test_a_tenth_of_the_memory_is_left_free(fake_map, monkeypatch):
     give_memory(monkeypatch, 35 * GIB)  # 32 would fit, but not into 31.5
     with make_programs() as compiled:
         assert compiled.train(128).layout.microbatch_size == 16
 
 
-def test_too_little_memory_for_one_ghost(fake_pmap, monkeypatch):
+def test_too_little_memory_for_one_ghost(fake_map, monkeypatch):
     give_memory(monkeypatch, 10 * GIB)
     message = "batch size 128: even a micro-batch of 16 examples needs 16.0 GiB, .* has 10.0 GiB"
     with make_programs() as compiled, pytest.raises(MemoryError, match=message):
         compiled.train(128)
 
 
-def test_a_limit_that_was_set_is_taken(fake_pmap, monkeypatch):
+def test_a_limit_that_was_set_is_taken(fake_map, monkeypatch):
     give_memory(monkeypatch, 10 * GIB)
     with make_programs(64) as compiled:
         assert compiled.train(128).layout.microbatch_size == 64
-    assert fake_pmap.compiled == [64]
+    assert fake_map.compiled == [64]
 
 
 @pytest.mark.parametrize(("platform", "size"), [("cpu", 32), ("gpu", 4096)])
-def test_unknown_memory_has_a_default_and_says_so(platform, size, fake_pmap, monkeypatch, caplog):
+def test_unknown_memory_has_a_default_and_says_so(platform, size, fake_map, monkeypatch, caplog):
     give_memory(monkeypatch, None)
     with caplog.at_level(logging.INFO), make_programs() as compiled:
         device = SimpleNamespace(platform=platform, device_kind="thing")
@@ -105,6 +105,28 @@ def test_unknown_memory_has_a_default_and_says_so(platform, size, fake_pmap, mon
         assert compiled.layouts(2 * size)[0].num_microbatches == 2
     assert f"thing does not tell its memory: {size} examples in one pass" in caplog.text
     assert "run.max_per_device_batch_size" in caplog.text
+
+
+def test_release_frees_the_executable(monkeypatch):
+    """In XLA's own list: neither JAX's caches nor a reference cycle keep it."""
+    monkeypatch.setitem(models.MODELS, "tiny", TinyNet)
+    client = jax.devices()[0].client
+
+    def live() -> int:
+        names = [e.hlo_modules()[0].name for e in client.live_executables()]
+        return sum("on_device" in name for name in names)
+
+    before = live()
+    with make_programs() as compiled:
+        for size in (32, 64):
+            compiled.train(size)
+        compiled.evaluation()
+        assert live() == before + 3
+        compiled.release(32)
+        assert live() == before + 2
+        compiled.release(64)
+        assert live() == before + 1
+    assert live() == before
 
 
 def test_memory_needed_counts_arguments_and_output():
