@@ -12,6 +12,7 @@ CORE = [
     "etils[epath]",
     "flax>=0.12",
     "grain>=0.2.18",
+    "importlib_resources",  # which tensorflow_datasets takes without asking for it
     "jax>=0.10",
     "matplotlib",
     "ml-collections>=1.1",

@@ -219,9 +219,14 @@ class Checkpoints:
 
 
 def last_position(workdir: str) -> int:
-    """Examples seen at the newest checkpoint of a run folder, whole or damaged; 0 without any."""
-    folder = epath.Path(workdir) / "checkpoints"
-    names = [path.name for path in folder.iterdir()] if workdir and folder.exists() else []
+    """Examples seen at the newest checkpoint of a run folder, whole or damaged; 0 without any.
+
+    A folder that cannot be read has none: `claim` will say what is wrong with it.
+    """
+    try:
+        names = [path.name for path in (epath.Path(workdir) / "checkpoints").iterdir()]
+    except Exception:  # an object store's client raises what it likes
+        return 0
     return max((int(name) for name in names if name.isdigit()), default=0)
 
 

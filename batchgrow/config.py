@@ -4,8 +4,9 @@ Nothing here touches a device, so a plan can be looked at anywhere and a wrong v
 before anything is compiled.
 """
 
+import logging
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from batchgrow import curves
@@ -15,6 +16,8 @@ from batchgrow.models import DTYPES, MODELS, make_model
 from batchgrow.optimizer import DECAY_ON, NAMES, uses_momentum
 from batchgrow.parallel import choose_layout
 from batchgrow.schedule import Recipe, Schedule, grow, hybrid
+
+log = logging.getLogger(__name__)
 
 # An ml_collections.ConfigDict, whose fields no type checker knows.
 Config = Any
@@ -81,6 +84,7 @@ def _curve(recipe: Config, optimizer: str) -> curves.Curve:
         case "constant":
             curve = curves.constant(rate)
         case "step":
+            _warn_of_late_steps(recipe.boundaries_epochs, recipe.num_epochs)
             curve = curves.step(rate, recipe.boundaries_epochs, recipe.factor)
         case "exponential":
             curve = curves.exponential(rate, recipe.decay_rate)
@@ -94,6 +98,18 @@ def _curve(recipe: Config, optimizer: str) -> curves.Curve:
         case _:
             raise ValueError(f"recipe.curve {recipe.curve!r} is none of {', '.join(CURVES)}")
     return curves.with_warmup(curve, recipe.warmup_epochs, recipe.warmup_learning_rate)
+
+
+def _warn_of_late_steps(boundaries_epochs: Sequence[float], num_epochs: float) -> None:
+    """A shortened run may leave steps out, but not unnoticed: with them go the growths."""
+    late = [epoch for epoch in boundaries_epochs if epoch >= num_epochs > 0]
+    if late:
+        log.warning(
+            "recipe.boundaries_epochs: the steps at %s lie beyond recipe.num_epochs %g; nothing "
+            "happens there",
+            ", ".join(f"{epoch:g}" for epoch in late),
+            num_epochs,
+        )
 
 
 def make_network(config: Config, axis_name: str | None = None) -> Any:

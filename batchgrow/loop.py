@@ -127,8 +127,9 @@ def _run_phase(
         in_flight.append(token)
         if len(in_flight) > RUN_AHEAD:
             in_flight.popleft().block_until_ready()
-        # Tracing wants Python's lock: it begins when the devices have work.
-        _compile_ahead(run, following)
+        # Tracing wants Python's lock: it begins when the devices have work. A run that stops at the
+        # growth may go on with other devices.
+        _compile_ahead(run, None if run.stop_at_phase_end else following)
 
         at_end = examples_seen == run.schedule.end_examples
         due = {
@@ -141,6 +142,8 @@ def _run_phase(
             state = _write_row(run, state, points[-1], examples_seen, test)
         stopped = run.preemption.requested() and not at_end
         if due["checkpoint"] or stopped or at_phase_end:
+            # No checkpoint of a run that is lost shall push out those before.
+            _check_finite(run, float(state.sums["loss"]), points[-1], examples_seen)
             _save(run, state, examples_seen, test.get("test_accuracy"))
         if stopped:
             return state, examples_seen, True
@@ -222,17 +225,21 @@ def _write_row(
         "wall_seconds": run.clock.total(),
         **{f"{name}_seconds": run.clock.seconds[name] for name in TIMERS},
     }
-    if not math.isfinite(mean_loss):
-        raise NonFiniteLoss(_diverged(run, row))
+    _check_finite(run, mean_loss, point, examples_seen)
+    if examples_seen == run.schedule.end_examples:  # no later update shows what the last one did
+        _check_finite(run, test["test_loss"], point, examples_seen)
     if run.log is not None:
         run.log.write(row)
     run.progress.row(row)
     return replace(state, sums=parallel.replicate(zero_sums(), run.programs.mesh))
 
 
-def _diverged(run: Run, row: Row) -> str:
+def _check_finite(run: Run, loss: float, point: Point, examples_seen: int) -> None:
+    """Raises NonFiniteLoss, on every process alike, if the loss up to `point` is not finite."""
+    if math.isfinite(loss):
+        return
     if run.log is None:
-        return "training loss is not finite; process 0 tells more"
+        raise NonFiniteLoss("the loss is not finite; process 0 tells more")
     rows = run.log.rows
     first = rows[-1]["updates"] + 1 if rows else 1
     last = (
@@ -241,11 +248,11 @@ def _diverged(run: Run, row: Row) -> str:
         if rows
         else "there is no good row before"
     )
-    return (
-        f"training loss is {row['train_loss']} between updates {first} and {row['updates']} (epoch "
-        f"{row['epoch']:.2f}, batch {row['global_batch_size']}, learning rate "
-        f"{row['learning_rate']:.4g}); {last}; lower recipe.learning_rate or add "
-        "recipe.warmup_epochs"
+    raise NonFiniteLoss(
+        f"the loss is {loss} between updates {first} and {point.updates + 1} (epoch "
+        f"{examples_seen / run.schedule.recipe.num_examples:.2f}, batch {point.batch_size}, "
+        f"learning rate {point.learning_rate:.4g}); {last}; lower recipe.learning_rate or add "
+        "recipe.warmup_epochs, in a new workdir"
     )
 
 

@@ -1,5 +1,6 @@
 """Signals: a run that is asked to stop finishes its update first, on every process the same one."""
 
+import itertools
 import os
 import signal
 from types import FrameType
@@ -10,9 +11,15 @@ from jax.experimental import multihost_utils
 
 INTERRUPTED = 130  # exit status of a second Ctrl-C, as shells have it
 
+# JAX's preemption service counts on through all the runs of a process, and so must we.
+_sync_points = itertools.count(1)
+
 
 class Preemption:
     """While the context lasts, SIGTERM and SIGINT ask for a stop; a second SIGINT exits at once.
+
+    They nest: a command of several runs has one around them all, and what a run was asked, perhaps
+    too late for it, the outer one was asked too.
 
     With several processes JAX's own preemption service takes SIGTERM, and tells all of them the
     update after which to stop (`multihost_utils.reached_preemption_sync_point`).
@@ -20,12 +27,14 @@ class Preemption:
 
     def __init__(self) -> None:
         self._asked = False
+        self._outer: Preemption | None = None
         self._interrupted = False
-        self._times_asked = 0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Preemption":
-        self._before[signal.SIGINT] = signal.signal(signal.SIGINT, self._interrupt)
+        before = self._before[signal.SIGINT] = signal.signal(signal.SIGINT, self._interrupt)
+        outer = getattr(before, "__self__", None)
+        self._outer = outer if isinstance(outer, Preemption) else None
         if jax.process_count() == 1:
             self._before[signal.SIGTERM] = signal.signal(signal.SIGTERM, self._ask)
         return self
@@ -33,14 +42,15 @@ class Preemption:
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if self._outer is not None:
+            self._outer._asked |= self._asked
 
     def requested(self) -> bool:
         """Whether to stop now; every process asks once after each dispatch."""
         if jax.process_count() == 1:
             return self._asked
         # The service names one of these counts, so they must leave none out.
-        self._times_asked += 1
-        return multihost_utils.reached_preemption_sync_point(self._times_asked)
+        return multihost_utils.reached_preemption_sync_point(next(_sync_points))
 
     def _ask(self, number: int, _: FrameType | None) -> None:
         self._asked = True

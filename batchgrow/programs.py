@@ -186,16 +186,16 @@ class Programs:
 
     def _compile(self, lowered: Any, candidates: Sequence[Layout]) -> TrainProgram:
         """The first layout whose executable fits the device's memory, by XLA's own analysis."""
-        device, limit = self.mesh.local_devices[0], self._memory_limit
-        need = None
+        limit, need = self._memory_limit, None
         for layout in candidates:
             lowered = lowered or self._lower_train(layout)
             try:
                 executable, lowered = lowered.compile(), None
             except jax.errors.JaxRuntimeError as error:  # the TPU compiler refuses by itself
-                fixed = self._max_per_device_batch_size or layout is candidates[-1]
-                if fixed or "RESOURCE_EXHAUSTED" not in str(error):
+                if "RESOURCE_EXHAUSTED" not in str(error):
                     raise
+                if self._max_per_device_batch_size:
+                    raise self._too_little_memory(layout, None) from error
                 log.info("%s: %s", layout, str(error).splitlines()[0])
                 lowered = None
                 continue
@@ -205,11 +205,17 @@ class Programs:
             if need <= MEMORY_SHARE * limit:
                 return self._program(executable, layout)
             log.info("%s needs %.1f GiB of %.1f GiB", layout, need / 2**30, limit / 2**30)
-        raise MemoryError(
-            f"global batch size {candidates[0].global_batch_size}: even a micro-batch of "
-            f"{candidates[-1].microbatch_size} examples needs {(need or 0) / 2**30:.1f} GiB, and "
-            f"{device.device_kind} has {(limit or 0) / 2**30:.1f} GiB; use a smaller ghost batch, "
-            "model or image"
+        raise self._too_little_memory(candidates[-1], need)
+
+    def _too_little_memory(self, layout: Layout, need: int | None) -> MemoryError:
+        """`need`: bytes, if an executable came out; the compiler itself may have refused."""
+        device, limit = self.mesh.local_devices[0], self._memory_limit
+        needs = f"needs {need / 2**30:.1f} GiB" if need else "needs too much memory"
+        has = f"{limit / 2**30:.1f} GiB" if limit else "less"
+        return MemoryError(
+            f"global batch size {layout.global_batch_size}: a micro-batch of "
+            f"{layout.microbatch_size} examples {needs}, and {device.device_kind} has {has}; use a "
+            "smaller run.max_per_device_batch_size, ghost batch, model or image"
         )
 
     def _program(self, executable: Any, layout: Layout) -> TrainProgram:

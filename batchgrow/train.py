@@ -103,6 +103,8 @@ def _start(
         )
     )
     examples_seen, state, notes = _restore(checkpoints, parallel.replicate(state, mesh))
+    # Once more: the newest checkpoint may have been damaged, and the one before in another phase.
+    check_layouts(config, schedule, mesh.size, examples_seen)
     log = None
     if is_writer:
         write_json(folder / "config.json", config.to_dict())

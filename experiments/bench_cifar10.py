@@ -35,9 +35,12 @@ def main() -> str:
     config.model.width = timing.WIDTH.value
     config.model.dtype = timing.DTYPE.value
     config.run.updates_per_dispatch = _UPDATES.value
+    if _TORCH.value and jax.devices()[0].platform == "gpu":
+        config.run.num_devices = 1  # as PyTorch
+    mesh = parallel.make_mesh(config.run.num_devices)
     rows = [bench(config, int(batch_size)) for batch_size in _BATCH_SIZES.value]
     model = timing.model_name(config)
-    notes = [f"{model}, ghost batch {config.ghost_batch_size}, {jax.device_count()} devices"]
+    notes = [f"{model}, ghost batch {config.ghost_batch_size}, {mesh.size} device(s)"]
     if _TORCH.value:
         from experiments.torch_wide_resnet import about
 
@@ -57,7 +60,7 @@ def bench(config: Config, batch_size: int) -> dict[str, Any]:
     seconds = synthetic.take_turns(calls, _SECONDS.value)
     per_update = [s / ours.num_updates for s in seconds["ours"]]
     rate = batch_size / median(per_update)
-    share = share_of_peak_per_rate(config, parallel.make_mesh())
+    share = share_of_peak_per_rate(config, parallel.make_mesh(config.run.num_devices))
     row = {
         "batch_size": batch_size,
         "images_per_second": rate,

@@ -8,9 +8,11 @@ import os
 import jax
 from absl import flags
 
+from batchgrow.loop import Outcome
+from batchgrow.preemption import Preemption
 from batchgrow.report import read_run, text, write_report
 from configs import digits
-from experiments.launch import launch, run
+from experiments.launch import STATUS, launch, run
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/digits", "Folder for the runs and the report.")
 
@@ -18,12 +20,13 @@ _WORKDIR = flags.DEFINE_string("workdir", "runs/digits", "Folder for the runs an
 def main() -> int:
     """Trains every variant, then writes and prints the report."""
     folders = []
-    for variant in digits.VARIANTS:
-        workdir = os.path.join(_WORKDIR.value, variant) if _WORKDIR.value else ""
-        status = run(digits.get_config(variant), workdir)
-        if status:
-            return status
-        folders.append(workdir)
+    with Preemption() as preemption:
+        for variant in digits.VARIANTS:
+            workdir = os.path.join(_WORKDIR.value, variant) if _WORKDIR.value else ""
+            status = run(digits.get_config(variant), workdir)
+            if status or preemption.requested():
+                return status or STATUS[Outcome.PREEMPTED]
+            folders.append(workdir)
     if jax.process_index() != 0:
         return 0
     out = os.path.join(_WORKDIR.value, "report")

@@ -28,6 +28,7 @@ from experiments import cli
 
 DIVERGED = 3
 STATUS = {Outcome.FINISHED: 0, Outcome.PREEMPTED: 75, Outcome.PHASE_END: 76}
+GO_ON = (STATUS[Outcome.PREEMPTED], STATUS[Outcome.PHASE_END])
 GRACE_SECONDS = 5  # for the others to fail in the same way
 HEARTBEAT_SECONDS = 30  # a process that dies takes the others down within this time, and a bit
 
@@ -76,6 +77,11 @@ def launch(main: Callable[[], int]) -> None:
         if jax.distributed.is_initialized() and status not in STATUS.values():
             # JAX lets a process leave when all the others do; one that fails alone cannot wait.
             _after(GRACE_SECONDS, lambda: os._exit(status))
+        elif status in GO_ON and not jax.distributed.is_initialized():
+            # All is written. Python would wait for a compilation under way, which may take longer
+            # than whoever sent the signal.
+            sys.stdout.flush()
+            os._exit(status)
 
 
 def run(config: Config, workdir: str) -> int:

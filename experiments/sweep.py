@@ -15,9 +15,10 @@ import jax
 from absl import flags
 
 from batchgrow.config import Config, check, make_schedule
-from batchgrow.loop import NonFiniteLoss
+from batchgrow.loop import NonFiniteLoss, Outcome
+from batchgrow.preemption import Preemption
 from batchgrow.report import find_runs, read_run, text, write_report
-from experiments.launch import launch, run
+from experiments.launch import STATUS, launch, run
 
 _CONFIG = flags.DEFINE_string("config", None, "configs/NAME.py, whose variants are run.")
 _VARIANTS = flags.DEFINE_list("variants", [], "Which; each as after the colon of --config.")
@@ -35,14 +36,15 @@ def main() -> int:
     if not (_CONFIG.value and _VARIANTS.value and _WORKDIR.value):
         raise ValueError("--config, --variants and --workdir are needed; --help has an example")
     diverged = []
-    for config, folder in cells():
-        try:
-            status = run(config, folder)
-        except NonFiniteLoss as error:  # a finding: the report lists it
-            diverged.append(f"{folder}: {error}")
-            continue
-        if status:
-            return status
+    with Preemption() as preemption:
+        for config, folder in cells():
+            try:
+                status = run(config, folder)
+            except NonFiniteLoss as error:  # a finding: the report lists it
+                diverged.append(f"{folder}: {error}")
+                continue
+            if status or preemption.requested():
+                return status or STATUS[Outcome.PREEMPTED]
     if jax.process_index() != 0:
         return 0
     runs = [read_run(folder) for folder in find_runs([_WORKDIR.value])]

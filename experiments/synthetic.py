@@ -34,8 +34,8 @@ class Updates:
 
 
 def updates(config: Config, batch_size: int, num_images: int) -> Updates:
-    """The program that `train` would run for this batch size, on all devices."""
-    mesh = parallel.make_mesh()
+    """The program that `train` would run for this batch size."""
+    mesh = parallel.make_mesh(config.run.num_devices)
     noise = images(config, num_images)
     feed = ResidentFeed(noise, config.seed)
     test = split_evenly(next(padded_batches(noise, mesh.size)), mesh)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -224,6 +225,11 @@ def report(title: str, rows: Sequence[dict[str, Any]], notes: Sequence[str] = ()
         "versions": environment.versions(),
         "commit": environment.commit(),
         "command": environment.command(),
+        "environment": {
+            name: value
+            for name, value in sorted(os.environ.items())
+            if name.startswith(("JAX_", "XLA_", "MALLOC_", "GLIBC_", "OMP_"))
+        },
     }
     if JSON.value:
         return json.dumps({"benchmark": title, "rows": rows, "notes": notes, **about})
@@ -237,7 +243,7 @@ def report(title: str, rows: Sequence[dict[str, Any]], notes: Sequence[str] = ()
         f"{about['dtype']}, {devices['count']} x {devices['kind']} ({devices['platform']}), "
         + ", ".join(f"{name} {versions[name]}" for name in ("python", "jax", "flax"))
         + f", commit {about['commit']}",
-        about["command"],
+        " ".join([*(f"{k}={v}" for k, v in about["environment"].items()), about["command"]]),
     ]
     return "\n".join(lines)
 

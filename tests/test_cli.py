@@ -208,7 +208,7 @@ def test_divergence_has_an_exit_status_of_its_own(command, tmp_path):
     )
     assert done.status == 3, done.err
     complaint = done.err.splitlines()[-1]
-    assert complaint.startswith("error: training loss is nan between updates 1 and 9 ")
+    assert complaint.startswith("error: the loss is nan between updates 1 and 9 ")
 
 
 def test_the_list_of_commands(command):

@@ -82,8 +82,22 @@ def test_a_tenth_of_the_memory_is_left_free(fake_map, monkeypatch):
 
 def test_too_little_memory_for_one_ghost(fake_map, monkeypatch):
     give_memory(monkeypatch, 10 * GIB)
-    message = "batch size 128: even a micro-batch of 16 examples needs 16.0 GiB, .* has 10.0 GiB"
+    message = "batch size 128: a micro-batch of 16 examples needs 16.0 GiB, .* has 10.0 GiB"
     with make_programs() as compiled, pytest.raises(MemoryError, match=message):
+        compiled.train(128)
+
+
+@pytest.mark.parametrize("limit", ["auto", 64])
+def test_a_compiler_that_refuses_every_layout(limit, fake_map, monkeypatch):
+    """TPU's: it raises where others would hand out an executable that does not fit."""
+    give_memory(monkeypatch, 10 * GIB)
+
+    def refuse():
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: ran out of memory in hbm")
+
+    monkeypatch.setattr(fake_map, "lower", lambda *_: SimpleNamespace(compile=refuse))
+    message = "batch size 128: a micro-batch of (16|64) examples needs too much memory, .* 10.0 GiB"
+    with make_programs(limit) as compiled, pytest.raises(MemoryError, match=message):
         compiled.train(128)
 
 

@@ -2,19 +2,22 @@
 
 import json
 import pathlib
+import signal
 import time
 from collections import Counter
 
 import jax
 import numpy as np
 import pytest
-from tiny import make_config, read_rows, run_in_memory
+from tiny import MemoryCheckpoints, make_config, read_rows, run_in_memory
 
 from batchgrow import loop, parallel, steps
+from batchgrow import train as train_module
 from batchgrow.config import make_schedule
 from batchgrow.data.feed import ResidentFeed
 from batchgrow.data.sources import load_images
 from batchgrow.loop import NonFiniteLoss, Outcome
+from batchgrow.preemption import Preemption
 from batchgrow.programs import CPU_PASS
 from batchgrow.runfolder import FolderError
 from batchgrow.train import train
@@ -324,3 +327,42 @@ def test_a_value_error_while_training_is_no_bad_input(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "evaluate", fail)
     with pytest.raises(RuntimeError, match="a fault of the program.*shapes do not match"):
         run_in_memory(tmp_path)
+
+
+def test_a_command_of_several_runs_hears_what_came_too_late_for_one():
+    with Preemption() as outer:
+        with Preemption():
+            signal.raise_signal(signal.SIGTERM)
+        assert outer.requested()
+        with Preemption() as following:
+            assert not following.requested()
+
+
+def test_steps_past_the_end_are_told(caplog):
+    make_schedule(make_config())
+    assert caplog.text == ""
+    make_schedule(make_config({"recipe.num_epochs": 1.0, "recipe.boundaries_epochs": (0.5, 1.0)}))
+    assert "the steps at 1 lie beyond recipe.num_epochs 1;" in caplog.text
+
+
+def test_a_last_update_that_diverges_is_told(tmp_path, monkeypatch):
+    evaluate = loop.evaluate
+    monkeypatch.setattr(loop, "evaluate", lambda *a: evaluate(*a) | {"test_loss": float("nan")})
+    with pytest.raises(NonFiniteLoss, match="the loss is nan between updates"):
+        run_in_memory(tmp_path)
+
+
+def test_no_checkpoint_of_a_lost_run(tmp_path, monkeypatch):
+    """Where rows are rarer than checkpoints: the one after the first update stays the last."""
+    checkpoints = MemoryCheckpoints()
+    monkeypatch.setattr(train_module, "Checkpoints", lambda *_, **__: checkpoints)
+    changes = {
+        "recipe.learning_rate": 1e30,
+        "log_every_epochs": 9.0,
+        "evaluate_every_epochs": 9.0,
+        "run.checkpoint_every_epochs": 0.02,
+        "run.updates_per_dispatch": 1,
+    }
+    with pytest.raises(NonFiniteLoss, match="in a new workdir"):
+        train(make_config(changes), str(tmp_path / "run"))
+    assert list(checkpoints.states) == [32]
