@@ -5,9 +5,15 @@ nothing here changes when the batch grows. What a piece holds follows from its n
 from how many workers there are or where the stream was started.
 """
 
+import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import resource_tracker
 from typing import Any, Protocol
 
 import cv2
@@ -20,6 +26,10 @@ from batchgrow.data.sources import ON_BAD_RECORD, BadRecordError
 
 # Bad records in a row after which "replace" stops too: then it is not one record that is bad.
 MAX_BAD_IN_A_ROW = 8
+
+# What asks a run to stop. A terminal and SLURM send them to the workers too, which the run needs
+# until it has finished its update.
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 Piece = dict[str, np.ndarray]
 
@@ -127,6 +137,39 @@ class PieceLoader:
         raise BadRecordError(last.index, last.file_name, reason)
 
 
+def _init_worker(index: int, count: int) -> None:
+    """Ties a worker's life to the process that reads from it, and to nothing else."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+
+
+def _exit_with_parent() -> None:
+    """Ends this worker when its parent was killed, which then could not close it."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _first_piece(pieces: Iterator[Any]) -> Any:
+    """`next(pieces)`, which starts the workers, such that a signal cannot end them at any time.
+
+    They inherit the blocked signals of the thread that starts them; `_init_worker` alone would come
+    too late, after all imports. This thread goes on receiving signals.
+    """
+    # Its start would unblock the signals again, in the thread that has it started.
+    resource_tracker.ensure_running()
+    executor = ThreadPoolExecutor(1)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        piece: Future[Any] = executor.submit(next, pieces)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        executor.shutdown(wait=False)
+    return piece.result()
+
+
 class PieceStream(Iterator[Piece]):
     """Pieces `start`, `start + 1`, ... in order, read ahead; a context manager.
 
@@ -140,7 +183,8 @@ class PieceStream(Iterator[Piece]):
       stop: the number after the last.
       num_workers: processes; 0 for a thread of this one. A program that uses them guards its start
         by `if __name__ == "__main__":`, since they import its main module, and needs room in
-        /dev/shm for `num_workers * (prefetch + 1)` pieces.
+        /dev/shm for `num_workers * (prefetch + 1)` pieces. They ignore SIGINT and SIGTERM, and end
+        with `close` or with this process.
       prefetch: pieces that each worker keeps ready.
 
     Raises:
@@ -167,11 +211,13 @@ class PieceStream(Iterator[Piece]):
         )
         if num_workers:
             options = grain.MultiprocessingOptions(num_workers, per_worker_buffer_size=prefetch)
-            pieces = pieces.mp_prefetch(options)
+            pieces = pieces.mp_prefetch(options, worker_init_fn=_init_worker)
         self._pieces = iter(pieces)
+        self._next = _first_piece if num_workers else next
 
     def __next__(self) -> Piece:
-        piece = next(self._pieces)
+        piece = self._next(self._pieces)
+        self._next = next
         for line in piece.pop("bad"):
             self.num_replaced += 1
             logging.warning("replaced %s", line)
@@ -213,10 +259,14 @@ def evaluation_pieces(
     """Every example of `source` once, in order, over all processes together.
 
     Every process yields the same number of pieces, as collective evaluation needs; the places
-    beyond the last example repeat it with `mask` 0.
+    beyond the last example repeat it with `mask` 0. A bad record always stops it, whatever
+    data.on_bad_record says: an accuracy on other examples would be no test accuracy.
 
     Yields:
       `{"image": uint8 (piece, h, w, 3), "label": int32, "mask": float32}`.
+
+    Raises:
+      BadRecordError: while iterating, for a record that cannot be read or decoded.
     """
     num_examples = len(source)
     load = PieceLoader(
