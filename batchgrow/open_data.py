@@ -126,13 +126,8 @@ def _share(config: Config, schedule: Schedule, mesh: Mesh) -> Share:
         sizes = [phase.batch_size for phase in schedule.phases]
     else:
         sizes = [
-            layout.global_batch_size // layout.num_microbatches
-            for layout in (
-                parallel.choose_layout(
-                    phase.batch_size, mesh.size, config.ghost_batch_size, int(limit)
-                )
-                for phase in schedule.phases
-            )
+            _pass_size(phase.batch_size, mesh.size, config.ghost_batch_size, int(limit))
+            for phase in schedule.phases
         ]
     runs = [size * len(slots) // mesh.size for size in sizes]
     offsets = [size * slots[0] // mesh.size for size in sizes]
@@ -145,6 +140,18 @@ def _share(config: Config, schedule: Schedule, mesh: Mesh) -> Share:
         piece_size=math.gcd(config.ghost_batch_size, *runs, *offsets),
         end_examples=schedule.end_examples,
     )
+
+
+def _pass_size(batch_size: int, num_devices: int, ghost_batch_size: int, limit: int) -> int:
+    """Examples of one pass of all devices; for a batch that these do not fit, of any such pass.
+
+    `check_layouts` has refused such a batch unless its phase is over, so that nothing reads it.
+    """
+    try:
+        layout = parallel.choose_layout(batch_size, num_devices, ghost_batch_size, limit)
+    except ValueError:
+        return num_devices * ghost_batch_size
+    return batch_size // layout.num_microbatches
 
 
 def _check_size(config: Config, split: str, found: int) -> None:

@@ -279,9 +279,11 @@ def test_workers_outlive_the_signals_that_stop_a_run():
         done = threading.Event()
         signaller = threading.Thread(target=signal_workers_until, args=(done,))
         signaller.start()
-        pieces = [next(stream) for _ in range(40)]
-        done.set()
-        signaller.join()
+        try:
+            pieces = [next(stream) for _ in range(40)]
+        finally:
+            done.set()
+            signaller.join()
     positions = np.concatenate([piece["position"] for piece in pieces])
     np.testing.assert_array_equal(positions, np.arange(160))
     assert not multiprocessing.active_children()
