@@ -58,7 +58,7 @@ def small_source(num_examples=20):
     return ListSource([encode(picture(40 + i, 60, seed=i)) for i in range(num_examples)])
 
 
-def loader(source, piece_size=4, on_bad_record="stop"):
+def loader(source, piece_size=4, on_bad_record="stop", num_classes=None):
     return workers.PieceLoader(
         source,
         functools.partial(workers.process_positions, piece_size=piece_size),
@@ -66,6 +66,7 @@ def loader(source, piece_size=4, on_bad_record="stop"):
         functools.partial(imagenet.training_crop, seed=5),
         image_size=16,
         on_bad_record=on_bad_record,
+        num_classes=num_classes,
     )
 
 
@@ -380,6 +381,27 @@ def test_replacing_gives_up_where_everything_is_bad():
     source = ListSource([OSError("disk gone")] * 20)
     with pytest.raises(workers.BadRecordError, match="8 bad records in a row.*disk gone"):
         loader(source, on_bad_record="replace")(0)
+
+
+@pytest.mark.parametrize("on_bad_record", ["stop", "replace"])
+def test_a_label_that_is_no_class_always_stops(on_bad_record):
+    """Labels are 0, 10, ..., 190."""
+    load = loader(small_source(), piece_size=20, on_bad_record=on_bad_record, num_classes=190)
+    message = r"bad record 19 \(n01_19.JPEG\): model.num_classes is 190, but its label is 190; set"
+    with pytest.raises(workers.BadRecordError, match=f"{message} the field to 191 or more"):
+        load(0)
+    assert len(loader(small_source(), piece_size=20, num_classes=191)(0)["label"]) == 20
+
+
+def test_a_negative_label_is_no_class():
+    source = Unlabelled([encode(picture(40, 60))] * 4)
+    with pytest.raises(workers.BadRecordError, match="label is -1; take a split .* labelled"):
+        loader(source, num_classes=10)(0)
+
+
+class Unlabelled(ListSource):
+    def __getitem__(self, index):
+        return super().__getitem__(index) | {"label": -1}
 
 
 def test_unknown_on_bad_record():

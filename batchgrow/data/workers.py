@@ -63,6 +63,8 @@ class PieceLoader:
       image_size: of the result, pixels.
       on_bad_record: "stop" raises; "replace" takes the next readable index (the first follows the
         last), under the same position, so that the stream stays what its number says.
+      num_classes: of the model, which would train on another label without a word; such a label
+        always raises. None takes any.
     """
 
     source: EncodedSource
@@ -71,6 +73,7 @@ class PieceLoader:
     crop: Callable[[bytes, int], imagenet.Crop]
     image_size: int
     on_bad_record: str = "stop"
+    num_classes: int | None = None
 
     def __post_init__(self) -> None:
         if self.on_bad_record not in ON_BAD_RECORD:
@@ -84,7 +87,7 @@ class PieceLoader:
         "bad" holds a line for each record that was replaced.
 
         Raises:
-          BadRecordError: for a record that cannot be read or decoded.
+          BadRecordError: for a record that cannot be read or decoded, or whose label is no class.
         """
         cv2.setNumThreads(1)  # the workers are the parallelism
         positions = self.positions(number)
@@ -125,9 +128,11 @@ class PieceLoader:
             if isinstance(record, _Record):
                 try:
                     imagenet.draw(record.jpeg, record.crop, image)
-                    return record.label
                 except (ValueError, cv2.error) as error:
                     record = BadRecordError(record.index, record.file_name, str(error))
+                else:
+                    self._check_label(record)
+                    return record.label
             if self.on_bad_record == "stop":
                 raise record
             bad.append(str(record))
@@ -135,6 +140,17 @@ class PieceLoader:
             record = self._read((record.index + 1) % len(self.source), position)
         reason = f"the last of {MAX_BAD_IN_A_ROW} bad records in a row: {bad[-1]}"
         raise BadRecordError(last.index, last.file_name, reason)
+
+    def _check_label(self, record: _Record) -> None:
+        """Raises BadRecordError for a label that is no class of the model."""
+        label, count = record.label, self.num_classes
+        if count is None or 0 <= label < count:
+            return
+        remedy = "take a split whose examples are labelled"
+        if label >= 0:
+            remedy = f"set the field to {label + 1} or more"
+        reason = f"model.num_classes is {count}, but its label is {label}; {remedy}"
+        raise BadRecordError(record.index, record.file_name, reason)
 
 
 def _init_worker(index: int, count: int) -> None:
@@ -255,18 +271,20 @@ def evaluation_pieces(
     process_index: int = 0,
     process_count: int = 1,
     num_workers: int = 0,
+    num_classes: int | None = None,
 ) -> Iterator[Piece]:
     """Every example of `source` once, in order, over all processes together.
 
     Every process yields the same number of pieces, as collective evaluation needs; the places
     beyond the last example repeat it with `mask` 0. A bad record always stops it, whatever
     data.on_bad_record says: an accuracy on other examples would be no test accuracy.
+    `num_classes` is as in `PieceLoader`.
 
     Yields:
       `{"image": uint8 (piece, h, w, 3), "label": int32, "mask": float32}`.
 
     Raises:
-      BadRecordError: while iterating, for a record that cannot be read or decoded.
+      BadRecordError: while iterating, as `PieceLoader`.
     """
     num_examples = len(source)
     load = PieceLoader(
@@ -280,6 +298,7 @@ def evaluation_pieces(
         partial(np.minimum, num_examples - 1),
         crop,
         image_size,
+        num_classes=num_classes,
     )
     num_pieces = -(-num_examples // (piece_size * process_count))
     with PieceStream(load, stop=num_pieces, num_workers=num_workers) as pieces:
