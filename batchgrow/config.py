@@ -11,6 +11,7 @@ from typing import Any
 
 from batchgrow import curves
 from batchgrow.data.augment import NAMES as AUGMENTATIONS
+from batchgrow.data.augment import PADDING
 from batchgrow.data.sources import ON_BAD_RECORD
 from batchgrow.models import DTYPES, MODELS, make_model
 from batchgrow.optimizer import DECAY_ON, NAMES, uses_momentum
@@ -148,7 +149,7 @@ def check(config: Config) -> None:
     if run.max_per_device_batch_size != "auto":
         try:
             whole = int(run.max_per_device_batch_size)
-        except ValueError:
+        except (TypeError, ValueError, OverflowError):
             whole = 0
         if whole < 1:
             raise ValueError(
@@ -193,6 +194,12 @@ def _check_images(config: Config) -> None:
             )
     if min(data.std) <= 0:
         raise ValueError(f"data.std {tuple(data.std)} must be above 0")
+    if data.augment == "crop_flip" and min(height, width) <= PADDING:
+        raise ValueError(
+            f"data.image_shape {tuple(data.image_shape)}: data.augment 'crop_flip' reflects "
+            f"{PADDING} pixels at each edge, which takes {PADDING + 1} or more a side; set "
+            "data.augment to 'flip' or 'none'"
+        )
     if data.augment == "random_resized_crop":
         if height != width or channels != 3:
             raise ValueError(f"data.image_shape {data.image_shape}: JPEGs become (size, size, 3)")

@@ -50,11 +50,7 @@ def open_data(
                 f"data.image_shape is {tuple(data.image_shape)}, but {data.name} has images of "
                 f"{images.image.shape[1:]}; set the field to that"
             )
-        if images.label.max() >= config.model.num_classes:
-            raise ValueError(
-                f"model.num_classes is {config.model.num_classes}, but {data.name} has a label "
-                f"{images.label.max()}; set the field to {images.label.max() + 1} or more"
-            )
+        _check_labels(config, split, images.label)
     feed = (ResidentFeed if config.run.resident else StreamedFeed)(train, config.seed)
     on_host = [
         split_evenly(batch, mesh) for batch in padded_batches(test, _eval_size(config, mesh))
@@ -81,6 +77,7 @@ def _open_jpegs(
         crop=partial(imagenet.training_crop, seed=config.seed),
         image_size=image_size,
         on_bad_record=data.on_bad_record,
+        num_classes=config.model.num_classes,
     )
     num_local = len(parallel.local_device_slots(mesh))
 
@@ -93,6 +90,7 @@ def _open_jpegs(
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             num_workers=config.run.num_workers,
+            num_classes=config.model.num_classes,
         ):
             yield {k: v.reshape(num_local, -1, *v.shape[1:]) for k, v in piece.items()}
 
@@ -126,13 +124,8 @@ def _share(config: Config, schedule: Schedule, mesh: Mesh) -> Share:
         sizes = [phase.batch_size for phase in schedule.phases]
     else:
         sizes = [
-            layout.global_batch_size // layout.num_microbatches
-            for layout in (
-                parallel.choose_layout(
-                    phase.batch_size, mesh.size, config.ghost_batch_size, int(limit)
-                )
-                for phase in schedule.phases
-            )
+            _pass_size(phase.batch_size, mesh.size, config.ghost_batch_size, int(limit))
+            for phase in schedule.phases
         ]
     runs = [size * len(slots) // mesh.size for size in sizes]
     offsets = [size * slots[0] // mesh.size for size in sizes]
@@ -147,12 +140,39 @@ def _share(config: Config, schedule: Schedule, mesh: Mesh) -> Share:
     )
 
 
+def _pass_size(batch_size: int, num_devices: int, ghost_batch_size: int, limit: int) -> int:
+    """Examples of one pass of all devices; for a batch that these do not fit, of any such pass.
+
+    `check_layouts` has refused such a batch unless its phase is over, so that nothing reads it.
+    """
+    try:
+        layout = parallel.choose_layout(batch_size, num_devices, ghost_batch_size, limit)
+    except ValueError:
+        return num_devices * ghost_batch_size
+    return batch_size // layout.num_microbatches
+
+
 def _check_size(config: Config, split: str, found: int) -> None:
     expected = config.data[f"num_{split}_examples"]
     if found != expected:
         raise ValueError(
             f"data.num_{split}_examples is {expected}, but {config.data.name} has {found} examples "
             f"in its {split} split; set the field to that, or point run.data_dir to the right data"
+        )
+
+
+def _check_labels(config: Config, split: str, labels: np.ndarray) -> None:
+    """Of data in memory; those of a stream are checked as they are read."""
+    least, most = labels.min(), labels.max()
+    if least < 0:
+        raise ValueError(
+            f"model.num_classes is {config.model.num_classes}, but the {split} split of "
+            f"{config.data.name} has a label {least}; take a split whose examples are labelled"
+        )
+    if most >= config.model.num_classes:
+        raise ValueError(
+            f"model.num_classes is {config.model.num_classes}, but {config.data.name} has a label "
+            f"{most}; set the field to {most + 1} or more"
         )
 
 

@@ -201,6 +201,29 @@ def test_a_resumed_feed_goes_on_where_it_was(resume_at):
     feed.close()
 
 
+@pytest.mark.parametrize("num_processes", [1, 2])
+@pytest.mark.parametrize(("phases", "resume_at"), [(((4, 7), (16, 4)), 28), (((4, 1), (24, 3)), 4)])
+def test_devices_too_many_for_a_phase_that_is_over(phases, resume_at, num_processes):
+    """A run moved to 8 devices at a growth, whose number its first batch of 4 did not fit."""
+    schedule = make_schedule(phases)
+    layout = choose_layout(phases[1][0], 8, GHOST, 4)
+    found, local = {}, 8 // num_processes
+    for process in range(num_processes):
+        slots = list(range(process * local, (process + 1) * local))
+        share = share_of(schedule, slots, 8, 4)
+        rest = updates_of(schedule, slots, [layout] * 2, first=resume_at)
+        feed = feed_of(Numbered(), share)
+        found |= by_position([feed.batch(positions) for positions in rest])
+        feed.close()
+        assert (
+            share.number(int(rest[0].ravel()[0]))
+            + sum(positions.size // share.piece_size for positions in rest)
+            == share.num_pieces
+        )
+    whole = range(resume_at, schedule.end_examples)
+    assert found == {p: REFERENCE[p] for p in whole}
+
+
 def test_a_schedule_that_asks_for_other_examples_is_noticed():
     schedule = make_schedule(GROWING)
     feed = feed_of(Numbered(), share_of(schedule, [0], 1, 1000))

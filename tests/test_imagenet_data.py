@@ -2,6 +2,14 @@
 
 import functools
 import io
+import multiprocessing
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import threading
+import time
 
 import cv2
 import numpy as np
@@ -50,7 +58,7 @@ def small_source(num_examples=20):
     return ListSource([encode(picture(40 + i, 60, seed=i)) for i in range(num_examples)])
 
 
-def loader(source, piece_size=4, on_bad_record="stop"):
+def loader(source, piece_size=4, on_bad_record="stop", num_classes=None):
     return workers.PieceLoader(
         source,
         functools.partial(workers.process_positions, piece_size=piece_size),
@@ -58,6 +66,7 @@ def loader(source, piece_size=4, on_bad_record="stop"):
         functools.partial(imagenet.training_crop, seed=5),
         image_size=16,
         on_bad_record=on_bad_record,
+        num_classes=num_classes,
     )
 
 
@@ -252,8 +261,6 @@ def test_a_stream_started_later_goes_on_the_same():
 
 @pytest.mark.slow
 def test_workers_change_nothing_and_stop_cleanly():
-    import multiprocessing
-
     source = small_source()
     with workers.PieceStream(loader(source), stop=7) as stream:
         expected = list(stream)
@@ -264,6 +271,67 @@ def test_workers_change_nothing_and_stop_cleanly():
     with workers.PieceStream(loader(source), num_workers=2) as stream:  # endless
         next(stream)
     assert not multiprocessing.active_children()
+
+
+@pytest.mark.slow
+def test_workers_outlive_the_signals_that_stop_a_run():
+    """From their very start, and they still end with the stream."""
+    with workers.PieceStream(loader(small_source()), num_workers=2) as stream:
+        done = threading.Event()
+        signaller = threading.Thread(target=signal_workers_until, args=(done,))
+        signaller.start()
+        try:
+            pieces = [next(stream) for _ in range(40)]
+        finally:
+            done.set()
+            signaller.join()
+    positions = np.concatenate([piece["position"] for piece in pieces])
+    np.testing.assert_array_equal(positions, np.arange(160))
+    assert not multiprocessing.active_children()
+
+
+def signal_workers_until(done):
+    while not done.wait(0.02):
+        for child in multiprocessing.active_children():
+            os.kill(child.pid, signal.SIGTERM)
+            os.kill(child.pid, signal.SIGINT)
+
+
+READ_AND_DIE = """
+import multiprocessing, os, signal
+from batchgrow.data import workers
+from test_imagenet_data import loader, small_source
+
+if __name__ == "__main__":
+    with workers.PieceStream(loader(small_source()), num_workers=2) as stream:
+        next(stream)
+        print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.slow
+def test_workers_end_with_a_parent_that_was_killed(tmp_path):
+    script = tmp_path / "read_and_die.py"
+    script.write_text(READ_AND_DIE)
+    root = os.path.dirname(os.path.dirname(__file__))
+    environment = os.environ | {"PYTHONPATH": f"{root}{os.pathsep}{os.path.join(root, 'tests')}"}
+    run = subprocess.run([sys.executable, script], capture_output=True, text=True, env=environment)
+    assert run.returncode == -signal.SIGKILL, run.stderr
+    left = [int(pid) for pid in run.stdout.split()]
+    assert len(left) == 2
+    deadline = time.monotonic() + 20
+    while any(map(is_running, left)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(map(is_running, left))
+
+
+def is_running(pid):
+    """Whether there is such a process that is not just waiting to be reaped."""
+    try:
+        return pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 @pytest.mark.slow
@@ -313,6 +381,27 @@ def test_replacing_gives_up_where_everything_is_bad():
     source = ListSource([OSError("disk gone")] * 20)
     with pytest.raises(workers.BadRecordError, match="8 bad records in a row.*disk gone"):
         loader(source, on_bad_record="replace")(0)
+
+
+@pytest.mark.parametrize("on_bad_record", ["stop", "replace"])
+def test_a_label_that_is_no_class_always_stops(on_bad_record):
+    """Labels are 0, 10, ..., 190."""
+    load = loader(small_source(), piece_size=20, on_bad_record=on_bad_record, num_classes=190)
+    message = r"bad record 19 \(n01_19.JPEG\): model.num_classes is 190, but its label is 190; set"
+    with pytest.raises(workers.BadRecordError, match=f"{message} the field to 191 or more"):
+        load(0)
+    assert len(loader(small_source(), piece_size=20, num_classes=191)(0)["label"]) == 20
+
+
+def test_a_negative_label_is_no_class():
+    source = Unlabelled([encode(picture(40, 60))] * 4)
+    with pytest.raises(workers.BadRecordError, match="label is -1; take a split .* labelled"):
+        loader(source, num_classes=10)(0)
+
+
+class Unlabelled(ListSource):
+    def __getitem__(self, index):
+        return super().__getitem__(index) | {"label": -1}
 
 
 def test_unknown_on_bad_record():

@@ -1,6 +1,7 @@
 """`train` from config to summary, on tiny runs."""
 
 import json
+import math
 import pathlib
 import signal
 import time
@@ -9,13 +10,14 @@ from collections import Counter
 import jax
 import numpy as np
 import pytest
+import simplejpeg
 from tiny import MemoryCheckpoints, make_config, read_rows, run_in_memory
 
-from batchgrow import loop, parallel, steps
+from batchgrow import loop, open_data, parallel, steps
 from batchgrow import train as train_module
-from batchgrow.config import make_schedule
+from batchgrow.config import check, make_schedule
 from batchgrow.data.feed import ResidentFeed
-from batchgrow.data.sources import load_images
+from batchgrow.data.sources import BadRecordError, Images, load_images
 from batchgrow.loop import NonFiniteLoss, Outcome
 from batchgrow.preemption import Preemption
 from batchgrow.programs import CPU_PASS
@@ -262,6 +264,23 @@ def test_a_wrong_field_is_named_before_anything_is_written(field, tmp_path):
     assert not list(tmp_path.rglob("*.json*"))
 
 
+@pytest.mark.parametrize("value", [None, 0, "", (4,), math.inf])
+def test_a_pass_size_that_is_no_number_is_refused(value):
+    message = r"run.max_per_device_batch_size .* must be 'auto' or a number of examples, 1 or more"
+    with pytest.raises(ValueError, match=message):
+        check(make_config({"run.max_per_device_batch_size": value}))
+
+
+@pytest.mark.parametrize("shape", [(4, 8, 1), (8, 4, 1)])
+def test_images_too_small_to_be_padded_by_reflection(shape):
+    changes = {"data.image_shape": shape, "data.augment": "crop_flip"}
+    message = "'crop_flip' reflects 4 pixels at each edge, which takes 5 or more a side; set"
+    with pytest.raises(ValueError, match=message):
+        check(make_config(changes))
+    check(make_config(changes | {"data.augment": "flip"}))
+    check(make_config(changes | {"data.image_shape": (5, 5, 1)}))
+
+
 def test_a_batch_that_does_not_divide_names_the_nearest(tmp_path):
     config = make_config({"plan.batch_multiple": 20, "recipe.global_batch_size": 20})
     with pytest.raises(ValueError, match="20 cannot be laid out on 1 devices .* 16 and 32"):
@@ -278,6 +297,64 @@ def test_devices_too_many_for_a_phase_that_is_over(tmp_path):
     config = make_config(changes | {"run.num_devices": 8})
     assert train(config, str(tmp_path), override_config=True) is Outcome.FINISHED
     assert read_rows(tmp_path)[-1]["global_batch_size"] == 16
+
+
+def jpeg_digits(_, split, data_dir="", *, decode):
+    """In place of `open_source`: the digits as JPEGs of three channels."""
+    images = load_images("digits", split)
+    colour = np.repeat(images.image, 3, axis=-1)
+    jpegs = [simplejpeg.encode_jpeg(np.ascontiguousarray(image), 90, "RGB") for image in colour]
+    pairs = zip(jpegs, images.label, strict=True)
+    return [{"image": jpeg, "label": int(label)} for jpeg, label in pairs]
+
+
+JPEGS = {
+    "data.augment": "random_resized_crop",
+    "data.image_shape": (8, 8, 3),
+    "data.mean": (73.0,) * 3,
+    "data.std": (90.0,) * 3,
+    "run.resident": False,
+}
+
+
+def test_devices_too_many_for_a_phase_of_jpegs_that_is_over(tmp_path, monkeypatch):
+    monkeypatch.setattr(open_data, "open_source", jpeg_digits)
+    changes = JPEGS | {
+        "recipe.global_batch_size": 4,
+        "ghost_batch_size": 4,
+        "plan.max_batch_size": 16,
+        "run.max_per_device_batch_size": 4,
+    }
+    assert train(make_config(changes), str(tmp_path), stop_at_phase_end=True) is Outcome.PHASE_END
+    config = make_config(changes | {"run.num_devices": 8})
+    assert train(config, str(tmp_path), override_config=True) is Outcome.FINISHED
+    assert read_rows(tmp_path)[-1]["global_batch_size"] == 16
+
+
+def test_a_label_of_jpegs_that_is_no_class_stops_the_first_update(tmp_path, monkeypatch):
+    monkeypatch.setattr(open_data, "open_source", jpeg_digits)
+    config = make_config(JPEGS | {"model.num_classes": 5})
+    with pytest.raises(BadRecordError, match="num_classes is 5, but its label is [5-9]; set"):
+        train(config, str(tmp_path))
+    assert not read_rows(tmp_path)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [(-1, "a label -1; take a split .* labelled"), (10, "a label 10; set the field to 11 or more")],
+)
+def test_a_label_that_is_no_class_is_refused(split, label, message, tmp_path, monkeypatch):
+    def spoilt(name, other, data_dir=""):
+        images = load_images(name, other, data_dir)
+        labels = images.label.copy()
+        if other == split:
+            labels[7] = label
+        return Images(images.image, labels)
+
+    monkeypatch.setattr(open_data, "load_images", spoilt)
+    with pytest.raises(ValueError, match=f"model.num_classes is 10, but .* has {message}"):
+        without_training(make_config(), tmp_path)
 
 
 def test_memory_too_small_for_one_ghost(tmp_path):

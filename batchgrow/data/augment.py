@@ -78,6 +78,9 @@ def window(
 
 
 def _reflect(i: jax.Array, size: int) -> jax.Array:
-    """Indices that ran over an edge, mirrored back: -1 to 1, size to size - 2."""
+    """Indices that ran over an edge, mirrored back: -1 to 1, size to size - 2.
+
+    They may run over by `size - 1` at most; `config.check` refuses images smaller than that takes.
+    """
     i = jnp.abs(i)
     return jnp.where(i >= size, 2 * (size - 1) - i, i)

@@ -97,7 +97,8 @@ class Share:
 
     Attributes:
       start_examples: where each phase starts in the stream.
-      pass_size: examples of one pass of all processes, by phase.
+      pass_size: examples of one pass of all processes, by phase; of a phase that is over any number
+        whose share is whole pieces, since nothing reads it any more.
       first, count: this process's place in a pass, in devices, and how many it drives.
       num_devices: of all processes.
       piece_size: examples of a piece; divides every run.
@@ -115,7 +116,7 @@ class Share:
     def __call__(self, number: int) -> np.ndarray:
         """Stream positions of this process's piece, int64 `(piece_size,)`."""
         for start, end, size in self._phases():
-            per_pass = size * self.count // self.num_devices // self.piece_size
+            per_pass = self._per_pass(size)
             pieces = (end - start) // size * per_pass
             if number < pieces:
                 passes, piece = divmod(number, per_pass)
@@ -128,7 +129,7 @@ class Share:
         """The piece that begins at this stream position, which must be this process's."""
         before = 0
         for start, end, size in self._phases():
-            per_pass = size * self.count // self.num_devices // self.piece_size
+            per_pass = self._per_pass(size)
             if position < end:
                 passes, inside = divmod(position - start, size)
                 offset = inside - size * self.first // self.num_devices
@@ -139,11 +140,13 @@ class Share:
     @property
     def num_pieces(self) -> int:
         """Pieces of the whole run."""
-        share = (
-            (end - start) * self.count // self.num_devices // self.piece_size
-            for start, end, _ in self._phases()
+        return sum(
+            (end - start) // size * self._per_pass(size) for start, end, size in self._phases()
         )
-        return sum(share)
+
+    def _per_pass(self, size: int) -> int:
+        """Pieces that this process takes from a pass of so many examples."""
+        return size * self.count // self.num_devices // self.piece_size
 
     def _phases(self) -> Iterator[tuple[int, int, int]]:
         ends = (*self.start_examples[1:], self.end_examples)

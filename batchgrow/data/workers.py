@@ -5,9 +5,15 @@ nothing here changes when the batch grows. What a piece holds follows from its n
 from how many workers there are or where the stream was started.
 """
 
+import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import resource_tracker
 from typing import Any, Protocol
 
 import cv2
@@ -20,6 +26,10 @@ from batchgrow.data.sources import ON_BAD_RECORD, BadRecordError
 
 # Bad records in a row after which "replace" stops too: then it is not one record that is bad.
 MAX_BAD_IN_A_ROW = 8
+
+# What asks a run to stop. A terminal and SLURM send them to the workers too, which the run needs
+# until it has finished its update.
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 Piece = dict[str, np.ndarray]
 
@@ -53,6 +63,8 @@ class PieceLoader:
       image_size: of the result, pixels.
       on_bad_record: "stop" raises; "replace" takes the next readable index (the first follows the
         last), under the same position, so that the stream stays what its number says.
+      num_classes: of the model, which would train on another label without a word; such a label
+        always raises. None takes any.
     """
 
     source: EncodedSource
@@ -61,6 +73,7 @@ class PieceLoader:
     crop: Callable[[bytes, int], imagenet.Crop]
     image_size: int
     on_bad_record: str = "stop"
+    num_classes: int | None = None
 
     def __post_init__(self) -> None:
         if self.on_bad_record not in ON_BAD_RECORD:
@@ -74,7 +87,7 @@ class PieceLoader:
         "bad" holds a line for each record that was replaced.
 
         Raises:
-          BadRecordError: for a record that cannot be read or decoded.
+          BadRecordError: for a record that cannot be read or decoded, or whose label is no class.
         """
         cv2.setNumThreads(1)  # the workers are the parallelism
         positions = self.positions(number)
@@ -115,9 +128,11 @@ class PieceLoader:
             if isinstance(record, _Record):
                 try:
                     imagenet.draw(record.jpeg, record.crop, image)
-                    return record.label
                 except (ValueError, cv2.error) as error:
                     record = BadRecordError(record.index, record.file_name, str(error))
+                else:
+                    self._check_label(record)
+                    return record.label
             if self.on_bad_record == "stop":
                 raise record
             bad.append(str(record))
@@ -125,6 +140,50 @@ class PieceLoader:
             record = self._read((record.index + 1) % len(self.source), position)
         reason = f"the last of {MAX_BAD_IN_A_ROW} bad records in a row: {bad[-1]}"
         raise BadRecordError(last.index, last.file_name, reason)
+
+    def _check_label(self, record: _Record) -> None:
+        """Raises BadRecordError for a label that is no class of the model."""
+        label, count = record.label, self.num_classes
+        if count is None or 0 <= label < count:
+            return
+        remedy = "take a split whose examples are labelled"
+        if label >= 0:
+            remedy = f"set the field to {label + 1} or more"
+        reason = f"model.num_classes is {count}, but its label is {label}; {remedy}"
+        raise BadRecordError(record.index, record.file_name, reason)
+
+
+def _init_worker(index: int, count: int) -> None:
+    """Ties a worker's life to the process that reads from it, and to nothing else."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+
+
+def _exit_with_parent() -> None:
+    """Ends this worker when its parent was killed, which then could not close it."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _first_piece(pieces: Iterator[Any]) -> Any:
+    """`next(pieces)`, which starts the workers, such that a signal cannot end them at any time.
+
+    They inherit the blocked signals of the thread that starts them; `_init_worker` alone would come
+    too late, after all imports. This thread goes on receiving signals.
+    """
+    # Its start would unblock the signals again, in the thread that has it started.
+    resource_tracker.ensure_running()
+    executor = ThreadPoolExecutor(1)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        piece: Future[Any] = executor.submit(next, pieces)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        executor.shutdown(wait=False)
+    return piece.result()
 
 
 class PieceStream(Iterator[Piece]):
@@ -140,7 +199,8 @@ class PieceStream(Iterator[Piece]):
       stop: the number after the last.
       num_workers: processes; 0 for a thread of this one. A program that uses them guards its start
         by `if __name__ == "__main__":`, since they import its main module, and needs room in
-        /dev/shm for `num_workers * (prefetch + 1)` pieces.
+        /dev/shm for `num_workers * (prefetch + 1)` pieces. They ignore SIGINT and SIGTERM, and end
+        with `close` or with this process.
       prefetch: pieces that each worker keeps ready.
 
     Raises:
@@ -167,11 +227,13 @@ class PieceStream(Iterator[Piece]):
         )
         if num_workers:
             options = grain.MultiprocessingOptions(num_workers, per_worker_buffer_size=prefetch)
-            pieces = pieces.mp_prefetch(options)
+            pieces = pieces.mp_prefetch(options, worker_init_fn=_init_worker)
         self._pieces = iter(pieces)
+        self._next = _first_piece if num_workers else next
 
     def __next__(self) -> Piece:
-        piece = next(self._pieces)
+        piece = self._next(self._pieces)
+        self._next = next
         for line in piece.pop("bad"):
             self.num_replaced += 1
             logging.warning("replaced %s", line)
@@ -209,14 +271,20 @@ def evaluation_pieces(
     process_index: int = 0,
     process_count: int = 1,
     num_workers: int = 0,
+    num_classes: int | None = None,
 ) -> Iterator[Piece]:
     """Every example of `source` once, in order, over all processes together.
 
     Every process yields the same number of pieces, as collective evaluation needs; the places
-    beyond the last example repeat it with `mask` 0.
+    beyond the last example repeat it with `mask` 0. A bad record always stops it, whatever
+    data.on_bad_record says: an accuracy on other examples would be no test accuracy.
+    `num_classes` is as in `PieceLoader`.
 
     Yields:
       `{"image": uint8 (piece, h, w, 3), "label": int32, "mask": float32}`.
+
+    Raises:
+      BadRecordError: while iterating, as `PieceLoader`.
     """
     num_examples = len(source)
     load = PieceLoader(
@@ -230,6 +298,7 @@ def evaluation_pieces(
         partial(np.minimum, num_examples - 1),
         crop,
         image_size,
+        num_classes=num_classes,
     )
     num_pieces = -(-num_examples // (piece_size * process_count))
     with PieceStream(load, stop=num_pieces, num_workers=num_workers) as pieces:
