@@ -100,7 +100,8 @@ def open_source(
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]
         raise ValueError(
             f"data.name {name!r}: split {split!r} cannot be read from run.data_dir {shown!r} "
-            f"({type(error).__name__}: {reason}); prepare it there with tensorflow_datasets"
+            f"({type(error).__name__}: {reason}); prepare it there with tensorflow_datasets, "
+            "for which most builders want TensorFlow (pip install tensorflow-cpu)"
         ) from error
 
 
