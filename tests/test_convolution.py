@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from jax import lax
 
+from batchgrow.models import convolution
 from batchgrow.models.convolution import DIMENSIONS, Conv, conv_general_dilated
 
 CASES = [
@@ -54,6 +55,21 @@ def test_value_and_gradients_are_those_of_lax(size, window, strides, padding):
     theirs = jax.jit(lambda *x: value_and_gradients(_lax, *x))(*operands)
     for a, b in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("num_examples", "per_chunk"), [(6, 2), (6, 4), (7, 3), (5, 0)])
+def test_kernel_gradient_in_chunks(num_examples, per_chunk, monkeypatch):
+    """Of 2, 3, 1 and 1 examples: as many as fit and divide the batch."""
+    images = jax.random.normal(jax.random.key(0), (num_examples, 9, 8, 3))
+    kernel = jax.random.normal(jax.random.key(1), (3, 3, 3, 5))
+    monkeypatch.setattr(convolution, "CHUNK_BYTES", per_chunk * images[0].nbytes)
+
+    def gradient(convolve):
+        return jax.jit(jax.grad(lambda w: jnp.sum(convolve(images, w, (2, 2), "SAME") ** 2)))
+
+    ours = gradient(conv_general_dilated)
+    np.testing.assert_allclose(ours(kernel), gradient(_lax)(kernel), rtol=1e-4, atol=1e-4)
+    assert "while" in ours.lower(kernel).as_text()
 
 
 def test_module_is_flax_conv():

@@ -6,6 +6,9 @@ with kernels (height, width, in, out). Inside the body of a `scan` or `fori_loop
 falls back to code about a hundred times slower. Here both gradients are written in that order.
 Barriers around what is transposed keep XLA from fusing it, which saves up to a tenth of a step.
 
+The gradient of a kernel sums over all examples; a chunk of them that fits into caches at a time
+makes an update of a WRN-16-4 take three quarters of its CPU time.
+
 Nor does its library take images that are smaller than the kernel (the last stage of a ResNet on
 small pictures: forty times slower). Those are padded beforehand.
 """
@@ -21,6 +24,7 @@ from jax import lax
 Pairs = tuple[tuple[int, int], tuple[int, int]]
 
 DIMENSIONS = ("NHWC", "HWIO", "NHWC")
+CHUNK_BYTES = 2**21
 
 
 def conv_general_dilated(
@@ -130,6 +134,22 @@ def _images_gradient(images, kernel, cotangent, strides, padding: Pairs) -> jax.
 
 
 def _kernel_gradient(images, kernel, cotangent, strides, padding: Pairs) -> jax.Array:
+    """The sum over chunks of examples, each of at most `CHUNK_BYTES` of images or one example."""
+    num_examples, largest = images.shape[0], CHUNK_BYTES // (images[0].size * images.dtype.itemsize)
+    size = next(
+        n for n in range(max(1, min(num_examples, largest)), 0, -1) if num_examples % n == 0
+    )
+    if size == num_examples:
+        return _chunk_gradient(images, kernel, cotangent, strides, padding)
+
+    def add(total, chunk):
+        return total + _chunk_gradient(chunk[0], kernel, chunk[1], strides, padding), None
+
+    chunks = [x.reshape(-1, size, *x.shape[1:]) for x in (images, cotangent)]
+    return lax.scan(add, jnp.zeros(kernel.shape, kernel.dtype), chunks)[0]
+
+
+def _chunk_gradient(images, kernel, cotangent, strides, padding: Pairs) -> jax.Array:
     """The images convolved with the cotangent, examples in the place of channels."""
     reach = [
         (low, _last(cotangent, strides, i) + kernel.shape[i] - images.shape[i + 1] - low)
