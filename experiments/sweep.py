@@ -42,7 +42,7 @@ def main() -> int:
                 status = run(config, folder)
             except NonFiniteLoss as error:  # a finding: the report lists it
                 diverged.append(f"{folder}: {error}")
-                continue
+                status = 0
             if status or preemption.requested():
                 return status or STATUS[Outcome.PREEMPTED]
     if jax.process_index() != 0:
