@@ -14,12 +14,12 @@ from etils import epy as _epy
 # Imported when first used: a plan or a report needs no jax.
 with _epy.lazy_api_imports(globals()):
     from batchgrow import curves
-    from batchgrow.curves import Recipe
+    from batchgrow.plan.curves import Recipe
     from batchgrow.data.stream import Stream, take
-    from batchgrow.executables import CompileAhead
+    from batchgrow.compile import CompileAhead
     from batchgrow.models.ghost_batch_norm import GhostBatchNorm
-    from batchgrow.optax_schedules import from_optax, to_optax
-    from batchgrow.schedule import Phase, Point, Schedule, decay, grow, hybrid
+    from batchgrow.plan.optax_schedules import from_optax, to_optax
+    from batchgrow.plan.plan import Phase, Point, Schedule, decay, grow, hybrid
 
 __all__ = [
     "CompileAhead",

@@ -15,8 +15,8 @@ from batchgrow.data.augment import PADDING
 from batchgrow.data.sources import ON_BAD_RECORD
 from batchgrow.models import DTYPES, MODELS, make_model
 from batchgrow.optimizer import DECAY_ON, NAMES, uses_momentum
-from batchgrow.parallel import choose_layout
-from batchgrow.schedule import Recipe, Schedule, grow, hybrid
+from batchgrow.layout import choose_layout
+from batchgrow.plan.plan import Recipe, Schedule, grow, hybrid
 
 log = logging.getLogger(__name__)
 

@@ -16,14 +16,14 @@ import jax
 import numpy as np
 
 from batchgrow import parallel
-from batchgrow.checkpoint import Checkpoints
+from batchgrow.run.checkpoints import Checkpoints
 from batchgrow.data.feed import Feed
-from batchgrow.memory import memory_in_use
-from batchgrow.preemption import Preemption
+from batchgrow.devices import memory_in_use
+from batchgrow.run.signals import Preemption
 from batchgrow.programs import EVALUATION, Programs, TrainProgram
-from batchgrow.progress import Progress
-from batchgrow.runlog import TIMERS, Clock, Row, RunLog
-from batchgrow.schedule import Phase, Point, Schedule
+from batchgrow.run.progress import Progress
+from batchgrow.run.log import TIMERS, Clock, Row, RunLog
+from batchgrow.plan.plan import Phase, Point, Schedule
 from batchgrow.state import TrainState, zero_sums
 
 log = logging.getLogger(__name__)

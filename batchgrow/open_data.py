@@ -25,7 +25,7 @@ from batchgrow.data.sources import load_images, open_source
 from batchgrow.data.stream import Stream
 from batchgrow.data.workers import PieceLoader, evaluation_pieces
 from batchgrow.programs import split_evenly
-from batchgrow.schedule import Schedule
+from batchgrow.plan.plan import Schedule
 
 TestBatches = Callable[[], Iterable[Any]]
 

@@ -16,9 +16,9 @@ from jax.sharding import Mesh
 
 from batchgrow import parallel, steps
 from batchgrow.data.feed import Feed, HostBatch
-from batchgrow.executables import CompileAhead, CompileTimes
-from batchgrow.memory import memory_limit, memory_needed
-from batchgrow.parallel import Layout
+from batchgrow.compile import CompileAhead, CompileTimes
+from batchgrow.devices import memory_limit, memory_needed
+from batchgrow.layout import Layout
 from batchgrow.state import TrainState
 
 log = logging.getLogger(__name__)

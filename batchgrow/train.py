@@ -11,21 +11,21 @@ from etils import epath
 from jax.sharding import Mesh
 
 from batchgrow import environment, parallel
-from batchgrow.checkpoint import Checkpoints, Notes, last_position
+from batchgrow.run.checkpoints import Checkpoints, Notes, last_position
 from batchgrow.config import Config, check, check_layouts, make_network, make_schedule
 from batchgrow.data.augment import make_prepare
 from batchgrow.data.feed import Feed
-from batchgrow.executables import enable_compilation_cache
+from batchgrow.compile import enable_compilation_cache
 from batchgrow.flops import peak_flops, training_flops
 from batchgrow.loop import Cadence, Outcome, Run, run_phases
 from batchgrow.open_data import open_data
 from batchgrow.optimizer import make_optimizer
-from batchgrow.preemption import Preemption
+from batchgrow.run.signals import Preemption
 from batchgrow.programs import Programs
-from batchgrow.progress import Progress
-from batchgrow.runfolder import check_config, claim, read_json, trajectory_fields, write_json
-from batchgrow.runlog import Clock, RunLog
-from batchgrow.schedule import Schedule
+from batchgrow.run.progress import Progress
+from batchgrow.run.folder import check_config, claim, read_json, trajectory_fields, write_json
+from batchgrow.run.log import Clock, RunLog
+from batchgrow.plan.plan import Schedule
 from batchgrow.state import TrainState, create_state
 
 

@@ -9,7 +9,7 @@ import jax
 from absl import flags
 
 from batchgrow.loop import Outcome
-from batchgrow.preemption import Preemption
+from batchgrow.run.signals import Preemption
 from batchgrow.report import read_run, text, write_report
 from configs import digits
 from experiments.launch import STATUS, launch, run

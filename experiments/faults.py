@@ -26,9 +26,9 @@ import sklearn.datasets
 from etils import epath
 
 from batchgrow import loop, runlog, train
-from batchgrow.checkpoint import Checkpoints
+from batchgrow.run.checkpoints import Checkpoints
 from batchgrow.config import Config
-from batchgrow.progress import Progress
+from batchgrow.run.progress import Progress
 from configs import digits
 from experiments import launch
 

@@ -16,7 +16,7 @@ from absl import flags
 
 from batchgrow.config import Config, check, make_schedule
 from batchgrow.loop import NonFiniteLoss, Outcome
-from batchgrow.preemption import Preemption
+from batchgrow.run.signals import Preemption
 from batchgrow.report import find_runs, read_run, text, write_report
 from experiments.launch import STATUS, launch, run
 

@@ -10,7 +10,7 @@ from batchgrow import parallel
 from batchgrow.config import Config
 from batchgrow.data.feed import ResidentFeed, padded_batches
 from batchgrow.data.sources import Images
-from batchgrow.parallel import Layout
+from batchgrow.layout import Layout
 from batchgrow.programs import split_evenly
 from batchgrow.state import TrainState
 from batchgrow.train import build

@@ -15,15 +15,15 @@ import jax
 from absl import flags, logging
 
 from batchgrow import curves, environment, parallel
-from batchgrow.checkpoint import Checkpoints
+from batchgrow.run.checkpoints import Checkpoints
 from batchgrow.config import Config
 from batchgrow.data.feed import ResidentFeed, padded_batches
 from batchgrow.loop import Cadence, Run
-from batchgrow.preemption import Preemption
+from batchgrow.run.signals import Preemption
 from batchgrow.programs import split_evenly
-from batchgrow.progress import Progress
-from batchgrow.runlog import Clock
-from batchgrow.schedule import Phase, Recipe, Schedule
+from batchgrow.run.progress import Progress
+from batchgrow.run.log import Clock
+from batchgrow.plan.plan import Phase, Recipe, Schedule
 from batchgrow.train import build
 from configs import base
 from experiments import cli, synthetic

@@ -23,7 +23,7 @@ from tiny import TinyNet, make_config
 from batchgrow import models
 from batchgrow.data import imagenet
 from batchgrow.data.sources import Images
-from batchgrow.progress import Progress
+from batchgrow.run.progress import Progress
 from experiments import launch
 
 HEARTBEAT_SECONDS = 10

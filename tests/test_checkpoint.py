@@ -13,8 +13,8 @@ from etils import epath
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batchgrow.checkpoint import Checkpoints
-from batchgrow.runfolder import FolderError
+from batchgrow.run.checkpoints import Checkpoints
+from batchgrow.run.folder import FolderError
 from batchgrow.state import TrainState, digest, zero_sums
 
 CONFIG = {"seed": 0, "recipe": {"learning_rate": 0.1}, "run": {"num_devices": 1}}

@@ -12,7 +12,7 @@ import yaml
 from absl import flags
 
 from batchgrow.loop import Outcome
-from batchgrow.preemption import INTERRUPTED
+from batchgrow.run.signals import INTERRUPTED
 from experiments import cli, launch
 
 CLOUD = pathlib.Path(__file__).parent.parent / "docs" / "cloud"

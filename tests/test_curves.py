@@ -8,7 +8,7 @@ import jax
 import optax
 import pytest
 
-from batchgrow.curves import (
+from batchgrow.plan.curves import (
     NUM_SAMPLES,
     Curve,
     Descent,

@@ -82,7 +82,7 @@ def test_pages_build_without_warnings_and_name_the_whole_public_api(tmp_path):
     reference = "".join(path.read_text() for path in (tmp_path / "html/api").glob("*.html"))
     missing = [name for name in batchgrow.__all__ if f'id="batchgrow.{name}"' not in reference]
     assert missing == ["curves"]  # a module, with a section of its own
-    assert 'id="module-batchgrow.curves"' in reference
+    assert 'id="module-batchgrow.plan.curves"' in reference
 
 
 def test_python_in_pages_runs():

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from batchgrow import executables
-from batchgrow.executables import CompileAhead, enable_compilation_cache
+from batchgrow.compile import CompileAhead, enable_compilation_cache
 
 
 @dataclass

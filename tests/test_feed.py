@@ -15,13 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchgrow import open_data, parallel
-from batchgrow.curves import constant
+from batchgrow.plan.curves import constant
 from batchgrow.data import imagenet
 from batchgrow.data.feed import HostBatch, PieceFeed, Share
 from batchgrow.data.stream import Stream
 from batchgrow.data.workers import PieceLoader
-from batchgrow.parallel import Layout, choose_layout
-from batchgrow.schedule import Phase, Recipe, Schedule
+from batchgrow.layout import Layout, choose_layout
+from batchgrow.plan.plan import Phase, Recipe, Schedule
 
 NUM_EXAMPLES = 50
 GHOST = 4

@@ -47,18 +47,18 @@ def test_no_cycles():
     [
         ("batchgrow", ("batchgrow",)),
         ("configs", ("batchgrow.config", "configs")),
-        ("batchgrow.schedule", ("batchgrow.curves",)),
-        ("batchgrow.curves", ()),
-        ("batchgrow.time_to_train", ("batchgrow.schedule",)),
-        ("batchgrow.files", ()),
-        ("batchgrow.runlog", ("batchgrow.files",)),
-        ("batchgrow.runfolder", ("batchgrow.files",)),
+        ("batchgrow.plan.plan", ("batchgrow.plan.curves",)),
+        ("batchgrow.plan.curves", ()),
+        ("batchgrow.plan.time_to_train", ("batchgrow.plan.plan",)),
+        ("batchgrow.run.files", ()),
+        ("batchgrow.run.log", ("batchgrow.run.files",)),
+        ("batchgrow.run.folder", ("batchgrow.run.files",)),
         ("batchgrow.report", ("batchgrow.report",)),
         ("batchgrow.models", ("batchgrow.models",)),
         ("batchgrow.data", ("batchgrow.data",)),
         ("batchgrow.optimizer", ()),
-        ("batchgrow.steps", ("batchgrow.state",)),
-        ("batchgrow.executables", ()),
+        ("batchgrow.step", ("batchgrow.state",)),
+        ("batchgrow.compile", ()),
     ],
 )
 def test_imports_only_what_lies_below(importer, allowed):
@@ -78,7 +78,7 @@ def test_nothing_below_the_loop_sees_a_config():
         name = waiting.pop()
         reached.add(name)
         waiting += ours(name) - reached
-    assert {"batchgrow.programs", "batchgrow.steps", "batchgrow.checkpoint"} < reached
+    assert {"batchgrow.programs", "batchgrow.step", "batchgrow.run.checkpoints"} < reached
     assert not reached & {"batchgrow.config", "batchgrow.train"}
     assert not [name for name in reached if "ml_collections" in imports(name)]
 
@@ -90,7 +90,7 @@ def test_one_file_maps_over_devices():
         return bool(names & {"pmap", "shard_map"})
 
     library = {name: path for name, path in MODULES.items() if name.startswith("batchgrow")}
-    assert [name for name, path in library.items() if maps(path)] == ["batchgrow.parallel"]
+    assert [name for name, path in library.items() if maps(path)] == ["batchgrow.layout"]
 
 
 def test_plans_need_the_standard_library_and_reports_no_jax():
@@ -101,10 +101,10 @@ def test_plans_need_the_standard_library_and_reports_no_jax():
     program = """
 import sys
 before = set(sys.modules)  # what the interpreter itself and its site packages load
-import batchgrow.curves, batchgrow.schedule, batchgrow.time_to_train
+import batchgrow.plan.curves, batchgrow.plan.plan, batchgrow.plan.time_to_train
 loaded = {name.split(".")[0] for name in set(sys.modules) - before}
 assert loaded - sys.stdlib_module_names <= {"batchgrow", "etils"}, loaded
-import batchgrow.report, batchgrow.runlog
+import batchgrow.report, batchgrow.run.log
 loaded = {name.split(".")[0] for name in sys.modules}
 assert not loaded & {"jax", "flax", "optax"}, loaded
 """

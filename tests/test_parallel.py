@@ -8,7 +8,7 @@ import pytest
 from tiny import run_in_memory
 
 from batchgrow import parallel
-from batchgrow.parallel import Layout, choose_layout, layouts, nearest_batch_sizes
+from batchgrow.layout import Layout, choose_layout, layouts, nearest_batch_sizes
 
 SMALL = [(b, d, g) for b in range(1, 49) for d in (1, 2, 3, 4, 8) for g in (1, 4, 6, 16)]
 

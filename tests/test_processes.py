@@ -25,7 +25,7 @@ from tiny import TinyNet, make_config, read_rows
 from batchgrow import models
 from batchgrow.data.stream import Stream
 from batchgrow.loop import Outcome
-from batchgrow.runlog import TIMING
+from batchgrow.run.log import TIMING
 from batchgrow.train import train
 from experiments import make_fake_imagenet
 

@@ -11,7 +11,7 @@ from tiny import TinyNet, make_config
 from batchgrow import models, parallel, programs
 from batchgrow.data import feed as feeds
 from batchgrow.data.sources import load_images
-from batchgrow.memory import memory_needed
+from batchgrow.devices import memory_needed
 from batchgrow.programs import Programs, split_evenly
 from batchgrow.train import build
 

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from batchgrow import train
 from batchgrow.loop import Outcome
-from batchgrow.preemption import Preemption
+from batchgrow.run.signals import Preemption
 from batchgrow.programs import Programs
-from batchgrow.progress import Progress
-from batchgrow.runfolder import FolderError
+from batchgrow.run.progress import Progress
+from batchgrow.run.folder import FolderError
 from experiments import faults
 
 NUM_UPDATES = 36  # of the faults' config: 27 of batch 16, then 9 of 32

@@ -8,12 +8,12 @@ import sys
 import pytest
 from etils import epath
 
-from batchgrow.runfolder import FolderError, check_config, claim, read_json, write_json
+from batchgrow.run.folder import FolderError, check_config, claim, read_json, write_json
 
 CONFIG = {"seed": 0, "recipe": {"boundaries": [1.0, 2.0]}, "run": {"num_devices": 1}}
 HOLD = """
 import sys, time
-from batchgrow.runfolder import claim
+from batchgrow.run.folder import claim
 with claim(sys.argv[1], is_writer=True):
     print("held", flush=True)
     time.sleep(120)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from batchgrow.runlog import Clock, RunLog
+from batchgrow.run.log import Clock, RunLog
 
 CLOCKS = {"examples": "examples_seen", "updates": "updates"}
 ROWS = [

@@ -9,7 +9,7 @@ from typing import Any
 import optax
 import pytest
 
-from batchgrow.curves import (
+from batchgrow.plan.curves import (
     Curve,
     LearningRateCurve,
     constant,
@@ -19,7 +19,7 @@ from batchgrow.curves import (
     step,
     with_warmup,
 )
-from batchgrow.schedule import Phase, Recipe, Schedule, decay, grow, hybrid
+from batchgrow.plan.plan import Phase, Recipe, Schedule, decay, grow, hybrid
 
 CIFAR = Recipe(128, 0.9, step(0.1, (60, 120, 160), 0.2), num_examples=50_000, num_epochs=200)
 IMAGENET = Recipe(8192, 0.9, step(3.0, (30, 60, 80), 0.1), num_examples=1_281_167, num_epochs=90)

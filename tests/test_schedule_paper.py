@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from batchgrow.curves import step, with_warmup
-from batchgrow.schedule import Recipe, Schedule, decay, grow, hybrid
+from batchgrow.plan.curves import step, with_warmup
+from batchgrow.plan.plan import Recipe, Schedule, decay, grow, hybrid
 
 # Sec. 5.1 and 5.2, 5.3, and 5.4 (which is that of Goyal et al. 2017).
 CIFAR = Recipe(128, 0.9, step(0.1, (60, 120, 160), 0.2), num_examples=50_000, num_epochs=200)

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batchgrow.curves import Curve, constant, cosine, exponential, inverse_time, step, with_warmup
-from batchgrow.schedule import Point, Recipe, Schedule, grow
+from batchgrow.plan.curves import Curve, constant, cosine, exponential, inverse_time, step, with_warmup
+from batchgrow.plan.plan import Point, Recipe, Schedule, grow
 
 
 @st.composite

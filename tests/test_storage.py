@@ -21,9 +21,9 @@ from tiny import make_config, read_rows
 from batchgrow import files, report, s3
 from batchgrow.data.sources import open_source
 from batchgrow.loop import Outcome
-from batchgrow.preemption import Preemption
-from batchgrow.runfolder import FolderError, claim
-from batchgrow.runlog import TIMING, RunLog
+from batchgrow.run.signals import Preemption
+from batchgrow.run.folder import FolderError, claim
+from batchgrow.run.log import TIMING, RunLog
 from batchgrow.train import train
 
 RUN = "s3://bucket/run"

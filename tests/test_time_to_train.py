@@ -5,9 +5,9 @@ import math
 import pytest
 
 from batchgrow.config import make_schedule
-from batchgrow.curves import constant, step
-from batchgrow.schedule import Recipe, Schedule, decay, grow
-from batchgrow.time_to_train import Hardware, allreduce_seconds, predict, table
+from batchgrow.plan.curves import constant, step
+from batchgrow.plan.plan import Recipe, Schedule, decay, grow
+from batchgrow.plan.time_to_train import Hardware, allreduce_seconds, predict, table
 from configs import imagenet_resnet50
 
 RESNET50 = 25_557_032  # parameters

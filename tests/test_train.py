@@ -19,9 +19,9 @@ from batchgrow.config import check, make_schedule
 from batchgrow.data.feed import ResidentFeed
 from batchgrow.data.sources import BadRecordError, Images, load_images
 from batchgrow.loop import NonFiniteLoss, Outcome
-from batchgrow.preemption import Preemption
+from batchgrow.run.signals import Preemption
 from batchgrow.programs import CPU_PASS
-from batchgrow.runfolder import FolderError
+from batchgrow.run.folder import FolderError
 from batchgrow.train import train
 
 SCHEDULE = make_schedule(make_config())

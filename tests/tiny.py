@@ -16,7 +16,7 @@ from batchgrow import models
 from batchgrow import train as train_module
 from batchgrow.loop import Outcome
 from batchgrow.models import GhostBatchNorm
-from batchgrow.runlog import TIMING, Row
+from batchgrow.run.log import TIMING, Row
 from configs import digits
 
 

@@ -18,7 +18,7 @@ from tensorboardX import summary
 from tensorboardX.proto import event_pb2
 from tensorboardX.record_writer import masked_crc32c
 
-from batchgrow.files import Growing
+from batchgrow.run.files import Growing
 
 Row = dict[str, Any]
 PROTO: Any = event_pb2  # its messages are made at run time, which no type checker sees

@@ -10,7 +10,7 @@ from typing import Any
 
 from etils import epath
 
-from batchgrow.files import is_remote, write_whole
+from batchgrow.run.files import is_remote, write_whole
 
 log = logging.getLogger(__name__)
 Config = dict[str, Any]

@@ -17,7 +17,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from batchgrow import s3
-from batchgrow.runfolder import Config, FolderError, check_config, trajectory_fields
+from batchgrow.run.folder import Config, FolderError, check_config, trajectory_fields
 from batchgrow.state import TrainState, digest
 
 log = logging.getLogger(__name__)

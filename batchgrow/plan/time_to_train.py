@@ -14,7 +14,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from batchgrow.schedule import Schedule
+from batchgrow.plan.plan import Schedule
 
 BYTES_PER_GRADIENT = 4  # float32
 

@@ -15,7 +15,7 @@ Every plan here is this one formula: `decay` keeps the batch size; `grow` and `h
 where the curve falls. What stays equal to the recipe's is the second, approximate form of g; both
 are reported. Time is counted in examples seen: updates stop being comparable once the batch grows.
 
-    >>> from batchgrow.curves import step
+    >>> from batchgrow.plan.curves import step
     >>> recipe = Recipe(batch_size=128, momentum=0.9, learning_rate=step(0.1, (60, 120, 160), 0.2),
     ...                 num_examples=50_000, num_epochs=200)
     >>> print(grow(recipe, max_batch_size=5120).table())
@@ -35,7 +35,7 @@ from functools import cached_property
 from itertools import accumulate, islice, pairwise
 from typing import Any, NamedTuple
 
-from batchgrow.curves import Descent, Recipe, check_momentum, check_whole
+from batchgrow.plan.curves import Descent, Recipe, check_momentum, check_whole
 
 
 def noise_scale(learning_rate: float, batch_size: int, momentum: float, num_examples: int) -> float:
@@ -322,7 +322,7 @@ def grow(
     Raises:
       ValueError: for an option out of its range.
 
-    >>> from batchgrow.curves import cosine
+    >>> from batchgrow.plan.curves import cosine
     >>> recipe = Recipe(256, 0.9, cosine(0.1, 90), num_examples=50_000, num_epochs=90)
     >>> [phase.batch_size for phase in grow(recipe, max_batch_size=1024).phases]
     [256, 512, 1024]

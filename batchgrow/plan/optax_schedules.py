@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from batchgrow.curves import Recipe
-from batchgrow.schedule import Schedule
+from batchgrow.plan.curves import Recipe
+from batchgrow.plan.plan import Schedule
 
 
 def from_optax(

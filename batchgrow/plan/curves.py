@@ -264,7 +264,7 @@ class Recipe:
         if not callable(self.learning_rate):
             raise ValueError(
                 f"learning_rate={self.learning_rate!r} must be a function of the epoch, such as "
-                "batchgrow.curves.constant(0.1)"
+                "batchgrow.plan.curves.constant(0.1)"
             )
 
     @property
