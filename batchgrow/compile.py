@@ -1,7 +1,7 @@
-"""Executables compiled before they are needed: a batch grows without a stall.
+"""Executables compiled before they are needed, so that a batch grows without a stall.
 
-XLA compiles one executable per batch size and releases Python's lock meanwhile, so the next size
-is compiled in a background thread while the current one trains.
+XLA compiles one executable for each batch size and releases Python's global lock meanwhile. The
+next size is therefore compiled in a background thread while the current one trains.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import jax
@@ -27,52 +27,52 @@ class CompileTimes:
     """What one executable cost.
 
     Attributes:
-      lower_seconds: tracing to StableHLO.
-      compile_seconds: XLA, or reading its cache.
-      waited_seconds: how long the caller of `get` stood still.
+      compile_seconds: tracing, lowering and XLA (or reading its cache).
+      waited_seconds: how long callers of `get` waited.
       cache_hit: whether XLA's result came from the persistent cache.
+      is_done: whether the compilation has ended.
     """
 
-    lower_seconds: float = 0.0
     compile_seconds: float = 0.0
     waited_seconds: float = 0.0
     cache_hit: bool = False
-
-
-@dataclass
-class _Entry:
-    executable: Future
-    times: CompileTimes = field(default_factory=CompileTimes)
+    is_done: bool = False
 
 
 class CompileAhead(Generic[Key]):
-    """Compiles `lower(key)` in a background thread; `get(key)` waits only if it is not done.
+    """Builds executables in a background thread, each before it is needed.
 
     >>> import jax, numpy as np
     >>> double = jax.jit(lambda x: 2 * x)
-    >>> with CompileAhead(lambda size: double.lower(np.zeros(size)), (2, 4)) as sizes:
-    ...     print(sizes.get(2)(np.ones(2)))  # 4 begins to compile
+    >>> build = lambda size: double.lower(np.zeros(size)).compile()
+    >>> with CompileAhead(build, (2, 4)) as sizes:
+    ...     print(sizes.get(2)(np.ones(2)))  # starts to compile 4
     ...     print(sizes.get(4)(np.ones(4)))
     [2. 2.]
     [2. 2. 2. 2.]
 
-    An exception raised while lowering or compiling is raised by `get`.
-
     Args:
-      lower: from a key (say, a batch size) to a `jax.stages.Lowered`, or to anything else whose
-        `compile()` gives what `get` shall return.
-      order: the keys in the order in which they will be wanted; `get` begins the one after its own.
-        Without it, `start` says what to compile, and when.
+      build: from a key (for example a batch size) to the executable. It runs in the background; an
+        exception that it raises is raised by `get`.
+      order: the keys in the order in which they will be needed; `get` starts the one after its own.
+        Without it, call `start` to say what to compile, and when.
+      pool: the thread that compiles, where several objects share one.
 
     Attributes:
-      times: what each key begun so far has cost.
+      times: what each key started so far has cost.
+      pool: the thread that compiles.
     """
 
-    def __init__(self, lower: Callable[[Key], Any], order: Sequence[Key] = ()):
-        self._lower = lower
+    def __init__(
+        self,
+        build: Callable[[Key], Any],
+        order: Sequence[Key] = (),
+        pool: ThreadPoolExecutor | None = None,
+    ):
+        self._build = build
         self._following = dict(itertools.pairwise(order))
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="compile")
-        self._entries: dict[Key, _Entry] = {}
+        self.pool = pool or ThreadPoolExecutor(1, thread_name_prefix="compile")
+        self._futures: dict[Key, Future] = {}
         self.times: dict[Key, CompileTimes] = {}
 
     def __enter__(self) -> "CompileAhead[Key]":
@@ -81,46 +81,54 @@ class CompileAhead(Generic[Key]):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def start(self, key: Key) -> None:
-        """Begins to compile `key` in the background, unless that was done before."""
-        if key not in self._entries:
-            times = self.times[key] = CompileTimes()
-            self._entries[key] = _Entry(self._pool.submit(self._compile, key, times), times)
+    def start(self, key: Key) -> Future:
+        """Starts to compile `key` in the background, unless that was done before.
 
-    def ready(self, key: Key) -> bool:
-        """Whether `get(key)` would return at once."""
-        return key in self._entries and self._entries[key].executable.done()
+        Returns a future of the executable.
+        """
+        if key not in self._futures:
+            times = self.times[key] = CompileTimes()
+            self._futures[key] = self.pool.submit(self._compile, key, times)
+        return self._futures[key]
 
     def get(self, key: Key) -> Any:
-        """The executable for `key`; waits for it, then begins what follows in `order`."""
-        self.start(key)
-        entry = self._entries[key]
+        """The executable for `key`, waited for if need be; then starts what follows in `order`."""
         started = time.perf_counter()
-        executable = entry.executable.result()
-        entry.times.waited_seconds += time.perf_counter() - started
+        executable = self.start(key).result()
+        self.times[key].waited_seconds += time.perf_counter() - started
         if key in self._following:
             self.start(self._following[key])
         return executable
 
+    def keys(self) -> set[Key]:
+        """The keys that were started and not released."""
+        return set(self._futures)
+
+    def finished(self, key: Key) -> Any | None:
+        """The executable for `key` if it is there without waiting, else None."""
+        future = self._futures.get(key)
+        if future is None or not future.done() or future.exception() is not None:
+            return None
+        return future.result()
+
     def release(self, key: Key) -> None:
-        """Drops the executable of a size that is not needed any more, with its device memory."""
-        self._entries.pop(key, None)
+        """Drops the executable for `key`, and with it its device memory."""
+        self._futures.pop(key, None)
 
     def close(self) -> None:
-        """Drops every executable; a compilation under way is awaited by Python's exit, not here."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
-        self._entries.clear()
+        """Drops every executable. Python waits at its exit for a compilation under way."""
+        self.pool.shutdown(wait=False, cancel_futures=True)
+        self._futures.clear()
 
     def _compile(self, key: Key, times: CompileTimes) -> Any:
         started = time.perf_counter()
-        with cache_hits() as hits:
-            lowered = self._lower(key)
-            times.lower_seconds = time.perf_counter() - started
-            started = time.perf_counter()
-            executable = lowered.compile()
-        times.compile_seconds = time.perf_counter() - started
-        times.cache_hit = bool(hits)
-        return executable
+        try:
+            with cache_hits() as hits:
+                return self._build(key)
+        finally:
+            times.compile_seconds = time.perf_counter() - started
+            times.cache_hit = bool(hits)
+            times.is_done = True
 
 
 _hits = threading.local()

@@ -1,10 +1,46 @@
-"""Device memory: what an executable needs and what a device has."""
+"""What devices have and can do: memory and peak arithmetic."""
 
+from collections.abc import Callable
 from typing import Any
+
+import jax
+
+# Dense peak in FLOP/s by dtype, from the makers' data sheets; float32 on NVIDIA is without TF32.
+PEAK_FLOPS = {
+    "NVIDIA H100": {"bfloat16": 989e12, "float32": 67e12},
+    "NVIDIA H200": {"bfloat16": 989e12, "float32": 67e12},
+    "NVIDIA A100": {"bfloat16": 312e12, "float32": 19.5e12},
+    "TPU v2": {"bfloat16": 22.5e12},
+    "TPU v3": {"bfloat16": 61.5e12},
+    "TPU v4": {"bfloat16": 275e12},
+    "TPU v5 lite": {"bfloat16": 197e12},
+    "TPU v6 lite": {"bfloat16": 918e12},
+}
+
+
+def peak_flops(device_kind: str, dtype: str) -> float | None:
+    """The peak of one device (a TPU core, a GPU) in FLOP/s; None if it is not in the table."""
+    for name, peaks in PEAK_FLOPS.items():
+        if device_kind.startswith(name):
+            return peaks.get(dtype)
+    return None
+
+
+def training_flops(forward: Callable, *shapes: Any) -> float:
+    """Floating-point operations of one example forward and back: three times the forward pass.
+
+    Counts what XLA counts in the traced forward pass. Nothing is compiled or run.
+
+    Args:
+      forward: the forward pass of one example.
+      shapes: its arguments, arrays or `jax.ShapeDtypeStruct`s.
+    """
+    analysis: Any = jax.jit(forward).lower(*shapes).cost_analysis()
+    return 3.0 * analysis["flops"]
 
 
 def memory_needed(executable: Any) -> int | None:
-    """Bytes of device memory that a call needs, from XLA's own analysis; None if it has none."""
+    """Bytes of device memory that a call needs, by XLA's own analysis; None if it has none."""
     analysis = executable.memory_analysis()
     if analysis is None:
         return None
@@ -18,10 +54,10 @@ def memory_needed(executable: Any) -> int | None:
 
 
 def memory_limit(device: Any) -> int | None:
-    """Bytes that JAX may use on `device`, or None where the backend does not say (CPU)."""
+    """Bytes that JAX may use on `device`; None where the backend does not report it (CPU)."""
     return (device.memory_stats() or {}).get("bytes_limit")
 
 
 def memory_in_use(device: Any) -> int | None:
-    """Bytes in use on `device` now, or None where the backend does not say."""
+    """Bytes in use on `device` now; None where the backend does not report it."""
     return (device.memory_stats() or {}).get("bytes_in_use")

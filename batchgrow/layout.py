@@ -1,8 +1,13 @@
-"""Devices: how a global batch is laid out on them, and the only place that maps a step over them.
+"""How a batch is laid out on devices, and the only place that maps a function over them.
 
-A global batch is cut into micro-batches of consecutive examples, and each micro-batch into one
-piece per device. Ghost batches are consecutive examples too, so each lies in one micro-batch, on
-one device or on neighbouring ones, and no number that training computes depends on the layout.
+The axes of what the host sends for a dispatch are, in this order,
+
+    (updates, micro-batches, examples)
+
+and the examples of one micro-batch are consecutive in the stream. The last axis is split over the
+devices. Ghost batches are consecutive examples too. Each one therefore belongs to one micro-batch
+and to one device or to neighbouring devices, and nothing that training computes depends on the
+layout.
 """
 
 import math
@@ -21,118 +26,134 @@ AXIS_NAME = "batch"
 
 @dataclass(frozen=True)
 class Layout:
-    """How one global batch lies on the devices.
+    """How the batch of one update is laid out.
 
     Attributes:
-      global_batch_size: examples of one update.
-      num_devices: of all processes.
-      num_microbatches: passes per update; gradients are averaged over them.
+      batch_size: examples of one update, on all devices together.
+      num_devices: devices of all processes.
+      num_microbatches: passes of one update, whose gradients are averaged.
     """
 
-    global_batch_size: int
+    batch_size: int
     num_devices: int
     num_microbatches: int
 
     @property
-    def per_device_batch_size(self) -> int:
-        """Examples of one update on one device."""
-        return self.global_batch_size // self.num_devices
-
-    @property
     def microbatch_size(self) -> int:
         """Examples of one pass on one device."""
-        return self.per_device_batch_size // self.num_microbatches
+        return self.batch_size // self.num_microbatches // self.num_devices
 
     def split(self, positions: np.ndarray) -> np.ndarray:
-        """Stream positions `(..., global)` to `(devices, ..., microbatches, microbatch)`."""
-        lead = positions.shape[:-1]
-        shape = (*lead, self.num_microbatches, self.num_devices, self.microbatch_size)
-        return np.moveaxis(positions.reshape(shape), -2, 0)
+        """Stream positions `(..., batch)` as `(..., micro-batches, examples)`."""
+        return positions.reshape(*positions.shape[:-1], self.num_microbatches, -1)
 
 
-def layouts(global_batch_size: int, num_devices: int, ghost_batch_size: int) -> Iterator[Layout]:
-    """Every layout with whole ghost batches, from the largest micro-batch to the smallest."""
-    per_device, rest = divmod(global_batch_size, num_devices)
+def every_layout(batch_size: int, num_devices: int, ghost_batch_size: int) -> Iterator[Layout]:
+    """Every layout with whole ghost batches, from the fewest micro-batches to the most."""
+    per_device, rest = divmod(batch_size, num_devices)
     for num_microbatches in _divisors(per_device) if rest == 0 and per_device > 0 else ():
         try:
             devices_per_ghost(per_device // num_microbatches, ghost_batch_size, num_devices)
         except ValueError:
             continue
-        if global_batch_size // num_microbatches % ghost_batch_size == 0:
-            yield Layout(global_batch_size, num_devices, num_microbatches)
+        if batch_size // num_microbatches % ghost_batch_size == 0:
+            yield Layout(batch_size, num_devices, num_microbatches)
 
 
-def choose_layout(
-    global_batch_size: int,
+def possible_layouts(
+    batch_size: int,
     num_devices: int,
     ghost_batch_size: int,
-    max_per_device_batch_size: float = math.inf,
-) -> Layout:
-    """The layout with the fewest micro-batches that `max_per_device_batch_size` allows.
+    max_microbatch_size: float = math.inf,
+) -> tuple[Layout, ...]:
+    """The layouts that `max_microbatch_size` allows, from the fewest micro-batches to the most.
+
+    Args:
+      batch_size: examples of one update.
+      num_devices: devices of all processes.
+      ghost_batch_size: examples that share batch statistics; 1 where there are none.
+      max_microbatch_size: most examples of one pass on one device.
 
     Raises:
-      ValueError: if no layout holds whole ghost batches (names the nearest batch sizes that do), or
-        if even the smallest micro-batch is larger than `max_per_device_batch_size`.
+      ValueError: if no layout has whole ghost batches (names the nearest batch sizes that do), or
+        if even the smallest micro-batch is larger than `max_microbatch_size`.
     """
-    possible = list(layouts(global_batch_size, num_devices, ghost_batch_size))
-    if not possible:
-        near = nearest_batch_sizes(global_batch_size, num_devices, ghost_batch_size)
+    layouts = list(every_layout(batch_size, num_devices, ghost_batch_size))
+    if not layouts:
+        near = nearest_batch_sizes(batch_size, num_devices, ghost_batch_size)
         raise ValueError(
-            f"global batch size {global_batch_size} cannot be laid out on {num_devices} devices in "
-            f"ghost batches of {ghost_batch_size}; the nearest that can: "
-            f"{' and '.join(map(str, near))} (recipe.global_batch_size, plan.batch_multiple)"
+            f"batch size {batch_size} cannot be laid out on {num_devices} devices in ghost batches "
+            f"of {ghost_batch_size}; the nearest that can: {' and '.join(map(str, near))} "
+            "(recipe.batch_size, plan.batch_multiple)"
         )
-    for layout in possible:
-        if layout.microbatch_size <= max_per_device_batch_size:
-            return layout
-    raise ValueError(
-        f"max_per_device_batch_size {max_per_device_batch_size:.0f} is less than the smallest "
-        f"micro-batch of whole ghost batches, {possible[-1].microbatch_size} (global batch size "
-        f"{global_batch_size}, ghost_batch_size {ghost_batch_size}, {num_devices} devices); "
-        "raise it, use more devices or a smaller ghost batch"
-    )
+    allowed = tuple(x for x in layouts if x.microbatch_size <= max_microbatch_size)
+    if not allowed:
+        raise ValueError(
+            f"run.max_microbatch_size {max_microbatch_size:.0f} is less than the smallest "
+            f"micro-batch of whole ghost batches, {layouts[-1].microbatch_size} (batch size "
+            f"{batch_size}, ghost_batch_size {ghost_batch_size}, {num_devices} devices); raise it, "
+            "use more devices or a smaller ghost batch"
+        )
+    return allowed
 
 
 def nearest_batch_sizes(
-    global_batch_size: int, num_devices: int, ghost_batch_size: int
+    batch_size: int, num_devices: int, ghost_batch_size: int
 ) -> tuple[int, ...]:
     """The nearest sizes below (if any) and above that can be laid out."""
 
     def possible(size: int) -> bool:
-        return any(True for _ in layouts(size, num_devices, ghost_batch_size))
+        return any(True for _ in every_layout(size, num_devices, ghost_batch_size))
 
     # Any multiple of both works, so the search ends within one of them.
     span = math.lcm(num_devices, ghost_batch_size)
-    below = next((s for s in range(global_batch_size - 1, 0, -1) if possible(s)), None)
-    higher = range(global_batch_size + 1, global_batch_size + span + 1)
-    above = next(size for size in higher if possible(size))
+    below = next((s for s in range(batch_size - 1, 0, -1) if possible(s)), None)
+    above = next(s for s in range(batch_size + 1, batch_size + span + 1) if possible(s))
     return (above,) if below is None else (below, above)
 
 
-def make_mesh(num_devices: int = 0) -> Mesh:
+def make_mesh(num_devices: int | None = None) -> Mesh:
     """All devices of all processes, or the first `num_devices` of a single process.
 
     Raises:
-      ValueError: if there are not that many.
+      ValueError: if there are fewer devices, or several processes and a number.
     """
     devices = jax.devices()
-    if num_devices > len(devices) or (num_devices and jax.process_count() > 1):
-        raise ValueError(
-            f"num_devices {num_devices}: {len(devices)} devices in {jax.process_count()} processes "
-            "are here; set it to 0 to use all of them"
-        )
-    return Mesh(np.array(devices[: num_devices or None]), (AXIS_NAME,))
+    if num_devices is not None:
+        if jax.process_count() > 1:
+            raise ValueError(
+                f"run.num_devices {num_devices}: {jax.process_count()} processes use all of their "
+                "devices; leave it at None"
+            )
+        if num_devices > len(devices):
+            raise ValueError(
+                f"run.num_devices {num_devices}: there are only {len(devices)} devices; set it to "
+                f"{len(devices)} or less, or to None to use all"
+            )
+    return Mesh(np.array(devices[:num_devices]), (AXIS_NAME,))
 
 
-def local_device_slots(mesh: Mesh) -> list[int]:
-    """The places along the mesh of the devices that this process drives."""
+def local_examples(array: np.ndarray, mesh: Mesh, axis: int = -1) -> np.ndarray:
+    """The part of `array` that this process's devices hold if `axis` is split over the mesh."""
+    if jax.process_count() == 1:
+        return array
     me = jax.process_index()
-    return [i for i, device in enumerate(mesh.devices.flat) if device.process_index == me]
+    pieces = np.split(array, mesh.size, axis)
+    mine = [d.process_index == me for d in mesh.devices.flat]
+    return np.concatenate([p for p, is_mine in zip(pieces, mine, strict=True) if is_mine], axis)
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
-    """Host arrays to one copy on every device, unstacked. Every process passes the same values."""
-    sharding = NamedSharding(mesh, PartitionSpec())
+    """Host arrays as one copy on every device. Every process passes the same values."""
+    return _place(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def shard(tree: Any, mesh: Mesh) -> Any:
+    """Arrays `(local examples, ...)` as global arrays whose first axis is split over the mesh."""
+    return _place(tree, NamedSharding(mesh, PartitionSpec(AXIS_NAME)))
+
+
+def _place(tree: Any, sharding: NamedSharding) -> Any:
     if jax.process_count() == 1:
         return jax.device_put(tree, sharding)
     return jax.tree.map(
@@ -140,65 +161,53 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
     )
 
 
-def shard(tree: Any, mesh: Mesh) -> Any:
-    """Local arrays `(local_devices, ...)` to global arrays split over the mesh."""
-    sharding = NamedSharding(mesh, PartitionSpec(AXIS_NAME))
-    if jax.process_count() == 1:
-        return jax.device_put(tree, sharding)
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), tree)
+def host_arguments(batches: Any, scalars: Any, mesh: Mesh) -> tuple[Any, ...]:
+    """Host arrays as a compiled update takes them: `(batches, *scalars)`.
 
-
-def host_arguments(sharded: Any, replicated: Any, mesh: Mesh) -> tuple[Any, ...]:
-    """Host arrays as a compiled call takes them: `(sharded, *replicated)`.
-
-    A single process passes them as they are: the call transfers them itself, in less time than
-    `device_put` takes, and need not wait for a transfer under way.
+    A single process passes them as they are: the call then transfers them itself, which takes less
+    time than `device_put` and does not wait for a transfer under way.
 
     Args:
-      sharded: `(local_devices, ...)` arrays.
-      replicated: arrays that are the same on every process.
+      batches: arrays `(updates, micro-batches, local examples, ...)`.
+      scalars: arrays that are the same on every process.
     """
     if jax.process_count() == 1:
-        return (sharded, *replicated)
-    return (shard(sharded, mesh), *replicate(replicated, mesh))
+        return (batches, *scalars)
+    return (_place(batches, NamedSharding(mesh, BATCHES)), *replicate(scalars, mesh))
 
 
-def map_train(steps: Callable, mesh: Mesh) -> Any:
-    """`steps(state, batches, learning_rates, num_updates, dataset)` on all devices, jitted.
+BATCHES = PartitionSpec(None, None, AXIS_NAME)
 
-    State, rates and data set are the same everywhere; batches are stacked `(devices, ...)`. The
-    state's buffers are donated. An executable lives as long as the function that it was lowered
-    from: take a new one for each batch size, and dropping both frees the device.
+
+def map_updates(updates: Callable, mesh: Mesh) -> Any:
+    """`updates(state, batches, learning_rates, num_updates, arrays)` on all devices, jitted.
+
+    The last batch axis of `batches` is split; all other arguments and the results are the same on
+    every device. The buffers of the state are donated. An executable stays alive as long as the
+    function that it was lowered from, so take a new function for each batch size and drop both.
     """
-
-    def on_device(state, batches, learning_rates, num_updates, dataset):
-        return steps(state, _unstacked(batches), learning_rates, num_updates, dataset)
-
-    return _map(on_device, mesh, (False, True, False, False, False), donate_argnums=(0,))
+    return _map(updates, mesh, (None, BATCHES, None, None, None), donate_argnums=(0,))
 
 
-def map_eval(step: Callable, mesh: Mesh) -> Any:
-    """`step(params, batch_stats, batch, dataset)` on all devices, batches stacked; jitted."""
-
-    def on_device(params, batch_stats, batch, dataset):
-        return step(params, batch_stats, _unstacked(batch), dataset)
-
-    return _map(on_device, mesh, (False, False, True, False))
+def map_evaluation(evaluate: Callable, mesh: Mesh) -> Any:
+    """`evaluate(state, batch)` on all devices, jitted; the first axis of `batch` is split."""
+    return _map(evaluate, mesh, (None, PartitionSpec(AXIS_NAME)))
 
 
-def _map(on_device: Callable, mesh: Mesh, split: Sequence[bool], **options: Any) -> Any:
-    """What pmap is: one program per device with a named axis. But pmap keeps all it compiles."""
-    each, same = PartitionSpec(AXIS_NAME), PartitionSpec()
-    specs = tuple(each if is_split else same for is_split in split)
-    mapped = jax.shard_map(on_device, mesh=mesh, in_specs=specs, out_specs=same, check_vma=False)
-    shardings = tuple(NamedSharding(mesh, spec) for spec in specs)
+def _map(function: Callable, mesh: Mesh, split: Sequence[PartitionSpec | None], **options: Any):
+    """What `pmap` is today: one program for each device with a named axis.
+
+    `pmap` itself keeps every executable until the process ends.
+    """
+    same = PartitionSpec()
+    specs = tuple(spec or same for spec in split)
+    mapped = jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=same, check_vma=False)
     return jax.jit(
-        mapped, in_shardings=shardings, out_shardings=NamedSharding(mesh, same), **options
+        mapped,
+        in_shardings=tuple(NamedSharding(mesh, spec) for spec in specs),
+        out_shardings=NamedSharding(mesh, same),
+        **options,
     )
-
-
-def _unstacked(batch: Any) -> Any:
-    return jax.tree.map(lambda x: x[0], batch)
 
 
 def _divisors(n: int) -> list[int]:

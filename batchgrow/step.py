@@ -1,72 +1,134 @@
-"""One update and one evaluation: pure functions of arrays, wrapped for devices in parallel.py."""
+"""One update and one evaluation: pure functions of arrays. layout.py maps them over devices."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
 
-from batchgrow.state import Sums, TrainState, zero_sums
+from batchgrow.tasks import Task
 
-Batch = dict[str, jax.Array]
-# From a batch and the data set that lives on the device (or ()) to float images and int labels.
-Prepare = Callable[[Batch, Any], tuple[jax.Array, jax.Array]]
+Batch = dict[str, Any]
+Sums = dict[str, jax.Array]
+# From a batch and the arrays that every device holds to the examples that a task takes.
+GetExamples = Callable[[Batch, Any], Any]
 
 
-def train_step(
+@flax.struct.dataclass
+class TrainState:
+    """Everything that an update changes; the same on every device.
+
+    Attributes:
+      params: the parameters, float32.
+      model_state: the other variables of the model, such as the running statistics of ghost batch
+        norm. Their shapes do not depend on the batch size.
+      opt_state: the accumulators of the optimizer.
+      average: the exponential average of the parameters that is evaluated; None without one.
+      sums: the training metrics summed since the last row of the log, float32 scalars. They are
+        part of the state so that a resumed run writes the same rows.
+    """
+
+    params: Any
+    model_state: Any
+    opt_state: Any
+    average: Any
+    sums: Sums
+
+    @property
+    def evaluated(self) -> Mapping[str, Any]:
+        """The variables that an evaluation uses."""
+        params = self.params if self.average is None else self.average
+        return {"params": params, **self.model_state}
+
+
+def create_state(
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    example: Any,
+    seed: int,
+    *,
+    averages: bool = False,
+) -> TrainState:
+    """The state before the first update: parameters drawn from `seed`, accumulators at zero.
+
+    Args:
+      example: a batch of one example.
+      averages: whether to keep an exponential average of the parameters.
+    """
+
+    def init(key: jax.Array) -> tuple[dict[str, Any], Any]:
+        variables = dict(task.init(key, example))
+        outputs = task.loss(variables, example, example_keys(seed, jnp.zeros(1, int)), train=False)
+        return variables, outputs.metrics
+
+    key = jax.random.fold_in(jax.random.key(seed), 0)
+    variables = jax.jit(lambda key: init(key)[0])(key)
+    metrics = jax.eval_shape(init, key)[1]
+    params = variables.pop("params")
+    sums = {name: jnp.zeros((), jnp.float32) for name in ("count", "loss", *metrics)}
+    average = jax.tree.map(jnp.copy, params) if averages else None
+    return TrainState(params, variables, optimizer.init(params), average, sums)
+
+
+def example_keys(seed: int, positions: jax.Array) -> jax.Array:
+    """A random key for each example, `(examples,)`, folded from (seed, stream position)."""
+    key = jax.random.fold_in(jax.random.key(seed), 1)
+    return jax.vmap(lambda position: jax.random.fold_in(key, position))(positions)
+
+
+def update(
     state: TrainState,
     batch: Batch,
     learning_rate: jax.Array,
-    dataset: Any,
+    arrays: Any,
     *,
-    model: nn.Module,
+    task: Task,
     optimizer: optax.GradientTransformation,
-    prepare: Prepare,
-    label_smoothing: float = 0.0,
+    examples: GetExamples,
+    seed: int,
+    average_decay: float | None = None,
     axis_name: str | None = None,
 ) -> TrainState:
-    """One update: w <- w - learning_rate * d, with d from the mean gradient over the global batch.
+    """One update: w <- w - learning_rate * d, with d from the mean gradient over the batch.
 
     Args:
-      state: as after the update before.
-      batch: leaves `(num_microbatches, microbatch, ...)`, this device's share of the global batch.
-        Gradients are averaged over micro-batches; running statistics pass through them in order.
+      state: the state after the update before.
+      batch: leaves `(micro-batches, examples, ...)`, this device's share of the batch, with the
+        stream positions as `batch["position"]`. Gradients are averaged over micro-batches; the
+        model state passes through them in order.
       learning_rate: float32 scalar, traced.
-      dataset: the training set on the device, or () if the batch holds the examples themselves.
-      model, optimizer, prepare: what to train, how, and how a batch becomes images and labels.
-      label_smoothing: probability spread evenly over all classes.
+      arrays: what every device holds of the training set, or ().
+      task, optimizer: what is trained and how.
+      examples: makes the task's examples from a micro-batch and `arrays`.
+      seed: of the example keys.
+      average_decay: d of average <- d average + (1 - d) w; None without an average.
       axis_name: the mapped device axis, or None.
 
     Returns:
       The state after the update, with its metric sums advanced by this batch.
     """
 
-    def loss_fn(params, batch_stats, microbatch):
-        images, labels = prepare(microbatch, dataset)
-        logits, updated = model.apply(
-            {"params": params, "batch_stats": batch_stats},
-            images,
-            train=True,
-            mutable=["batch_stats"],
-        )
-        losses = cross_entropy(logits, labels, label_smoothing)
-        sums = metric_sums(losses, logits, labels, jnp.ones_like(losses))
-        return losses.mean(), (updated.get("batch_stats", batch_stats), sums)
+    def loss_fn(params: Any, model_state: Any, microbatch: Batch) -> tuple[jax.Array, Any]:
+        keys = example_keys(seed, microbatch["position"])
+        variables = {"params": params, **model_state}
+        outputs = task.loss(variables, examples(microbatch, arrays), keys, train=True)
+        sums = _sums(outputs.losses, outputs.metrics, jnp.ones_like(outputs.losses))
+        return outputs.losses.mean(), (outputs.model_state, sums)
 
-    def accumulate(carry, microbatch):
-        gradients, batch_stats, sums = carry
-        new, (batch_stats, more) = jax.grad(loss_fn, has_aux=True)(
-            state.params, batch_stats, microbatch
+    def accumulate(carry: Any, microbatch: Batch) -> tuple[Any, None]:
+        gradients, model_state, sums = carry
+        new, (model_state, more) = jax.grad(loss_fn, has_aux=True)(
+            state.params, model_state, microbatch
         )
-        return (_add(gradients, new), batch_stats, _add(sums, more)), None
+        return (_add(gradients, new), model_state, _add(sums, more)), None
 
-    num_microbatches = jax.tree.leaves(batch)[0].shape[0]
-    zeros = jax.tree.map(jnp.zeros_like, state.params)
-    carry = (zeros, state.batch_stats, zero_sums())
-    (gradients, batch_stats, sums), _ = lax.scan(accumulate, carry, batch)
+    num_microbatches = batch["position"].shape[0]
+    zeros = jax.tree.map(jnp.zeros_like, (state.params, state.sums))
+    carry = (zeros[0], state.model_state, zeros[1])
+    (gradients, model_state, sums), _ = lax.scan(accumulate, carry, batch)
     gradients = jax.tree.map(lambda g: g / num_microbatches, gradients)
     if axis_name is not None:
         gradients = lax.pmean(gradients, axis_name)
@@ -74,16 +136,20 @@ def train_step(
 
     direction, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = jax.tree.map(lambda w, d: w - learning_rate * d, state.params, direction)
-    return TrainState(params, batch_stats, opt_state, _add(state.sums, sums))
+    average = state.average
+    if average_decay is not None:
+        average = optax.incremental_update(params, average, 1 - average_decay)
+    return TrainState(params, model_state, opt_state, average, _add(state.sums, sums))
 
 
-def train_steps(
-    step: Callable[[TrainState, Batch, jax.Array, Any], TrainState],
+def updates(
     state: TrainState,
     batches: Batch,
     learning_rates: jax.Array,
     num_updates: jax.Array,
-    dataset: Any,
+    arrays: Any,
+    *,
+    update: Callable[[TrainState, Batch, jax.Array, Any], TrainState],
 ) -> tuple[TrainState, jax.Array]:
     """The first `num_updates` of several updates, in one dispatch.
 
@@ -91,65 +157,50 @@ def train_steps(
     dispatches does not change its result.
 
     Args:
-      step: `train_step` with all but its first four arguments bound.
-      batches: leaves `(updates, num_microbatches, microbatch, ...)`.
+      batches: leaves `(updates, micro-batches, examples, ...)`.
       learning_rates: float32 `(updates,)`.
       num_updates: int32 scalar, at most `updates`.
+      arrays: as in `update`.
+      update: `update` with its keyword arguments bound.
 
     Returns:
-      The state, and its summed loss once more as a scalar that is never donated: a host that
-      waits for it knows that the dispatch is done.
+      The state, and its summed loss once more as a scalar that is never donated. The host waits
+      for it to know that the dispatch is done.
     """
-    if learning_rates.shape[0] == 1:
-        state = step(state, jax.tree.map(lambda x: x[0], batches), learning_rates[0], dataset)
-        return state, state.sums["loss"] + 0.0
 
-    def body(i, state):
+    def body(i: Any, state: TrainState) -> TrainState:
         batch = jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, i, keepdims=False), batches)
-        return step(state, batch, learning_rates[i], dataset)
+        return update(state, batch, learning_rates[i], arrays)
 
-    state = lax.fori_loop(0, num_updates, body, state)
+    if learning_rates.shape[0] == 1:
+        state = body(0, state)
+    else:
+        state = lax.fori_loop(0, num_updates, body, state)
     return state, state.sums["loss"] + 0.0
 
 
-def eval_step(
-    params: Any,
-    batch_stats: Any,
-    batch: Batch,
-    dataset: Any,
-    *,
-    model: nn.Module,
-    prepare: Prepare,
-    axis_name: str | None = None,
+def evaluate(
+    variables: Mapping[str, Any], batch: Batch, *, task: Task, axis_name: str | None = None
 ) -> Sums:
-    """Metric sums over the examples of `batch` whose `mask` is 1, by running statistics.
+    """Metric sums over the examples of `batch` whose mask is 1.
 
     Args:
-      batch: leaves `(examples, ...)`, `mask` float32: 0 for padding.
+      variables: of the model (see `TrainState.evaluated`).
+      batch: `{"examples": leaves (examples, ...), "mask": float32 (examples,)}`; the mask is 0 for
+        padding.
     """
-    images, labels = prepare(batch, dataset)
-    logits: Any = model.apply({"params": params, "batch_stats": batch_stats}, images, train=False)
-    losses = cross_entropy(logits, labels)
-    sums = metric_sums(losses, logits, labels, batch["mask"])
+    outputs = task.loss(variables, batch["examples"], None, train=False)
+    sums = _sums(outputs.losses, outputs.metrics, batch["mask"])
     return lax.psum(sums, axis_name) if axis_name is not None else sums
 
 
-def cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float = 0.0) -> jax.Array:
-    """Cross entropy of each example, float32 `(batch,)`."""
-    targets = jax.nn.one_hot(labels, logits.shape[-1])
-    return optax.softmax_cross_entropy(logits, optax.smooth_labels(targets, label_smoothing))
-
-
-def metric_sums(
-    losses: jax.Array, logits: jax.Array, labels: jax.Array, mask: jax.Array
-) -> dict[str, jax.Array]:
-    """Loss, correct answers and examples, summed where `mask` is 1 (all `(batch,)`)."""
-    correct = jnp.argmax(logits, -1) == labels
-    return {
-        "loss": jnp.sum(jnp.where(mask > 0, losses, 0.0)),
-        "correct": jnp.sum(correct * mask),
-        "count": jnp.sum(mask),
+def _sums(losses: jax.Array, metrics: Mapping[str, jax.Array], mask: jax.Array) -> Sums:
+    """The sums of all `(examples,)` arrays where the mask is 1, and the count of those."""
+    sums = {
+        name: jnp.sum(jnp.where(mask > 0, value, 0.0), dtype=jnp.float32)
+        for name, value in {"loss": losses, **metrics}.items()
     }
+    return sums | {"count": jnp.sum(mask)}
 
 
 def _add(a: Any, b: Any) -> Any:

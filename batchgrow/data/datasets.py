@@ -1,0 +1,106 @@
+"""Data sets: examples by index, in memory or behind any source that gives one example at a time."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import numpy as np
+
+from batchgrow.data.stream import RandomAccess, take
+
+Batch = Any  # a pytree of arrays whose leading axes count examples
+
+
+class Dataset(Protocol):
+    """Examples by index."""
+
+    @property
+    def num_examples(self) -> int:
+        """The number of examples N."""
+        ...
+
+    def gather(self, indices: np.ndarray) -> Batch:
+        """The examples at these indices: a pytree of NumPy arrays `(*indices.shape, ...)`."""
+        ...
+
+
+@runtime_checkable
+class InMemory(Dataset, Protocol):
+    """A data set of arrays, which devices can hold too.
+
+    Attributes:
+      arrays: a pytree of NumPy arrays.
+    """
+
+    @property
+    def arrays(self) -> Any: ...
+
+    def take(self, arrays: Any, indices: Any) -> Batch:
+        """The examples at these indices of `arrays`, for NumPy and for JAX arrays alike."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class ArrayDataset:
+    """Arrays whose first axis counts examples.
+
+    Attributes:
+      arrays: of equal length, by name.
+
+    Raises:
+      ValueError: if there is no array or their lengths differ.
+    """
+
+    arrays: Mapping[str, np.ndarray]
+
+    def __post_init__(self) -> None:
+        lengths = {name: len(array) for name, array in self.arrays.items()}
+        if len(set(lengths.values())) != 1:
+            shown = ", ".join(f"{name} {length:,}" for name, length in lengths.items())
+            raise ValueError(f"arrays of unequal length ({shown}): give one entry for each example")
+
+    @property
+    def num_examples(self) -> int:
+        return len(next(iter(self.arrays.values())))
+
+    def take(self, arrays: Any, indices: Any) -> Batch:
+        return jax.tree.map(lambda array: array[indices], arrays)
+
+    def gather(self, indices: np.ndarray) -> Batch:
+        return self.take(self.arrays, indices)
+
+
+@dataclass(frozen=True, eq=False)
+class SourceDataset:
+    """Any source that gives one example, a pytree, at a time: a list, a Hugging Face data set."""
+
+    source: RandomAccess
+
+    @property
+    def num_examples(self) -> int:
+        return len(self.source)
+
+    def gather(self, indices: np.ndarray) -> Batch:
+        flat = take(self.source, indices.ravel())
+        return jax.tree.map(lambda leaf: leaf.reshape(*indices.shape, *leaf.shape[1:]), flat)
+
+
+def evaluation_batches(
+    data: Dataset, batch_size: int, process_index: int = 0, process_count: int = 1
+) -> Iterator[dict[str, Any]]:
+    """Every example once, in batches of one size; the last batch is padded and masked.
+
+    Args:
+      data: the test set.
+      batch_size: examples of a batch on all processes together.
+      process_index, process_count: a process gets its equal share of each batch.
+
+    Yields:
+      `{"examples": leaves (local examples, ...), "mask": float32 (local examples,)}`.
+    """
+    share = batch_size // process_count
+    for start in range(0, data.num_examples, batch_size):
+        index = start + process_index * share + np.arange(share)
+        mask = (index < data.num_examples).astype(np.float32)
+        yield {"examples": data.gather(np.minimum(index, data.num_examples - 1)), "mask": mask}

@@ -1,0 +1,312 @@
+"""What runs on the devices: the compiled update of each batch size, and the evaluation."""
+
+import logging
+import math
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from batchgrow import layout as layouts
+from batchgrow import step
+from batchgrow.compile import CompileAhead
+from batchgrow.data.feed import example_of, make_feed, test_batches
+from batchgrow.devices import memory_in_use, memory_limit, memory_needed
+from batchgrow.experiment import Experiment
+from batchgrow.layout import AXIS_NAME, Layout
+from batchgrow.plan import Point, Segment
+from batchgrow.step import TrainState
+
+log = logging.getLogger(__name__)
+
+MAX_UPDATES = 16
+DISPATCH_EXAMPLES = 2048
+MEMORY_SHARE = 0.9  # of the device's limit; the rest is for fragmentation and other programs
+# Examples in one pass (or one ghost batch, if that is larger) where memory does not decide:
+CPU_PASS = 32  # what its caches hold; whole batches of 800 take up to twice as long
+UNKNOWN_MEMORY_PASS = 4096  # on any other backend that does not report its memory
+RUN_AHEAD = 2  # dispatches that the host may be ahead of the devices
+
+
+@dataclass(frozen=True)
+class UpdateProgram:
+    """The compiled update of one batch size.
+
+    Attributes:
+      executable: makes several updates in one call (`step.updates`).
+      layout: how the batch of an update is laid out.
+      max_updates: the most updates that one call makes.
+      mesh: the devices.
+      arrays: what the devices hold of the training set.
+    """
+
+    executable: Any
+    layout: Layout
+    max_updates: int
+    mesh: Mesh
+    arrays: Any
+    _in_flight: deque[jax.Array] = field(default_factory=deque)
+
+    def positions(self, starts: Sequence[int]) -> np.ndarray:
+        """The stream positions that this process feeds to updates that start at `starts`.
+
+        Returns int64 `(updates, micro-batches, local examples)`.
+        """
+        whole = np.array(starts)[:, None] + np.arange(self.layout.batch_size)
+        return layouts.local_examples(self.layout.split(whole), self.mesh)
+
+    def dispatch_positions(self, points: Sequence[Point]) -> np.ndarray:
+        """`positions` of one call. It repeats the last update if there is room for more.
+
+        The repeated updates are not run.
+        """
+        starts = [point.start_examples for point in points]
+        return self.positions(starts + starts[-1:] * (self.max_updates - len(starts)))
+
+    def __call__(self, state: TrainState, batches: Any, points: Sequence[Point]) -> TrainState:
+        """Starts the updates at `points`; waits only if the host is far ahead of the devices.
+
+        Args:
+          state: the state before; its buffers are donated.
+          batches: host arrays for `dispatch_positions(points)`.
+          points: at most `max_updates`.
+        """
+        rates = np.zeros(self.max_updates, np.float32)
+        rates[: len(points)] = [point.learning_rate for point in points]
+        arguments = layouts.host_arguments(batches, (rates, np.int32(len(points))), self.mesh)
+        state, token = self.executable(state, *arguments, self.arrays)
+        self._in_flight.append(token)
+        if len(self._in_flight) > RUN_AHEAD:
+            self._in_flight.popleft().block_until_ready()
+        return state
+
+
+class Engine:
+    """One experiment on a set of devices. Nothing is compiled until it is asked for.
+
+    Args:
+      experiment: what is trained.
+      mesh: the devices.
+
+    Attributes:
+      feed: where training batches come from.
+      state: the shapes and dtypes of the training state.
+      updates: the compiled update of each batch size, an `UpdateProgram`.
+    """
+
+    def __init__(self, experiment: Experiment, mesh: Mesh):
+        self._experiment, self._mesh = experiment, mesh
+        self._execution = experiment.execution
+        self.feed = make_feed(experiment, mesh)
+        self.state: TrainState = jax.eval_shape(self._create_state)
+        self._test_batches = test_batches(experiment, mesh)
+        self._memory_limit = _least_memory_limit(mesh)
+        self._arrays: Any = None
+        self._read_until = 0
+        self.updates: CompileAhead[int] = CompileAhead(self._compile_update)
+        self._evaluation: CompileAhead[str] = CompileAhead(
+            self._compile_evaluation, pool=self.updates.pool
+        )
+
+    def __enter__(self) -> "Engine":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._evaluation.close()
+        self.updates.close()
+        self.feed.close()
+
+    def initial_state(self) -> TrainState:
+        """The state before the first update, on the devices."""
+        return layouts.replicate(self._create_state(), self._mesh)
+
+    def layouts(self, batch_size: int) -> tuple[Layout, ...]:
+        """The layouts to try for a batch size, from the fewest micro-batches on.
+
+        Raises:
+          ValueError: if there is none (see `possible_layouts`).
+        """
+        most = self._execution.max_microbatch_size or self._default_microbatch_size()
+        ghost = self._experiment.ghost_batch_size
+        return layouts.possible_layouts(batch_size, self._mesh.size, ghost, most)
+
+    def evaluation(self) -> Future:
+        """A future of the executable that evaluates one batch."""
+        return self._evaluation.start("evaluation")
+
+    def evaluate(self, executable: Any, state: TrainState) -> dict[str, float]:
+        """The metrics of the task over every test example once.
+
+        Args:
+          executable: the result of `evaluation()`.
+          state: the state to evaluate.
+        """
+        totals: dict[str, float] = {}
+        pending: deque[Any] = deque()
+        for batch in self._test_batches():
+            pending.append(executable(state.evaluated, batch))
+            if len(pending) > RUN_AHEAD:
+                _add_to(totals, pending.popleft())
+        for sums in pending:
+            _add_to(totals, sums)
+        return self._experiment.task.summarize(totals)
+
+    def prepare(self, batch_size: int, upcoming: Sequence[int]) -> None:
+        """Compiles what is needed next, in the background, and drops what is no longer needed.
+
+        Tracing holds Python's global lock, so call this when the devices have work.
+
+        Args:
+          batch_size: the current one.
+          upcoming: the batch sizes that may follow, the nearest first.
+        """
+        for size in self.updates.keys() - {batch_size, *upcoming}:
+            self._release(size)
+        if self._execution.compile_ahead:
+            self.evaluation()
+            growths = [size for size in upcoming if size != batch_size]
+            if growths and not self._execution.stop_at_growth:
+                self.updates.start(growths[0])
+
+    def read_ahead(self, segments: Sequence[Segment], examples_seen: int) -> None:
+        """Lets the feed read what comes next, as far as it is decided and compiled.
+
+        Args:
+          segments: those that are decided.
+          examples_seen: where the next dispatch starts.
+        """
+        self._read_until = max(self._read_until, examples_seen)
+        for segment in segments:
+            program = self.updates.finished(segment.batch_size)
+            while self._read_until < segment.end_examples:
+                if program is None:
+                    return
+                if not self.feed.read_ahead(program.positions([self._read_until])):
+                    return
+                self._read_until += segment.batch_size
+
+    def _create_state(self) -> TrainState:
+        e = self._experiment
+        example = jax.tree.map(lambda x: np.zeros((1, *x.shape), x.dtype), example_of(e.train_data))
+        averages = e.average_epochs is not None
+        return step.create_state(e.task, e.optimizer, example, e.seed, averages=averages)
+
+    def _default_microbatch_size(self) -> float:
+        """The most examples of one pass if the user does not say; inf where memory decides."""
+        if self._memory_limit is not None:
+            return math.inf
+        platform = self._mesh.devices.flat[0].platform
+        most = CPU_PASS if platform == "cpu" else UNKNOWN_MEMORY_PASS
+        return max(most, self._experiment.ghost_batch_size)
+
+    def _compile_update(self, batch_size: int) -> UpdateProgram:
+        """Compiles the first layout that fits the memory of the devices, by XLA's own analysis.
+
+        Raises:
+          MemoryError: if no layout fits.
+        """
+        if self._arrays is None:
+            self._arrays = layouts.replicate(self.feed.arrays, self._mesh)
+        candidates, need = self.layouts(batch_size), None
+        if self._execution.max_microbatch_size is not None:
+            candidates = candidates[:1]
+        for layout in candidates:
+            max_updates = self._max_updates(batch_size)
+            try:
+                executable = self._lower_update(layout, max_updates).compile()
+            except jax.errors.JaxRuntimeError as error:  # the TPU compiler refuses by itself
+                if "RESOURCE_EXHAUSTED" not in str(error):
+                    raise
+                log.info("%s: %s", layout, str(error).splitlines()[0])
+                continue
+            need, limit = memory_needed(executable), self._memory_limit
+            is_fixed = self._execution.max_microbatch_size is not None
+            if is_fixed or limit is None or need is None or need <= MEMORY_SHARE * limit:
+                return UpdateProgram(executable, layout, max_updates, self._mesh, self._arrays)
+            log.info("%s needs %.1f GiB of %.1f GiB", layout, need / 2**30, limit / 2**30)
+        raise self._too_little_memory(candidates[-1], need)
+
+    def _lower_update(self, layout: Layout, max_updates: int) -> Any:
+        e, decay = self._experiment, None
+        if e.average_epochs is not None:
+            decay = math.exp(
+                -layout.batch_size / (e.average_epochs * e.train_data.num_examples)
+            )
+        update = partial(
+            step.update,
+            task=e.task,
+            optimizer=e.optimizer,
+            examples=self.feed.examples,
+            seed=e.seed,
+            average_decay=decay,
+            axis_name=AXIS_NAME,
+        )
+        lead = (max_updates, layout.num_microbatches, layout.batch_size // layout.num_microbatches)
+        batches = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct((*lead, *x.shape), x.dtype), self.feed.example
+        )
+        return layouts.map_updates(partial(step.updates, update=update), self._mesh).lower(
+            self.state,
+            batches,
+            jax.ShapeDtypeStruct((max_updates,), np.float32),
+            jax.ShapeDtypeStruct((), np.int32),
+            _shapes(self.feed.arrays),
+        )
+
+    def _max_updates(self, batch_size: int) -> int:
+        """How many updates one call makes: enough to hide its cost, few enough to stop soon."""
+        if self._execution.updates_per_dispatch is not None:
+            return self._execution.updates_per_dispatch
+        # Examples that the host sends arrive one update at a time.
+        is_resident = bool(jax.tree.leaves(self.feed.arrays))
+        return max(1, min(MAX_UPDATES, DISPATCH_EXAMPLES // batch_size)) if is_resident else 1
+
+    def _compile_evaluation(self, _: str) -> Any:
+        evaluate = partial(step.evaluate, task=self._experiment.task, axis_name=AXIS_NAME)
+        mapped = layouts.map_evaluation(evaluate, self._mesh)
+        return mapped.lower(self.state.evaluated, self._test_batches.shapes).compile()
+
+    def _release(self, batch_size: int) -> None:
+        device = self._mesh.local_devices[0]
+        before = memory_in_use(device)
+        self.updates.release(batch_size)
+        after = memory_in_use(device)
+        if before is not None and after is not None:
+            text = "released batch size %d: device memory %.1f -> %.1f MiB"
+            log.info(text, batch_size, before / 2**20, after / 2**20)
+
+    def _too_little_memory(self, layout: Layout, need: int | None) -> MemoryError:
+        """`need`: bytes, if an executable came out; the compiler itself may have refused."""
+        device, limit = self._mesh.local_devices[0], self._memory_limit
+        needs = f"needs {need / 2**30:.1f} GiB" if need else "needs too much memory"
+        has = f"{limit / 2**30:.1f} GiB" if limit else "less"
+        return MemoryError(
+            f"batch size {layout.batch_size}: a micro-batch of {layout.microbatch_size} examples "
+            f"{needs}, and {device.device_kind} has {has}; use a smaller run.max_microbatch_size, "
+            "ghost batch, model or example"
+        )
+
+
+def _least_memory_limit(mesh: Mesh) -> int | None:
+    """Bytes of the device with the least memory, so that all processes choose the same layouts."""
+    limit = memory_limit(mesh.local_devices[0])
+    if limit is not None and jax.process_count() > 1:
+        limit = int(multihost_utils.process_allgather(np.int64(limit)).min())
+    return limit
+
+
+def _add_to(totals: dict[str, float], sums: Any) -> None:
+    for name, value in sums.items():
+        totals[name] = totals.get(name, 0.0) + float(value)
+
+
+def _shapes(tree: Any) -> Any:
+    """All that lowering looks at."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)

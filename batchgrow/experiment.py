@@ -1,0 +1,127 @@
+"""An experiment: everything that a run needs, as plain values. `config.make_experiment` makes it."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+import optax
+
+from batchgrow.data.datasets import Dataset
+from batchgrow.plan import Plan
+from batchgrow.tasks import Task
+
+MAX_EXAMPLES = 2**32  # of a run: the stream position of an example is a uint32 on the device
+INPUTS = ("resident", "streamed", "workers")
+
+
+class Outcome(StrEnum):
+    """How a call of `train` ended. After PREEMPTED and GROWTH the same call goes on."""
+
+    FINISHED = "finished"
+    PREEMPTED = "preempted"
+    GROWTH = "growth"
+
+
+class NonFiniteLoss(RuntimeError):
+    """The training loss became infinite or NaN."""
+
+
+@dataclass(frozen=True)
+class Cadence:
+    """How often things happen, in examples seen.
+
+    Attributes:
+      log: examples between two rows of the log.
+      evaluate: examples between two evaluations.
+      checkpoint: examples between two checkpoints.
+    """
+
+    log: int
+    evaluate: int
+    checkpoint: int
+
+    def next_stop(self, examples_seen: int) -> int:
+        """The first position beyond this one at which something is due."""
+        every = dataclasses.astuple(self)
+        return min((examples_seen // interval + 1) * interval for interval in every)
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How an experiment is executed. Nothing here changes the trajectory.
+
+    Attributes:
+      num_devices: the number of devices; None for all.
+      input: "resident": the devices hold the training set; "streamed": the host sends each batch;
+        "workers": worker processes decode the examples.
+      num_workers: worker processes; 0 for a thread.
+      max_microbatch_size: the most examples of one pass on one device; None to choose it by memory.
+      updates_per_dispatch: the most updates of one call; None to choose it by the batch size.
+      eval_batch_size: examples of an evaluation batch on all devices, rounded up to whole devices.
+      compile_ahead: whether the next batch size compiles while the current one trains.
+      compilation_cache_dir: "" for JAX's own setting, else ~/.cache/batchgrow/xla.
+      keep_checkpoints: how many of the last checkpoints to keep; the best is kept too.
+      stop_at_growth: whether to stop before each growth, to go on with other devices.
+      tensorboard: whether to write an event file.
+      progress: whether to show progress.
+    """
+
+    num_devices: int | None = None
+    input: str = "resident"
+    num_workers: int = 0
+    max_microbatch_size: int | None = None
+    updates_per_dispatch: int | None = None
+    eval_batch_size: int = 1000
+    compile_ahead: bool = True
+    compilation_cache_dir: str = ""
+    keep_checkpoints: int = 2
+    stop_at_growth: bool = False
+    tensorboard: bool = True
+    progress: bool = True
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What is trained, on what, by which plan, and how it is executed.
+
+    Attributes:
+      name: shown in messages and in the report.
+      task: the model, its loss and its metrics.
+      train_data, test_data: the data sets.
+      plan: the segments of the run, and with them batch sizes and learning rates.
+      optimizer: from gradients to the direction that the learning rate scales.
+      cadence: when to log, evaluate and save.
+      seed: of parameters, stream order, augmentation and dropout.
+      ghost_batch_size: consecutive examples that share batch statistics; 1 without ghost norm.
+      average_epochs: the time constant of an exponential average of the parameters, which is
+        evaluated instead of them; None for no average.
+      settings: what `config.json` records: nested plain values. Those under "run" are free to
+        change when a run is resumed.
+      execution: how it is executed.
+    """
+
+    name: str
+    task: Task
+    train_data: Dataset
+    test_data: Dataset
+    plan: Plan
+    optimizer: optax.GradientTransformation
+    cadence: Cadence
+    seed: int = 0
+    ghost_batch_size: int = 1
+    average_epochs: float | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    execution: Execution = Execution()
+
+    def __post_init__(self) -> None:
+        if self.execution.input not in INPUTS:
+            raise ValueError(
+                f"unknown run.input {self.execution.input!r}; choose {', '.join(INPUTS)}"
+            )
+        if self.plan.end_examples >= MAX_EXAMPLES:
+            raise ValueError(
+                f"the plan has {self.plan.end_examples:,} examples, but stream positions end at "
+                f"{MAX_EXAMPLES - 1:,}; train for fewer epochs"
+            )

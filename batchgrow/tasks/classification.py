@@ -1,0 +1,118 @@
+"""Image classification."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from batchgrow.data.augment import AUGMENTATIONS, PADDING, augment
+from batchgrow.tasks import Metric, Outputs, Variables
+
+Images = dict[str, jax.Array]
+
+
+@dataclass(frozen=True, eq=False)
+class Classification:
+    """Cross entropy of images `{"image": uint8 (examples, h, w, c), "label": int (examples,)}`.
+
+    Attributes:
+      model: called as `model(images, train=...)` with float32 images `(examples, h, w, c)`; gives
+        logits `(examples, num_classes)`.
+      num_classes: the number of classes.
+      mean, std: of 0..255 pixels, for each channel or for all.
+      augment: of the training images: "none", "flip" or "crop_flip" (see `data.augment`).
+      label_smoothing: probability that training spreads evenly over all classes.
+
+    Raises:
+      ValueError: for a field out of its range.
+    """
+
+    model: nn.Module
+    num_classes: int
+    mean: Sequence[float] = (0.0,)
+    std: Sequence[float] = (255.0,)
+    augment: str = "none"
+    label_smoothing: float = 0.0
+
+    metrics = (Metric("accuracy", "higher", percent=True), Metric("loss", "lower"))
+
+    def __post_init__(self) -> None:
+        if self.augment not in AUGMENTATIONS:
+            raise ValueError(
+                f"unknown task.augment {self.augment!r}; choose {', '.join(AUGMENTATIONS)}"
+            )
+        if self.num_classes < 2:
+            raise ValueError(f"model.num_classes {self.num_classes} must be 2 or more")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(
+                f"task.label_smoothing {self.label_smoothing} must be at least 0 and below 1"
+            )
+        if min(self.std) <= 0:
+            raise ValueError(f"task.std {tuple(self.std)} must be above 0")
+
+    def check(self, examples: Images, split: str) -> None:
+        """Checks a whole split, host arrays.
+
+        Raises:
+          ValueError: if the images do not fit the fields, or a label is not a class.
+        """
+        height, width, channels = examples["image"].shape[1:]
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) not in (1, channels):
+                raise ValueError(
+                    f"task.{name} has {len(values)} values and the images have {channels} "
+                    "channels; give one value for each channel, or one for all"
+                )
+        if self.augment == "crop_flip" and min(height, width) <= PADDING:
+            raise ValueError(
+                f"task.augment 'crop_flip' reflects {PADDING} pixels at each edge and needs images "
+                f"of {PADDING + 1} pixels a side or more, but these have {height} x {width}; "
+                "choose 'flip' or 'none'"
+            )
+        least, most = examples["label"].min(), examples["label"].max()
+        if least < 0:
+            raise ValueError(
+                f"the {split} split has a label {least}; labels are 0 or more, so choose a split "
+                "whose examples are labelled"
+            )
+        if most >= self.num_classes:
+            raise ValueError(
+                f"model.num_classes is {self.num_classes}, but the {split} split has a label "
+                f"{most}; set the field to {most + 1} or more"
+            )
+
+    def init(self, key: jax.Array, examples: Images) -> Variables:
+        return self.model.init(key, self._normalised(examples["image"]), train=True)
+
+    def loss(
+        self, variables: Variables, examples: Images, keys: jax.Array | None, *, train: bool
+    ) -> Outputs:
+        images, labels = examples["image"], examples["label"]
+        if keys is not None:
+            images = augment(images, keys, self.augment)
+        logits, model_state = apply(
+            self.model, variables, self._normalised(images), keys, train=train
+        )
+        smoothing = self.label_smoothing if train else 0.0
+        losses = cross_entropy(logits, labels, smoothing)
+        return Outputs(losses, model_state, {"correct": jnp.argmax(logits, -1) == labels})
+
+    def summarize(self, sums: Mapping[str, float]) -> dict[str, float]:
+        count = sums["count"]
+        return {"loss": sums["loss"] / count, "accuracy": sums["correct"] / count}
+
+    def _normalised(self, images: jax.Array) -> jax.Array:
+        shift = np.asarray(self.mean, np.float32).reshape(1, 1, 1, -1)
+        scale = 1.0 / np.asarray(self.std, np.float32).reshape(1, 1, 1, -1)
+        return (images.astype(jnp.float32) - shift) * scale
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float = 0.0) -> jax.Array:
+    """Cross entropy of each example, float32 `(examples,)`."""
+    targets = jax.nn.one_hot(labels, logits.shape[-1])
+    return optax.softmax_cross_entropy(logits, optax.smooth_labels(targets, label_smoothing))
