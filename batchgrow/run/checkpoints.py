@@ -6,68 +6,106 @@ import logging
 import math
 import re
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
-from batchgrow import s3
-from batchgrow.run.folder import Config, FolderError, check_config, trajectory_fields
-from batchgrow.state import TrainState, digest
+from batchgrow.run import s3
+from batchgrow.run.agreement import all_agree
+from batchgrow.run.files import cannot_write, is_remote, unused
+from batchgrow.run.folder import (
+    FORMAT,
+    Config,
+    FolderError,
+    check_config,
+    check_number,
+    run_folder,
+    trajectory_fields,
+)
+from batchgrow.tasks import Metric
 
 log = logging.getLogger(__name__)
 Notes = dict[str, Any]
+State = TypeVar("State")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class LastAndBest(ocp.checkpoint_managers.PreservationPolicy):
-    """Keeps the last checkpoints, and the best one by test accuracy.
+    """Keeps the last checkpoints, and the best one.
 
     Attributes:
       keep: how many of the last ones.
-      accuracy: test accuracy by `examples_seen`; those that were not evaluated are not in it.
+      better: whether lower or higher scores are better.
+      scores: by `examples_seen`; without those that were not evaluated.
     """
 
     keep: int
-    accuracy: dict[int, float] = field(default_factory=dict)
+    better: Literal["lower", "higher"]
+    scores: dict[int, float] = field(default_factory=dict)
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
         """For each checkpoint, oldest first, whether to keep it."""
         steps = [checkpoint.step for checkpoint in checkpoints]
-        # Of several as good the last; without any accuracy that is the last of all.
-        best = max(steps, key=lambda step: (self.accuracy.get(step, -math.inf), step))
+        # Of equal scores the last; without any score that is the last of all.
+        best = max(steps, key=lambda step: (self._rank(step), step))
         return [step in steps[-self.keep :] or step == best for step in steps]
+
+    def _rank(self, step: int) -> float:
+        score = self.scores.get(step, math.nan)
+        if math.isnan(score):
+            return -math.inf
+        return score if self.better == "higher" else -score
+
+
+class Manager(ocp.CheckpointManager):
+    """Orbax's manager, but it leaves JAX's preemption service alone.
+
+    Orbax asks the service at every save, with the step as its number. The service tells a process
+    once only, and with numbers of two counters, that it should stop: signals got lost.
+    """
+
+    def reached_preemption(self, step: int) -> bool:
+        """False; `signals.Preemption` asks."""
+        return False
 
 
 class Checkpoints:
     """The checkpoints of one run folder.
 
-    Each holds the training state with a checksum of every array, notes (JSON), and what it was
-    trained by, all verified on restoring. The last `keep` are kept, and the best by test accuracy.
+    Each holds the training state with a checksum of every array, notes (JSON), its position and the
+    config, all verified on restoring. The last `keep` are kept, and the best by `metric`.
 
     Args:
-      workdir: the run folder; checkpoints lie in `checkpoints/EXAMPLES_SEEN`.
+      workdir: the run folder; checkpoints are in `checkpoints/EXAMPLES_SEEN`.
       keep: how many of the last ones to keep.
+      metric: of the task, which scores a checkpoint.
       config: of the run, as plain nested dicts.
-      plan: of the run, as `Schedule.to_dict`.
+
+    Raises:
+      FolderError: if `checkpoints` is a file.
+      OSError: if the folder cannot be written.
     """
 
-    def __init__(self, workdir: epath.Path, *, keep: int, config: Config, plan: dict[str, Any]):
+    def __init__(self, workdir: epath.Path, *, keep: int, metric: Metric, config: Config):
         self._digest = jax.jit(digest)
         self._workdir = workdir
         self._folder = workdir / "checkpoints"
         self._config = trajectory_fields(config)
-        self._plan = plan
-        self._policy = LastAndBest(keep)
+        self._policy = LastAndBest(keep, metric.better)
         if str(workdir).startswith("s3://"):
             s3.teach_orbax()
-        with _told(self._folder):
-            self._manager = ocp.CheckpointManager(
+        if not is_remote(workdir) and self._folder.exists() and not self._folder.is_dir():
+            raise FolderError(f"{self._folder} is a file; remove it or choose another workdir")
+        with _named(self._folder):
+            self._manager = Manager(
                 self._folder,
                 options=ocp.CheckpointManagerOptions(
                     preservation_policy=self._policy, cleanup_tmp_directories=True
@@ -86,30 +124,37 @@ class Checkpoints:
                 raise
             log.warning("%s", error)  # beside the error that ends the run
 
-    def save(
-        self, examples_seen: int, state: TrainState, notes: Notes, test_accuracy: float | None
-    ) -> None:
+    def save(self, examples_seen: int, state: Any, notes: Notes, score: float | None) -> None:
         """Copies the state off the device, then writes it in the background.
 
         Args:
-          examples_seen: the position; a checkpoint that is already there is left alone.
-          state: as on the devices; every process passes its own copy.
+          examples_seen: the position; a checkpoint that is already there stays as it is.
+          state: a pytree of arrays; every process passes its own copy.
           notes: JSON to restore beside it.
-          test_accuracy: measured at this position, or None.
+          score: the metric measured at this position, or None.
 
         Raises:
           OSError: if this or an earlier checkpoint could not be written.
         """
-        if examples_seen in self._manager.all_steps():
+        steps = self._manager.all_steps()
+        if examples_seen in steps:
             return
-        if test_accuracy is not None:
-            self._policy.accuracy[examples_seen] = test_accuracy
-        accuracy = {str(k): v for k, v in self._policy.accuracy.items()}
-        body = {"notes": notes, "config": self._config, "plan": self._plan, "accuracy": accuracy}
+        scores = self._policy.scores
+        for gone in scores.keys() - set(steps):
+            del scores[gone]
+        if score is not None:
+            scores[examples_seen] = score
+        body = {
+            "format": FORMAT,
+            "examples_seen": examples_seen,
+            "notes": notes,
+            "config": self._config,
+            "scores": scores,
+        }
         text = json.dumps(body)
         sealed = {"text": text, "crc32": zlib.crc32(text.encode())}
         tree = {"state": state, "digest": self._digest(state)}
-        with _told(self._folder):
+        with _named(self._folder):
             self._manager.save(
                 examples_seen,
                 args=ocp.args.Composite(
@@ -117,31 +162,30 @@ class Checkpoints:
                 ),
             )
 
-    def restore(self, like: TrainState) -> tuple[int, TrainState, Notes] | None:
-        """The newest checkpoint that is whole, placed as `like` is; None if there is none at all.
+    def restore(self, like: State) -> tuple[int, State, Notes] | None:
+        """The newest complete checkpoint, placed as `like` is; None if there is none at all.
 
         Newer ones that are damaged are set aside as `EXAMPLES_SEEN.bad`, with a warning.
 
         Raises:
-          FolderError: if none of them is whole (all are left where they are), or if they are of
-            another config or plan.
+          FolderError: if no checkpoint is complete (all stay where they are), or if they are of
+            another config or of another version.
         """
         damaged: dict[int, str] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
-            whole, reason = None, "another process cannot read it"
             try:
-                whole = self._read(step, like)
-            except Exception as error:  # whatever damage makes of Orbax, TensorStore and JSON
-                reason = _reason(error)
-            if not _all_agree(whole is not None) or whole is None:
-                damaged[step] = reason
+                body = _together(self._read_notes, step)
+                check_number(self._folder / str(step), body.get("format"))
+                if body["examples_seen"] != step:
+                    raise _Damaged(f"it was saved at {body['examples_seen']} examples")
+                check_config(self._workdir, body["config"], self._config, override=False)
+                state = _together(self._read_state, step, like)
+            except _Damaged as error:
+                damaged[step] = str(error)
                 continue
-            state, body = whole
-            check_config(self._workdir, body["config"], self._config, override=False)
-            self._check_plan(body["plan"])
             for bad, reason in damaged.items():
                 self._set_aside(bad, reason)
-            self._policy.accuracy.update({int(k): v for k, v in body["accuracy"].items()})
+            self._policy.scores.update({int(k): v for k, v in body["scores"].items()})
             return step, state, body["notes"]
         if damaged:
             raise FolderError(
@@ -157,7 +201,7 @@ class Checkpoints:
         Raises:
           OSError: as `save`.
         """
-        with _told(self._folder):
+        with _named(self._folder):
             self._manager.wait_until_finished()
 
     def close(self) -> None:
@@ -166,93 +210,97 @@ class Checkpoints:
         Raises:
           OSError: as `save`.
         """
-        with _told(self._folder):
+        with _named(self._folder):
             self._manager.close()
 
-    def _read(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        tree = {"state": like, "digest": self._digest(like)}
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, tree)
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(abstract), notes=ocp.args.JsonRestore()
-            ),
-        )
-        sealed, state = restored["notes"], restored["state"]["state"]
+    def _read_notes(self, step: int) -> dict[str, Any]:
+        args = ocp.args.Composite(notes=ocp.args.JsonRestore())
+        sealed = self._manager.restore(step, args=args)["notes"]
         if zlib.crc32(sealed["text"].encode()) != sealed["crc32"]:
             raise ValueError("the checksum of its notes is wrong")
-        expected = np.asarray(restored["state"]["digest"])
-        if not np.array_equal(np.asarray(self._digest(state)), expected):
+        return json.loads(sealed["text"])
+
+    def _read_state(self, step: int, like: State) -> State:
+        tree = {"state": like, "digest": self._digest(like)}
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, tree)
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+        restored = self._manager.restore(step, args=args)["state"]
+        expected = np.asarray(restored["digest"])
+        if not np.array_equal(np.asarray(self._digest(restored["state"])), expected):
             raise ValueError("the checksum of its arrays is wrong")
-        return state, json.loads(sealed["text"])
-
-    def _check_plan(self, before: Mapping[str, Any]) -> None:
-        """The same config makes another plan only if the code that makes plans has changed."""
-
-        def numbers(plan: Mapping[str, Any]) -> list[float]:
-            return [value for phase in plan["phases"] for value in phase.values()]
-
-        old, new = numbers(before), numbers(self._plan)
-        # Another machine's powers and cosines may differ in the last bit.
-        if len(old) == len(new) and all(map(math.isclose, old, new)):
-            return
-        raise FolderError(
-            f"{self._folder} was trained by another plan, although by the same config "
-            f"({before['num_updates']} updates in {len(before['phases'])} phases, now "
-            f"{self._plan['num_updates']} in {len(self._plan['phases'])}); go on with the version "
-            "of batchgrow that made it, or take another workdir"
-        )
+        return restored["state"]
 
     def _set_aside(self, step: int, reason: str) -> None:
-        places = (f"{step}.bad{n or ''}" for n in range(1000))
-        bad = next(place for place in places if not (self._folder / place).exists())
+        bad = unused(self._folder, f"{step}.bad")
         log.warning(
-            "checkpoint %s is damaged (%s); set aside as %s, going on from the one before",
+            "checkpoint %s is damaged (%s); set aside as %s, continuing from the one before",
             self._folder / str(step),
             reason,
-            bad,
+            bad.name,
         )
         if jax.process_index() == 0:
-            (self._folder / str(step)).rename(self._folder / bad)
+            (self._folder / str(step)).rename(bad)
         multihost_utils.sync_global_devices(f"set aside {step}")
         self._manager.reload()
 
 
+class _Damaged(Exception):
+    """A checkpoint cannot be used on every process."""
+
+
+def _together(read: Callable[..., Result], *args: Any) -> Result:
+    """What `read` returns, if it succeeds on every process; otherwise raises _Damaged on all."""
+    result, reason = None, "another process cannot read it"
+    try:
+        result = read(*args)
+    except Exception as error:  # whatever damage makes of Orbax, TensorStore and JSON
+        reason = _reason(error)
+    if not all_agree(result is not None) or result is None:
+        raise _Damaged(reason)
+    return result
+
+
+def digest(tree: Any) -> jax.Array:
+    """A uint32 checksum of each leaf, of shape (num_leaves,), that any flipped bit changes.
+
+    Each word is weighted by an odd number, so that no single flip cancels modulo 2^32. Integer
+    arithmetic is exact on every backend; it runs on the device, beside training.
+    """
+    return jnp.stack([_checksum(leaf) for leaf in jax.tree.leaves(tree)])
+
+
+def _checksum(leaf: jax.Array) -> jax.Array:
+    leaf = leaf.astype(jnp.uint8) if leaf.dtype == jnp.bool_ else leaf
+    unsigned = {1: jnp.uint8, 2: jnp.uint16}.get(leaf.dtype.itemsize, jnp.uint32)
+    words = jax.lax.bitcast_convert_type(leaf, unsigned).ravel().astype(jnp.uint32)
+    return jnp.sum(words * (2 * jnp.arange(words.size, dtype=jnp.uint32) + 1), dtype=jnp.uint32)
+
+
 def last_position(workdir: str) -> int:
-    """Examples seen at the newest checkpoint of a run folder, whole or damaged; 0 without any.
+    """Examples seen at the newest checkpoint of a run folder, complete or damaged; 0 without any.
 
     A folder that cannot be read has none: `claim` will say what is wrong with it.
     """
     try:
-        names = [path.name for path in (epath.Path(workdir) / "checkpoints").iterdir()]
-    except Exception:  # an object store's client raises what it likes
+        names = [path.name for path in (run_folder(workdir) / "checkpoints").iterdir()]
+    except Exception:  # the client of an object store raises its own kinds
         return 0
     return max((int(name) for name in names if name.isdigit()), default=0)
 
 
 @contextlib.contextmanager
-def _told(folder: epath.Path) -> Iterator[None]:
+def _named(folder: epath.Path) -> Iterator[None]:
     """Turns what Orbax and TensorStore raise where they cannot write into one OSError."""
     try:
         yield
     except Exception as error:
-        raise OSError(
-            f"{folder}: a checkpoint could not be written ({_reason(error)}); free space and start "
-            "the same command again; it goes on from the last checkpoint that is whole"
-        ) from error
+        raise cannot_write(folder, "a checkpoint", _reason(error)) from error
 
 
 def _reason(error: Exception) -> str:
-    """The heart of a message; TensorStore's go on for a page."""
+    """The essential part of a message; those of TensorStore are a page long."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     text = str(error).strip() or type(error).__name__
     system = re.search(r"([^:]+) \[os_error_code", text)
     return system[1].strip() if system else text.splitlines()[0][:120]
-
-
-def _all_agree(mine: bool) -> bool:
-    """Whether it is true on every process."""
-    if jax.process_count() == 1:
-        return mine
-    return bool(multihost_utils.process_allgather(np.array(mine)).all())

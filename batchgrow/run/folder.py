@@ -1,6 +1,7 @@
-"""The run folder: claimed by one run at a time, and for one config only."""
+"""The run folder: used by one run at a time, and for one config only."""
 
 import contextlib
+import errno
 import fcntl
 import json
 import logging
@@ -10,11 +11,14 @@ from typing import Any
 
 from etils import epath
 
-from batchgrow.run.files import is_remote, write_whole
+from batchgrow.run.files import as_oserror, is_remote, write_whole
 
 log = logging.getLogger(__name__)
 Config = dict[str, Any]
 
+# Of task.json and of the checkpoints. Write task.json before config.json: a folder that has only
+# the latter counts as one of version 0.1.
+FORMAT = 2
 # Fields under this key say how a run is executed; its trajectory does not depend on them.
 FREE = "run"
 
@@ -23,52 +27,104 @@ class FolderError(ValueError):
     """The run folder cannot be used as asked; the message says why and what to do."""
 
 
-@contextlib.contextmanager
-def claim(workdir: str, *, is_writer: bool) -> Iterator[epath.Path]:
-    """The folder, made if need be, and locked against a second run while the context lasts.
-
-    Args:
-      workdir: a local path or an object store's (`gs://`, `s3://`). The latter know no locks: two
-        runs there are not refused.
-      is_writer: whether this process writes (process 0).
+def run_folder(workdir: str) -> epath.Path:
+    """The folder that `workdir` names: an absolute path, or one on an object store.
 
     Raises:
-      FolderError: if `workdir` is empty, cannot be written, or another run holds it.
+      FolderError: if it is empty, or `~` cannot be expanded.
     """
     if not workdir:
         raise FolderError("workdir is empty; name a folder for the run: --workdir=runs/NAME")
-    if not is_remote(workdir):
-        workdir = os.path.abspath(workdir)
-    folder = epath.Path(workdir)
-    if not is_writer:
-        yield folder
-        return
+    if is_remote(workdir):
+        return epath.Path(workdir)
+    expanded = os.path.expanduser(workdir)
+    if expanded.startswith("~"):
+        raise FolderError(f"workdir {workdir}: there is no such user; write ./{workdir} or a path")
+    return epath.Path(os.path.abspath(expanded))
+
+
+@contextlib.contextmanager
+def claim(workdir: str, *, is_writer: bool) -> Iterator[epath.Path]:
+    """The folder, created if necessary, and locked against a second run while the context lasts.
+
+    Args:
+      workdir: a local path or one on an object store (`gs://`, `s3://`). Object stores have no
+        locks: a second run there is not refused.
+      is_writer: whether this process writes (process 0).
+
+    Raises:
+      FolderError: if `workdir` is empty, cannot be written, is used by another run, or holds a run
+        of another version.
+    """
+    folder = run_folder(workdir)
     with contextlib.ExitStack() as stack:
-        try:
-            if is_remote(workdir):
-                # Finds out whether it can be written. No mkdir: that could make a bucket.
-                write_whole(folder / ".lock", b"")
-            else:
-                folder.mkdir(parents=True, exist_ok=True)
-                lock = stack.enter_context(open(folder / ".lock", "w"))
-        except ImportError as error:
-            raise FolderError(
-                f"workdir {workdir}: {error}; pip install -e '.[{workdir[:2]}]'"
-            ) from error
-        except OSError as error:
-            raise FolderError(
-                f"workdir {workdir}: cannot be written ({error.strerror or error}); choose another "
-                "folder, or see to its permissions"
-            ) from error
-        try:
-            # The kernel frees the lock when the process ends, however it ends.
-            if not is_remote(workdir):
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise FolderError(
-                f"workdir {workdir}: another run is using it; wait for it or take another folder"
-            ) from error
+        if is_writer:
+            _lock(folder, stack)
+        check_format(folder)
         yield folder
+
+
+def _lock(folder: epath.Path, stack: contextlib.ExitStack) -> None:
+    lock = folder / ".lock"
+    try:
+        if is_remote(folder):
+            # Shows whether it can be written. No mkdir: that could create a bucket.
+            write_whole(lock, b"")
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        # Neither follows a link nor empties a file.
+        number = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        file = stack.enter_context(open(number, "w"))
+    except ImportError as error:
+        raise FolderError(
+            f"workdir {folder}: {error}; pip install -e '.[{os.fspath(folder)[:2]}]'"
+        ) from error
+    except OSError as error:
+        if error.errno == errno.ELOOP and lock.is_symlink():
+            raise FolderError(f"{lock} is a symbolic link; remove it") from error
+        raise FolderError(
+            f"workdir {folder}: cannot be written ({error.strerror or error}); choose another "
+            "folder, or change its permissions"
+        ) from error
+    try:
+        # The kernel releases the lock when the process ends, however it ends.
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise FolderError(
+            f"workdir {folder}: another run is using it; wait for it or choose another folder"
+        ) from error
+
+
+def check_format(folder: epath.Path) -> None:
+    """Refuses a folder that another version of batchgrow has written.
+
+    Raises:
+      FolderError: if so.
+    """
+    task = folder / "task.json"
+    if not task.exists():
+        if (folder / "config.json").exists():
+            raise FolderError(
+                f"workdir {folder} holds a run of batchgrow 0.1 (it has no task.json); continue "
+                "it with that version, or choose another workdir"
+            )
+        return
+    facts = read_json(task)
+    if facts is not None:
+        check_number(folder, facts.get("format"))
+
+
+def check_number(folder: epath.Path, number: Any) -> None:
+    """Refuses another format number than `FORMAT`.
+
+    Raises:
+      FolderError: if it is another one.
+    """
+    if number != FORMAT:
+        raise FolderError(
+            f"{folder} is of another version of batchgrow (format {number}, this version has "
+            f"format {FORMAT}); continue with that version, or choose another workdir"
+        )
 
 
 def check_config(folder: epath.Path, before: Config, now: Config, *, override: bool) -> None:
@@ -93,7 +149,7 @@ def check_config(folder: epath.Path, before: Config, now: Config, *, override: b
     remedy = (
         "it changes the trajectory, so take another --workdir or the old value"
         if fixed
-        else "it cannot change the trajectory; add --override_config to go on with it"
+        else "it cannot change the trajectory; add --override_config to continue with it"
     )
     raise FolderError(f"workdir {folder} holds a run with another config ({difference}); {remedy}")
 
@@ -107,18 +163,42 @@ def trajectory_fields(config: Config) -> Config:
     return {k: v for k, v in flatten(config).items() if not k.startswith(FREE + ".")}
 
 
-def read_json(path: epath.Path) -> Any:
-    """What `write_json` wrote; None if the file is not there, or damaged (with a warning)."""
+def read_json(path: epath.Path) -> dict[str, Any] | None:
+    """What `write_json` wrote; None if the file is not there, or damaged (with a warning).
+
+    Raises:
+      FolderError: if it is there and cannot be read.
+    """
     try:
-        return json.loads(path.read_bytes()) if path.exists() else None
-    except ValueError as error:
-        log.warning("%s is damaged (%s); it is written again", path, error)
+        with as_oserror():
+            text = path.read_bytes() if path.exists() else None
+    except OSError as error:
+        raise FolderError(
+            f"{path} cannot be read ({error.strerror or error}); remove it or make it readable"
+        ) from error
+    if text is None:
         return None
+    try:
+        value = json.loads(text)
+        if isinstance(value, dict):
+            return value
+        reason: Any = "it is not a JSON object"
+    except ValueError as error:
+        reason = error
+    log.warning("%s is damaged (%s); it is written again", path, reason)
+    return None
 
 
-def write_json(path: epath.Path, value: Any) -> None:
-    """Writes JSON, or raises OSError and leaves the old file as it is."""
-    write_whole(path, f"{json.dumps(value, indent=2)}\n".encode())
+def write_json(path: epath.Path, value: Mapping[str, Any]) -> None:
+    """Writes JSON.
+
+    Raises:
+      OSError: if it cannot be written; the old file stays.
+    """
+    try:
+        write_whole(path, f"{json.dumps(value, indent=2)}\n".encode())
+    except OSError as error:
+        raise OSError(f"{path} could not be written ({error.strerror or error})") from error
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,43 +1,51 @@
-"""What a run writes down: rows against examples seen, TensorBoard events, a clock with names.
+"""What a run writes: rows against examples seen, TensorBoard events, and seconds by timer.
 
-`metrics.jsonl` comes first: one JSON object a line, appended and synced. A checkpoint holds the
-rows before it, so a resumed run restores the files to them, whatever happened to it, and goes on:
-no row is lost and none stands twice.
+Each row is one line of JSON in `metrics.jsonl`, appended and synced. A checkpoint holds a mark: how
+far the files reach, with a checksum. A resumed run cuts the files back to the mark and continues,
+so that no row is missing and none is there twice.
 """
 
 import contextlib
 import json
+import logging
 import math
+import numbers
 import struct
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 from etils import epath
 from tensorboardX import summary
-from tensorboardX.proto import event_pb2
+from tensorboardX.proto import event_pb2, summary_pb2
 from tensorboardX.record_writer import masked_crc32c
 
-from batchgrow.run.files import Growing
-
-Row = dict[str, Any]
-PROTO: Any = event_pb2  # its messages are made at run time, which no type checker sees
-
-TIMERS = ("compile", "input", "eval", "checkpoint")
-# Standing still for these is not training: throughput leaves them out.
-PAUSES = ("compile", "eval", "checkpoint")
-# Columns that differ between two runs of the same trajectory.
-TIMING = (
-    "images_per_second",
-    "input_share",
-    "wall_seconds",
-    *(f"{name}_seconds" for name in TIMERS),
+from batchgrow.run.files import (
+    Extent,
+    Growing,
+    as_oserror,
+    cannot_write,
+    copy,
+    holds,
+    unused,
+    write_whole,
 )
-EVENTS = "events.out.tfevents"  # how TensorBoard knows its files
+from batchgrow.run.timers import PAUSES, TIMERS
+
+log = logging.getLogger(__name__)
+Row = dict[str, Any]
+LogMark = dict[str, Any]  # JSON
+# Their messages are made at run time, which no type checker sees.
+PROTO: Any = event_pb2
+SUMMARY: Any = summary_pb2.Summary  # type: ignore
+EVENTS = "events.out.tfevents"  # how TensorBoard recognises its files
+ROWS_PER_WRITE = 1000
 
 
 class Clock:
-    """Seconds by name, carried on by a resumed run.
+    """Seconds by name, continued by a resumed run.
 
     Attributes:
       seconds: by timer: `compile` and `input` (waited for), `eval`, `checkpoint`; `total`; and the
@@ -53,7 +61,7 @@ class Clock:
 
     @contextlib.contextmanager
     def timer(self, name: str, counts: Callable[[], bool] = lambda: True) -> Iterator[None]:
-        """Counts the time inside under `name`, if `counts` says so when it is over."""
+        """Counts the time inside under `name`, if `counts` says so at the end."""
         started = time.perf_counter()
         try:
             yield
@@ -62,14 +70,14 @@ class Clock:
                 self.seconds[name] += time.perf_counter() - started
 
     def total(self) -> float:
-        """Seconds of this run so far, those before an interruption included."""
+        """Seconds of this run so far, including those before an interruption."""
         now = time.perf_counter()
         self.seconds["total"] += now - self._since
         self._since = now
         return self.seconds["total"]
 
     def lap(self) -> tuple[float, float]:
-        """Training seconds since the last lap, pauses left out; and those of them for input."""
+        """Training seconds since the last lap, without pauses; and those of them for input."""
         seconds = self._active() - self.seconds["lap"]
         waited = self.seconds["input"] - self.seconds["lap_input"]
         self.seconds["lap"] += seconds
@@ -77,7 +85,7 @@ class Clock:
         return seconds, waited
 
     def by_name(self) -> dict[str, float]:
-        """Seconds by timer, with `step` for what no timer claims; they add up to the total."""
+        """Seconds by timer, with `step` for the rest; they add up to the total."""
         named = {name: self.seconds[name] for name in TIMERS}
         return named | {"step": self.total() - sum(named.values())}
 
@@ -86,28 +94,38 @@ class Clock:
 
 
 class RunLog:
-    """Rows of one run, in `metrics.jsonl` and TensorBoard.
+    """The rows of a run, in `metrics.jsonl` and in TensorBoard. No row is kept in memory.
+
+    A `metrics.jsonl` that is missing or damaged at a resume is copied to `metrics.jsonl.bad`; the
+    rows that can be read stay, and a warning says how many are lost.
 
     Args:
-      workdir: the run folder.
-      rows: those of the run so far, from its checkpoint; the files are made to hold just them.
-      tensorboard: whether to write an event file beside.
+      folder: the run folder.
+      mark: of the checkpoint that the run resumes from; None starts both files anew.
+      tensorboard: whether to write an event file too.
 
     Attributes:
-      rows: all rows of the run.
+      num_rows: number of rows in the file.
+      last: the newest row, None before the first; a resume restores it.
 
     Raises:
-      OSError: if the disk is full or gone; the rows before stay as they are.
+      OSError: if a file cannot be written; the rows before stay as they are.
     """
 
-    def __init__(self, workdir: epath.Path, *, rows: Sequence[Row], tensorboard: bool):
-        self._workdir = workdir
-        self.rows = list(rows)
+    def __init__(self, folder: epath.Path, *, mark: LogMark | None, tensorboard: bool):
+        mark = mark or {"num_rows": 0, "last": None, "file": Extent(), "events": None}
+        self._folder = folder
+        self._path = folder / "metrics.jsonl"
         self._board = None
-        with self._told():
-            self._file = Growing(workdir / "metrics.jsonl", "".join(map(_line, rows)).encode())
+        self.num_rows: int = mark["num_rows"]
+        self.last: Row | None = mark["last"]
+        with self._named():
+            extent = Extent(*mark["file"])
+            if not holds(self._path, extent):
+                extent = self._repair()
+            self._file = Growing(self._path, extent)
             if tensorboard:
-                self._board = EventFile(workdir / "tensorboard", rows)
+                self._board = EventFile(folder / "tensorboard", mark["events"], self)
 
     def __enter__(self) -> "RunLog":
         return self
@@ -116,32 +134,61 @@ class RunLog:
         try:
             self.close()
         except OSError:
-            if kind is None:  # otherwise the run ends of something else, which is told
+            if kind is None:  # otherwise the error that ends the run is reported
                 raise
 
     def write(self, row: Row) -> None:
-        """Appends a row; returns when it is on disk (an object store has it a little later).
+        """Appends a row; returns when it is on disk (on an object store a little later).
+
+        Args:
+          row: JSON; has `examples_seen`, `updates` and `wall_seconds`.
 
         Raises:
           OSError: as the class.
         """
-        self.rows.append(row)
-        with self._told():
-            self._file.append(_line(row).encode())
+        with self._named():
+            self._file.append(f"{json.dumps(row)}\n".encode())
             if self._board is not None:
-                self._board.rows([row])
+                self._board.write([row])
+        self.num_rows += 1
+        self.last = row
+
+    def rows(self) -> Iterator[Row]:
+        """Reads all rows from the file."""
+        self._file.flush()
+        with self._path.open("rb") as file:
+            yield from map(json.loads, file)
+
+    def mark(self) -> LogMark:
+        """Writes everything, and returns what a resume needs to continue here; small, JSON.
+
+        Raises:
+          OSError: as the class.
+        """
+        with self._named():
+            self._flush()
+        return {
+            "num_rows": self.num_rows,
+            "last": self.last,
+            "file": list(self._file.extent),
+            "events": self._board and self._board.mark(),
+        }
 
     def text(self, name: str, text: str) -> None:
-        """Notes a text of the run, such as the plan, in TensorBoard."""
+        """Writes a text of the run, such as its plan, to TensorBoard; once if it stays the same."""
         if self._board is not None:
-            with self._told():
+            with self._named():
                 self._board.text(name, text)
 
     def finish(self, hyper_parameters: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
-        """Notes both for TensorBoard's HParams tab; returns when everything is written."""
-        with self._told():
+        """Writes both for TensorBoard's HParams tab; returns when everything is written.
+
+        Raises:
+          OSError: as the class.
+        """
+        with self._named():
             if self._board is not None:
-                examples_seen = self.rows[-1]["examples_seen"]
+                examples_seen = self.last["examples_seen"] if self.last else 0
                 self._board.hyper_parameters(hyper_parameters, metrics, examples_seen)
             self._flush()
 
@@ -151,7 +198,7 @@ class RunLog:
         Raises:
           OSError: as the class.
         """
-        with self._told():
+        with self._named():
             self._flush()
             self._file.close()
             if self._board is not None:
@@ -162,78 +209,133 @@ class RunLog:
         if self._board is not None:
             self._board.file.flush()
 
+    def _repair(self) -> Extent:
+        """Keeps those lines of a damaged file that are rows up to the mark, in order."""
+        with as_oserror():
+            data = self._path.read_bytes() if self._path.exists() else None
+        kept, before = [], -1
+        end = self.last["examples_seen"] if self.last else 0
+        for line in (data or b"").splitlines(keepends=True):
+            position = _position(line)
+            if position is not None and before < position <= end:
+                kept.append(line)
+                before = position
+        lost = f"{self.num_rows - len(kept)} of the {self.num_rows} rows before the checkpoint"
+        if data is None:
+            log.warning("%s is missing: %s are lost; training is not affected", self._path, lost)
+        else:
+            bad = unused(self._folder, f"{self._path.name}.bad")
+            write_whole(bad, data)
+            log.warning(
+                "%s is damaged: %s are lost, others may be wrong; the old file is %s; training is "
+                "not affected",
+                self._path,
+                lost,
+                bad.name,
+            )
+        self.num_rows = len(kept)
+        whole = b"".join(kept)
+        write_whole(self._path, whole)
+        return Extent(len(whole), zlib.crc32(whole))
+
     @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
+    def _named(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            raise OSError(
-                f"{self._workdir}: the log cannot be written ({error.strerror or error}); free "
-                "space and start the same command again; it goes on from its last checkpoint"
-            ) from error
+            reason = error.strerror or str(error)
+            raise cannot_write(self._folder, "the log", reason) from error
 
 
 class EventFile:
-    """The TensorBoard events of a run, anew with every start: the rows so far, then what comes.
+    """The TensorBoard events of a run: a new file for each start.
 
-    Not `tensorboardX.SummaryWriter`: its thread dies of a full disk and leaves the run hanging. One
-    START by which TensorBoard forgets all that an earlier file said, because a START at the step
-    of a resumed run can be right for examples or for updates, not for both.
+    The file of a resumed run begins with a copy of the events before the mark, and the older files
+    are removed. It has one START event, its first. On reading it, a TensorBoard that is open
+    discards everything it has read of the older files. A START event within the file would not do:
+    it discards the events from a given step on, and the steps of some events are examples, those of
+    others updates.
+
+    `tensorboardX.SummaryWriter` is not used: on a full disk its thread dies and the run hangs.
 
     Args:
-      folder: for the event file; those of earlier starts are removed.
-      rows: of the run so far.
+      folder: for the event file.
+      mark: of the run that is resumed; None, or a mark whose file is missing, writes all rows.
+      rows: the log of the run so far.
     """
 
-    def __init__(self, folder: epath.Path, rows: Sequence[Row]):
-        self._began = time.time() - (rows[-1]["wall_seconds"] if rows else 0.0)
+    def __init__(self, folder: epath.Path, mark: LogMark | None, rows: "RunLog"):
         folder.mkdir(parents=True, exist_ok=True)
-        # An empty folder of an object store is none.
+        # An empty folder of an object store does not exist.
         files = list(folder.iterdir()) if folder.exists() else []
         before = [path for path in files if path.name.startswith(EVENTS)]
-        self.file = Growing(folder / f"{EVENTS}.{time.time_ns()}")
-        start = PROTO.SessionLog(status=PROTO.SessionLog.START)
-        self._write(
-            PROTO.Event(file_version="brain.Event:2"), PROTO.Event(step=0, session_log=start)
-        )
-        self.rows(rows)
-        for path in before:
-            path.unlink(missing_ok=True)
-
-    def rows(self, rows: Sequence[Row]) -> None:
-        """Notes each finite column against examples seen and against updates; seconds once."""
-        events = [
-            PROTO.Event(
-                step=step,
-                wall_time=self._began + row["wall_seconds"],
-                summary=summary.scalar(tag, value),
+        path = folder / f"{EVENTS}.{time.time_ns()}"
+        if mark and (old := _find(before, Extent(*mark["file"]))):
+            self._began, self._texts = mark["began"], mark["texts"]
+            copy(old, path, mark["file"][0])
+            self.file = Growing(path, Extent(*mark["file"]))
+        else:
+            self._began = time.time() - (rows.last["wall_seconds"] if rows.last else 0.0)
+            self._texts: dict[str, int] = {}
+            self.file = Growing(path, Extent())
+            start = PROTO.SessionLog(status=PROTO.SessionLog.START)
+            self._write(
+                PROTO.Event(file_version="brain.Event:2"), PROTO.Event(step=0, session_log=start)
             )
-            for row in rows
-            for name, value in row.items()
-            if math.isfinite(value)
-            for tag, step in _series(name, row)
-        ]
+            left = rows.rows()
+            while some := list(islice(left, ROWS_PER_WRITE)):
+                self.write(some)
+        for old in before:
+            old.unlink(missing_ok=True)
+
+    def write(self, rows: Iterable[Row]) -> None:
+        """Writes each finite number against examples seen and against updates; seconds once.
+
+        The wall time of an event is that of the run's own clock, which stands still between an
+        interruption and the resume.
+        """
+        events = []
+        for row in rows:
+            values: dict[int, list[Any]] = {}
+            for name, value in row.items():
+                if isinstance(value, numbers.Real) and math.isfinite(value):
+                    for tag, step in _series(name, row):
+                        values.setdefault(step, []).extend(summary.scalar(tag, value).value)
+            wall_time = self._began + row["wall_seconds"]
+            events += [
+                PROTO.Event(step=step, wall_time=wall_time, summary=SUMMARY(value=some))
+                for step, some in values.items()
+            ]
         self._write(*events)
 
     def text(self, name: str, text: str) -> None:
-        """Notes a text."""
-        self._write(PROTO.Event(summary=summary.text(name, text)))
+        """Writes a text, unless it was the last one of this name."""
+        crc32 = zlib.crc32(text.encode())
+        if self._texts.get(name) != crc32:
+            self._texts[name] = crc32
+            self._write(PROTO.Event(summary=summary.text(name, text)))
 
     def hyper_parameters(
         self, values: Mapping[str, Any], metrics: Mapping[str, float], examples_seen: int
     ) -> None:
-        """Notes the run as a session of the HParams tab, and its metrics as `final/NAME`."""
+        """Writes the run as a session of the HParams tab, and its metrics as `final/NAME`."""
         metrics = {f"final/{name}": value for name, value in metrics.items()}
         parts = [*summary.hparams(dict(values), metrics)]
         parts += [summary.scalar(name, value) for name, value in metrics.items()]
         self._write(*(PROTO.Event(step=examples_seen, summary=part) for part in parts))
 
+    def mark(self) -> LogMark:
+        """What a resume needs to continue here; JSON."""
+        return {"file": list(self.file.extent), "began": self._began, "texts": dict(self._texts)}
+
     def _write(self, *events: Any) -> None:
-        data = b""
         for event in events:
             event.wall_time = event.wall_time or time.time()
-            data += _record(event.SerializeToString())
-        self.file.append(data)
+        self.file.append(b"".join(_record(event.SerializeToString()) for event in events))
+
+
+def _find(paths: Iterable[epath.Path], extent: Extent) -> epath.Path | None:
+    return next((path for path in paths if holds(path, extent)), None)
 
 
 def _series(name: str, row: Row) -> list[tuple[str, int]]:
@@ -245,8 +347,14 @@ def _series(name: str, row: Row) -> list[tuple[str, int]]:
     return [(f"by_examples/{name}", row["examples_seen"]), (f"by_updates/{name}", row["updates"])]
 
 
-def _line(row: Row) -> str:
-    return json.dumps(row) + "\n"
+def _position(line: bytes) -> int | None:
+    """The examples seen of a line, None if it is not a row."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    position = row.get("examples_seen") if isinstance(row, dict) else None
+    return position if isinstance(position, int) and line.endswith(b"\n") else None
 
 
 def _record(data: bytes) -> bytes:

@@ -1,9 +1,12 @@
-"""A bar over examples on a terminal, plain lines elsewhere, and nothing on other processes."""
+"""A bar over examples on a terminal, plain lines elsewhere, nothing if disabled."""
 
 import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tqdm import tqdm
+
+from batchgrow.tasks import Metric
 
 
 class Progress:
@@ -14,17 +17,26 @@ class Progress:
       examples_seen: where it starts.
       description: the run's name.
       enabled: False shows nothing.
+      metrics: of the task; rows are shown with their test values.
     """
 
-    def __init__(self, num_examples: int, examples_seen: int, description: str, enabled: bool):
+    def __init__(
+        self,
+        num_examples: int,
+        examples_seen: int,
+        description: str,
+        enabled: bool,
+        metrics: Sequence[Metric],
+    ):
         self._description = description
         self._num_examples = num_examples
         self._enabled = enabled
+        self._metrics = metrics
         self._bar = tqdm(
             total=num_examples,
             initial=examples_seen,
             desc=description,
-            unit="img",
+            unit="ex",
             unit_scale=True,
             dynamic_ncols=True,
             disable=not (enabled and sys.stderr.isatty()),
@@ -40,25 +52,26 @@ class Progress:
         """Moves the bar on."""
         self._bar.update(examples)
 
-    def row(self, row: dict[str, Any]) -> None:
-        """Shows the newest row of metrics."""
+    def row(self, row: Mapping[str, Any]) -> None:
+        """Shows the newest row; without a terminal only one with test metrics."""
         facts = {
             "epoch": f"{row['epoch']:.1f}",
-            "batch": row["global_batch_size"],
+            "batch": row["batch_size"],
             "lr": f"{row['learning_rate']:.3g}",
             "loss": f"{row['train_loss']:.3f}",
         }
-        if "test_accuracy" in row:
-            facts["test"] = f"{row['test_accuracy']:.2%}"
+        tested = [metric for metric in self._metrics if f"test_{metric.name}" in row]
+        for metric in tested:
+            value = row[f"test_{metric.name}"]
+            facts[f"test_{metric.name}"] = f"{value:.2%}" if metric.percent else f"{value:.4g}"
         if not self._bar.disable:
             self._bar.set_postfix(facts, refresh=False)
-        elif self._enabled and "test_accuracy" in row:
+        elif tested:
             done = row["examples_seen"] / self._num_examples
             text = "  ".join(f"{name} {value}" for name, value in facts.items())
-            rate = f"{row['images_per_second']:,.0f} img/s"
-            self.say(f"{done:4.0%}  {text}  {rate}")
+            self.say(f"{done:4.0%}  {text}  {row['examples_per_second']:,.0f} ex/s")
 
     def say(self, text: str) -> None:
-        """Prints a line without tearing the bar."""
+        """Prints a line without breaking the bar."""
         if self._enabled:
             tqdm.write(f"{self._description}: {text}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Checkpoints on `s3://`: TensorStore and epath know it, Orbax not yet."""
+"""Checkpoints on `s3://`: supported by TensorStore and epath, not yet by Orbax."""
 
 import os
 from typing import Any
@@ -33,14 +33,14 @@ def kvstore(path: str) -> dict[str, Any]:
         return _gcs_kvstore(path)
     bucket, _, folder = path.removeprefix("s3://").partition("/")
     spec = {"driver": "s3", "bucket": bucket, "path": folder}
-    # s3fs heeds these variables by itself, TensorStore does not: stores other than Amazon's.
+    # For stores other than Amazon's: s3fs reads these variables by itself, TensorStore does not.
     if endpoint := os.environ.get("AWS_ENDPOINT_URL"):
         spec |= {"endpoint": endpoint, "aws_region": os.environ.get("AWS_REGION", "us-east-1")}
     return spec
 
 
 def normalize(path: str) -> str:
-    """Without double slashes, but for those of the scheme.
+    """The path without double slashes, except those of the scheme.
 
     >>> normalize("s3://bucket//run/"), normalize("/runs//digits/")
     ('s3://bucket/run', '/runs/digits')

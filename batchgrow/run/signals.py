@@ -1,8 +1,9 @@
-"""Signals: a run that is asked to stop finishes its update first, on every process the same one."""
+"""Signals: a run that is asked to stop finishes its update first, the same one on every process."""
 
 import itertools
 import os
 import signal
+import threading
 from types import FrameType
 from typing import Any
 
@@ -11,18 +12,22 @@ from jax.experimental import multihost_utils
 
 INTERRUPTED = 130  # exit status of a second Ctrl-C, as shells have it
 
-# JAX's preemption service counts on through all the runs of a process, and so must we.
+# JAX's preemption service counts on through all runs of a process, so this counter does too. Nobody
+# else may use the service: Orbax would, hence `checkpoints.Manager`.
 _sync_points = itertools.count(1)
 
 
 class Preemption:
     """While the context lasts, SIGTERM and SIGINT ask for a stop; a second SIGINT exits at once.
 
-    They nest: a command of several runs has one around them all, and what a run was asked, perhaps
-    too late for it, the outer one was asked too.
+    They nest: a command of several runs has one around all of them, and a signal that an inner one
+    receives, perhaps too late for its run, is passed on to the outer one.
 
-    With several processes JAX's own preemption service takes SIGTERM, and tells all of them the
-    update after which to stop (`multihost_utils.reached_preemption_sync_point`).
+    With several processes JAX's own preemption service receives SIGTERM and tells all of them after
+    which update to stop (`multihost_utils.reached_preemption_sync_point`).
+
+    Python handles signals in the main thread only. In another thread the context changes nothing,
+    and with one process no stop is ever requested.
     """
 
     def __init__(self) -> None:
@@ -32,6 +37,8 @@ class Preemption:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Preemption":
+        if threading.current_thread() is not threading.main_thread():
+            return self
         before = self._before[signal.SIGINT] = signal.signal(signal.SIGINT, self._interrupt)
         outer = getattr(before, "__self__", None)
         self._outer = outer if isinstance(outer, Preemption) else None
@@ -49,7 +56,7 @@ class Preemption:
         """Whether to stop now; every process asks once after each dispatch."""
         if jax.process_count() == 1:
             return self._asked
-        # The service names one of these counts, so they must leave none out.
+        # The service names one of these numbers, so none may be left out.
         return multihost_utils.reached_preemption_sync_point(next(_sync_points))
 
     def _ask(self, number: int, _: FrameType | None) -> None:
