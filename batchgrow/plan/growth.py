@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from batchgrow.plan.plan import FixedPlan, Segment
+from batchgrow.plan.plan import FixedPlan, Plan, Segment
 from batchgrow.plan.recipe import Recipe, check_momentum, check_whole
 
 NUM_SAMPLES = 1024  # A bump narrower than this fraction of the run may be missed.
@@ -91,7 +91,7 @@ def grow(
     [256, 512, 1024]
     """
     if not isinstance(recipe, Recipe):
-        hint = ": pass plan.recipe" if isinstance(recipe, FixedPlan) else ""
+        hint = ": pass plan.recipe" if isinstance(recipe, Plan) else ""
         raise TypeError(f"recipe must be a batchgrow.Recipe, not a {type(recipe).__name__}{hint}")
     momentum = recipe.momentum if momentum is None else momentum
     _check_options(initial_multiple, momentum, exponent, ladder, batch_multiple, num_growths)

@@ -119,6 +119,11 @@ def _check_schedule(schedule: Any) -> None:
             "schedule cannot be traced by JAX because it needs a concrete number of updates, for "
             "example in a Python `if`: use jnp.where, or optax.join_schedules"
         ) from error
+    except TypeError as error:
+        reason = str(error).partition("\n")[0]
+        raise TypeError(
+            f"schedule must accept a fractional number of updates, but it raises: {reason}"
+        ) from error
     if getattr(result, "shape", None) != ():
         raise TypeError(f"schedule must return a scalar, not {result}")
 

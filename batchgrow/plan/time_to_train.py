@@ -85,8 +85,8 @@ def predict(plan: FixedPlan, num_parameters: int, hardware: Hardware) -> dict[st
             devices, rest = divmod(devices * segment.batch_size, first)
             if rest:
                 raise ValueError(
-                    f"num_devices={hardware.num_devices} for a batch size of {first} is not a whole "
-                    f"number for {segment.batch_size}: change num_devices, or do not set "
+                    f"num_devices={hardware.num_devices} for a batch size of {first} is not a "
+                    f"whole number for {segment.batch_size}: change num_devices, or do not set "
                     "grow_devices"
                 )
         hosts = math.ceil(devices / hardware.devices_per_host)
