@@ -1,33 +1,37 @@
-"""Grow the batch instead of decaying the learning rate (Smith et al. 2018, arXiv 1711.00489).
+"""Grow the batch size instead of decaying the learning rate (Smith et al. 2018, arXiv 1711.00489).
 
-The parts that a training loop of one's own needs; each works without the others:
+These parts are for training loops of your own. Each works without the others:
 
-- `Recipe`, `decay`, `grow`, `hybrid`, `Schedule`, and `curves`: from a recipe to a plan.
-- `from_optax`, `to_optax`: the same with optax schedules, which count updates.
-- `Stream`: which example stands at each position of the training stream; `take` stacks them.
-- `CompileAhead`: the next batch size compiles while the current one trains.
-- `GhostBatchNorm`: batch norm that does not notice the batch size.
+- `Recipe`, `curves`, `decay`, `grow`, `hybrid`, `Plan`, `FixedPlan`: turn a recipe into a plan.
+- `from_optax`, `to_optax`: do the same with optax schedules, which count updates.
+- `Stream`: says which example is at each position of the training stream; `take` stacks them.
+- `CompileAhead`: compiles the next batch size while the current one trains.
+- `GhostBatchNorm`: batch normalization whose result does not depend on the batch size.
+
+A name is imported when it is first used, so plans need NumPy only.
 """
 
-from etils import epy as _epy
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-# Imported when first used: a plan or a report needs no jax.
-with _epy.lazy_api_imports(globals()):
-    from batchgrow import curves
-    from batchgrow.plan.curves import Recipe
-    from batchgrow.data.stream import Stream, take
+if TYPE_CHECKING:
     from batchgrow.compile import CompileAhead
+    from batchgrow.data.stream import Stream, take
     from batchgrow.models.ghost_batch_norm import GhostBatchNorm
+    from batchgrow.plan import curves
+    from batchgrow.plan.growth import decay, grow, hybrid
     from batchgrow.plan.optax_schedules import from_optax, to_optax
-    from batchgrow.plan.plan import Phase, Point, Schedule, decay, grow, hybrid
+    from batchgrow.plan.plan import FixedPlan, Plan, Point, Segment
+    from batchgrow.plan.recipe import Recipe
 
 __all__ = [
     "CompileAhead",
+    "FixedPlan",
     "GhostBatchNorm",
-    "Phase",
+    "Plan",
     "Point",
     "Recipe",
-    "Schedule",
+    "Segment",
     "Stream",
     "curves",
     "decay",
@@ -37,3 +41,24 @@ __all__ = [
     "take",
     "to_optax",
 ]
+
+_MODULES = {
+    "CompileAhead": "batchgrow.compile",
+    "GhostBatchNorm": "batchgrow.models.ghost_batch_norm",
+    "Stream": "batchgrow.data.stream",
+    "from_optax": "batchgrow.plan.optax_schedules",
+    "take": "batchgrow.data.stream",
+    "to_optax": "batchgrow.plan.optax_schedules",
+}  # The other public names are those of batchgrow.plan.
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'batchgrow' has no attribute {name!r}")
+    value = getattr(import_module(_MODULES.get(name, "batchgrow.plan")), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,22 +1,18 @@
-"""Learning-rate curves, what is found in them by looking, and the recipe's own checks."""
+"""Learning-rate curves."""
 
 import math
 from collections.abc import Callable
-from typing import Any
 
-import jax
+import numpy as np
 import optax
 import pytest
 
 from batchgrow.plan.curves import (
-    NUM_SAMPLES,
     Curve,
-    Descent,
-    Recipe,
     constant,
     cosine,
+    evaluate,
     exponential,
-    find_descent,
     inverse_time,
     step,
     with_warmup,
@@ -85,121 +81,10 @@ def test_curves_name_the_wrong_argument(make: Callable[[], Curve], field: str) -
     assert "\n" not in str(error.value)
 
 
-def look(curve: Callable[[float], Any], num_examples: int, num_epochs: float) -> Descent:
-    """The descent of a curve that does not say where it jumps."""
-    return Recipe(1, 0.0, lambda epoch: curve(epoch), num_examples, num_epochs).descent
-
-
-@pytest.mark.parametrize("num_examples", [10, 1437, 50_000, 1_281_167])
-def test_jumps_are_found_to_one_example(num_examples: int) -> None:
-    boundaries = (3, 10 / 3, 8.5)
-    found = look(step(0.1, boundaries, 0.2), num_examples, 10).jumps
-    assert found == tuple(math.ceil(round(epoch * num_examples, 6)) for epoch in boundaries)
-
-
-def test_jumps_up_and_several_within_a_sample_are_found() -> None:
-    heights = {0: 1.0, 500_001: 0.5, 500_040: 0.6, 500_077: 0.1, 999_990: 0.09}
-    assert 1_000_000 // NUM_SAMPLES > 77
-
-    def staircase(position: int) -> float:
-        return heights[max(start for start in heights if start <= position)]
-
-    assert find_descent(staircase, 1_000_000).jumps == (500_001, 500_040, 500_077, 999_990)
-
-
-def test_jumps_are_found_on_a_slope() -> None:
-    found = look(
-        lambda epoch: exponential(0.1, 0.9)(epoch) * (0.9 if epoch >= 3.21 else 1), 1000, 9
-    )
-    assert found.jumps == (3210,)
-
-
-@pytest.mark.parametrize("num_examples", [7, 1437, 1_281_167])
-@pytest.mark.parametrize(
-    "curve",
-    [
-        cosine(0.1, 30),
-        with_warmup(cosine(0.1, 30), 2),
-        exponential(0.1, 0.5),
-        inverse_time(0.1, 3.0),
-        lambda epoch: 0.1 * (1 - epoch / 30),
-    ],
-)
-def test_smooth_curves_have_no_jumps(curve: Callable[[float], float], num_examples: int) -> None:
-    assert look(curve, num_examples, 30).jumps == ()
-
-
-def test_float32_curves_have_the_same_jumps() -> None:
-    falls_to_zero = jax.jit(optax.warmup_cosine_decay_schedule(0.0, 0.1, 5, 90))
-    assert look(falls_to_zero, 1_281_167, 90).jumps == ()
-    steps = jax.jit(optax.piecewise_constant_schedule(0.1, {30: 0.2, 60: 0.2}))
-    assert look(steps, 50_000, 90).jumps == (1_500_000, 3_000_000)
-
-
-@pytest.mark.parametrize("warmup_epochs", [0.001, 1.234, 17.0])
-def test_the_peak_between_samples_is_found(warmup_epochs: float) -> None:
-    curve = with_warmup(cosine(0.1, 90), warmup_epochs)
-    found = look(curve, 1_281_167, 90)
-    assert found.ceiling(0) == pytest.approx(curve(warmup_epochs), rel=1e-5)
-
-
-def test_ceiling_is_the_highest_still_to_come() -> None:
-    restarts = Curve(lambda t: [4.0, 1.0, 3.0, 2.0][int(t)] - t % 1 / 2, (1.0, 2.0, 3.0))
-    found = Recipe(1, 0.0, restarts, 100, 4).descent
-    assert [found.ceiling(n) for n in (0, 99, 100, 199, 200, 299, 300)] == pytest.approx(
-        [4.0, 3.505, 3.0, 3.0, 3.0, 2.505, 2.0]
-    )
-
-
-def test_falls_to_is_exact() -> None:
-    found = look(lambda epoch: 1 - epoch / 8, 1_000_004, 8)
-    assert found.falls_to(0.25) == 6 * 1_000_004
-    assert found.falls_to(1.0) == 0
-    there_and_back = look(lambda epoch: abs(2 - epoch), 1000, 3)  # 2 to 0 and up to 1 again
-    assert there_and_back.falls_to(1.5) == 500
-    assert there_and_back.falls_to(1.0) == 1000
-
-
-def recipe(**changes: Any) -> Recipe:
-    fields: dict[str, Any] = dict(
-        batch_size=128, momentum=0.9, learning_rate=constant(0.1), num_examples=1000, num_epochs=3
-    )
-    return Recipe(**(fields | changes))
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"batch_size": 0}, "batch_size=0"),
-        ({"batch_size": 12.5}, "batch_size=12.5"),
-        ({"momentum": 1.0}, "momentum=1.0"),
-        ({"momentum": -0.1}, "momentum=-0.1"),
-        ({"num_examples": -5}, "num_examples=-5"),
-        ({"num_epochs": 0}, "num_epochs=0"),
-        ({"num_epochs": math.inf}, "num_epochs=inf"),
-        ({"num_epochs": 1e-5}, "num_epochs=1e-05 of num_examples=1000"),
-        ({"learning_rate": 0.1}, "learning_rate=0.1 must be a function"),
-    ],
-)
-def test_recipe_names_the_wrong_field(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message) as error:
-        recipe(**changes)
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("curve", "message"),
-    [
-        (lambda epoch: 0.1 - epoch / 20, "learning_rate is -.* at epoch 2"),
-        (lambda epoch: math.nan if epoch > 1 else 0.1, "learning_rate is nan at epoch 1"),
-        (lambda epoch: math.inf, "learning_rate is inf at epoch 0"),
-        (constant(0.0), "learning_rate is 0 at every epoch"),
-    ],
-)
-def test_wrong_learning_rates_are_told(curve: Callable[[float], float], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        _ = recipe(learning_rate=curve).descent
-
-
-def test_a_run_of_one_example_has_a_descent() -> None:
-    assert recipe(num_examples=1, num_epochs=1).descent.positions == (0,)
+def test_evaluate_takes_curves_with_and_without_on_array() -> None:
+    epochs = np.array([0.0, 1.5, 3.0])
+    assert evaluate(cosine(0.1, 3), epochs).tolist() == [cosine(0.1, 3)(t) for t in epochs]
+    assert evaluate(lambda epoch: np.float32(epoch), epochs).tolist() == [0.0, 1.5, 3.0]
+    at_once = Curve(lambda epoch: 1 / 0, on_array=lambda epochs: 2 * epochs)
+    assert evaluate(at_once, epochs).tolist() == [0.0, 3.0, 6.0]
+    assert evaluate(cosine(0.1, 3), epochs[:0]).shape == (0,)

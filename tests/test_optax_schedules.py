@@ -1,6 +1,7 @@
 """Plans from optax schedules, and back."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -30,7 +31,7 @@ def test_decay_is_the_schedule_itself(name):
     """There and back: every update of the plan that keeps the batch has optax's own rate."""
     schedule = SCHEDULES[name]
     plan = decay(recipe(schedule))
-    assert (plan.num_updates, plan.batch_sizes) == (UPDATES, (BATCH,))
+    assert (plan.num_updates, plan.batch_sizes()) == (UPDATES, (BATCH,))
     count = np.arange(UPDATES)
     expected = jax.vmap(schedule)(count)
     np.testing.assert_allclose(jax.vmap(to_optax(plan))(count), expected, rtol=1e-4, atol=1e-6)
@@ -38,8 +39,8 @@ def test_decay_is_the_schedule_itself(name):
 
 def test_steps_become_growths_at_the_same_updates():
     plan = grow(recipe(SCHEDULES["steps"]), max_batch_size=200)
-    assert plan.batch_sizes == (20, 100, 200)
-    assert [phase.start_examples for phase in plan.phases] == [0, 500 * BATCH, 1000 * BATCH]
+    assert plan.batch_sizes() == (20, 100, 200)
+    assert [segment.start_examples for segment in plan.segments] == [0, 500 * BATCH, 1000 * BATCH]
     np.testing.assert_allclose([point.learning_rate for point in plan.points()], 0.1, rtol=1e-6)
 
 
@@ -58,6 +59,30 @@ def test_an_optax_optimizer_takes_the_plans_rate_by_its_own_count():
     np.testing.assert_allclose(rates, [*planned, planned[-1], planned[-1]], rtol=1e-6)
 
 
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_learning_rates_are_equal_one_by_one_and_all_at_once(name):
+    plan = grow(recipe(SCHEDULES[name], num_updates=600), max_batch_size=50)
+    one_by_one = [point.learning_rate for point in plan.points()]
+    at_once = [rate for segment in plan.segments for rate in plan.learning_rates(segment)]
+    assert one_by_one == at_once
+
+
+def test_a_long_schedule_is_evaluated_in_few_calls():
+    """The values of `to_optax` need no call of the compiled schedule per update."""
+    calls = []
+
+    def counting(epochs: np.ndarray) -> np.ndarray:
+        calls.append(len(epochs))
+        return 0.1 / (1 + epochs)
+
+    curve = curves.Curve(lambda epoch: 0.1 / (1 + epoch), (), on_array=counting)
+    plan = decay(Recipe(1, 0.9, curve, num_examples=1000, num_epochs=300))
+    calls.clear()
+    rates = to_optax(plan)
+    assert calls == [300_000]
+    assert float(rates(299_999)) == np.float32(plan.at(299_999).learning_rate)
+
+
 def test_the_schedule_is_asked_on_the_cpu_or_wherever_jax_is(monkeypatch):
     def no_cpu(**_):
         raise RuntimeError("Unknown backend cpu")
@@ -66,6 +91,35 @@ def test_the_schedule_is_asked_on_the_cpu_or_wherever_jax_is(monkeypatch):
     monkeypatch.setattr(jax, "local_devices", no_cpu)  # JAX_PLATFORMS=cuda, say
     asked_elsewhere = recipe(SCHEDULES["cosine"])
     assert asked_elsewhere.learning_rate_at(15_000) == asked_on_cpu.learning_rate_at(15_000) > 0
+
+
+def with_if(count):
+    return 0.1 if count < 5 else 0.01
+
+
+def of_whole_updates(count):
+    return jnp.arange(0.0, 1.0, 0.1)[count]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "message"),
+    [
+        (with_if, "concrete number of updates, for example in a Python `if`: use jnp.where"),
+        (to_optax(decay(recipe(SCHEDULES["cosine"]))), "a plan from to_optax, which has no single"),
+        (of_whole_updates, "must accept a fractional number of updates, but it raises: Indexer"),
+        (lambda count: jnp.ones(3) * count, "must return a scalar"),
+        (0.1, "schedule=0.1 must be a function of the number of updates"),
+    ],
+)
+def test_wrong_schedules_are_refused_in_one_line(schedule, message):
+    with pytest.raises(TypeError, match=message) as error:
+        recipe(schedule)
+    assert "\n" not in str(error.value)
+
+
+def test_to_optax_of_a_recipe_is_refused():
+    with pytest.raises(TypeError, match="not a Recipe: make one with grow"):
+        to_optax(recipe(SCHEDULES["cosine"]))
 
 
 def test_what_makes_no_recipe_is_refused():

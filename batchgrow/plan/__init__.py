@@ -1,0 +1,20 @@
+"""Recipes and plans: the batch size, learning rate and momentum of each update. Needs NumPy only.
+
+`batchgrow.plan.optax_schedules` is not imported here, because it needs JAX and optax.
+"""
+
+from batchgrow.plan.growth import decay, grow, hybrid
+from batchgrow.plan.plan import FixedPlan, Plan, Point, Segment
+from batchgrow.plan.recipe import Recipe, noise_scale
+
+__all__ = [
+    "FixedPlan",
+    "Plan",
+    "Point",
+    "Recipe",
+    "Segment",
+    "decay",
+    "grow",
+    "hybrid",
+    "noise_scale",
+]

@@ -1,7 +1,7 @@
-"""Between a plan and optax: a schedule that counts updates becomes a recipe, a plan one of those.
+"""Conversions between plans and optax schedules, which count updates.
 
-A loop of one's own then changes in two places: the optimizer's learning rate is `to_optax(plan)`,
-and the batch of each update has the size that the plan says.
+A training loop that uses optax changes in two places: the learning rate of the optimizer becomes
+`to_optax(plan)`, and the batch of each update has the size that the plan says.
 """
 
 from typing import Any
@@ -11,8 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from batchgrow.plan.curves import Recipe
-from batchgrow.plan.plan import Schedule
+from batchgrow.plan.curves import Curve
+from batchgrow.plan.plan import FixedPlan
+from batchgrow.plan.recipe import Recipe
+
+CHUNK = 256  # Evaluations in one call of a compiled schedule.
 
 
 def from_optax(
@@ -23,7 +26,7 @@ def from_optax(
     num_examples: int,
     num_updates: int,
 ) -> Recipe:
-    """The recipe of a loop that ran `schedule` for `num_updates` of one batch size.
+    """Returns the recipe of a run that used `schedule` for `num_updates` of one batch size.
 
     >>> cosine = optax.cosine_decay_schedule(0.1, decay_steps=1000)
     >>> recipe = from_optax(
@@ -33,29 +36,40 @@ def from_optax(
     (4.0, 0.05)
 
     Args:
-      schedule: from the number of updates to the learning rate. It is compiled, and run on the CPU:
-        asking an accelerator would wait for the updates in its queue.
-      batch_size: B0, which the schedule was tuned for.
-      momentum: m0, likewise; b1 of Adam.
+      schedule: takes the number of updates, which may be a fraction, and returns the learning rate.
+        It is compiled and runs on the CPU, because an accelerator would first finish the updates in
+        its queue.
+      batch_size: B0, for which the schedule was tuned.
+      momentum: m0, for which the schedule was tuned. For Adam, b1.
       num_examples: N, the size of the training set.
-      num_updates: of the whole run.
+      num_updates: the updates of the whole run.
 
     Raises:
+      TypeError: if `schedule` is not a JAX function of a real number that returns a scalar.
       ValueError: as `Recipe`.
     """
-    compiled = jax.jit(schedule)
+    _check_schedule(schedule)
+    compiled = jax.jit(jax.vmap(schedule))
     device = _cpu()
 
-    def learning_rate(epoch: float) -> float:
+    def learning_rates(epochs: np.ndarray) -> np.ndarray:
+        counts = epochs * num_examples / batch_size
+        # One epoch alone is padded too: XLA rounds differently for other shapes.
+        chunks = np.pad(counts, (0, -len(counts) % CHUNK)).reshape(-1, CHUNK)
         with jax.default_device(device):
-            return float(compiled(epoch * num_examples / batch_size))
+            rates = [np.asarray(compiled(chunk), np.float64) for chunk in chunks]
+        return np.concatenate([*rates, counts[:0]])[: len(counts)]
+
+    def learning_rate(epoch: float) -> float:
+        return float(learning_rates(np.array([epoch]))[0])
 
     num_epochs = num_updates * batch_size / num_examples
-    return Recipe(batch_size, momentum, learning_rate, num_examples, num_epochs)
+    curve = Curve(learning_rate, on_array=learning_rates)
+    return Recipe(batch_size, momentum, curve, num_examples, num_epochs)
 
 
-def to_optax(schedule: Schedule) -> optax.Schedule:
-    """The plan's learning rate by the number of updates, for any optax optimizer.
+def to_optax(plan: FixedPlan) -> optax.Schedule:
+    """Returns the learning rate of the plan by the number of updates, for any optax optimizer.
 
     >>> from batchgrow import Recipe, curves, grow
     >>> recipe = Recipe(10, 0.9, curves.step(0.1, (1, 2), 0.5), num_examples=100, num_epochs=3)
@@ -63,15 +77,59 @@ def to_optax(schedule: Schedule) -> optax.Schedule:
     >>> [round(float(to_optax(plan)(count)), 3) for count in (0, 10, 14, 15, 19)]
     [0.1, 0.1, 0.1, 0.05, 0.05]
 
-    After the last update it stays at that one's. All values are computed here, once, in tens of
-    microseconds each.
+    All values are computed once, here, in float32. After the last update the learning rate stays
+    that of the last update.
+
+    Raises:
+      TypeError: if `plan` is not a `FixedPlan`.
     """
-    rates = np.array([point.learning_rate for point in schedule.points()], np.float32)
-    return lambda count: jnp.asarray(rates)[jnp.minimum(count, len(rates) - 1)]
+    if not isinstance(plan, FixedPlan):
+        hint = ": make one with grow(recipe) or decay(recipe)" if isinstance(plan, Recipe) else ""
+        raise TypeError(f"plan must be a batchgrow.FixedPlan, not a {type(plan).__name__}{hint}")
+    rates = np.concatenate([plan.learning_rates(segment) for segment in plan.segments])
+    return _Schedule(rates.astype(np.float32))
+
+
+class _Schedule:
+    """An optax schedule that looks up the learning rate of each update."""
+
+    def __init__(self, learning_rates: np.ndarray) -> None:
+        self._learning_rates = learning_rates
+
+    def __call__(self, count: jax.typing.ArrayLike) -> jax.Array:
+        last = len(self._learning_rates) - 1
+        return jnp.asarray(self._learning_rates)[jnp.minimum(count, last)]
+
+
+def _check_schedule(schedule: Any) -> None:
+    if not callable(schedule):
+        raise TypeError(
+            f"schedule={schedule!r} must be a function of the number of updates, such as "
+            "optax.constant_schedule(0.1)"
+        )
+    if isinstance(schedule, _Schedule):
+        raise TypeError(
+            "schedule is a plan from to_optax, which has no single batch size: pass the schedule "
+            "that the recipe had"
+        )
+    try:
+        result = jax.eval_shape(schedule, 0.0)
+    except jax.errors.ConcretizationTypeError as error:
+        raise TypeError(
+            "schedule cannot be traced by JAX because it needs a concrete number of updates, for "
+            "example in a Python `if`: use jnp.where, or optax.join_schedules"
+        ) from error
+    except TypeError as error:
+        reason = str(error).partition("\n")[0]
+        raise TypeError(
+            f"schedule must accept a fractional number of updates, but it raises: {reason}"
+        ) from error
+    if getattr(result, "shape", None) != ():
+        raise TypeError(f"schedule must return a scalar, not {result}")
 
 
 def _cpu() -> Any:
-    """None, for JAX's default, where JAX_PLATFORMS leaves the CPU out."""
+    """Returns the CPU, or None, which is JAX's default device, if JAX_PLATFORMS excludes it."""
     try:
         return jax.local_devices(backend="cpu")[0]
     except RuntimeError:

@@ -1,11 +1,12 @@
-"""The schedules of Smith, Kindermans, Ying & Le (ICLR 2018), as closed-form tables."""
+"""The plans of Smith, Kindermans, Ying & Le (ICLR 2018), as closed-form tables."""
 
 import math
 
 import pytest
 
+from batchgrow.plan import FixedPlan, Recipe, decay, grow, hybrid
 from batchgrow.plan.curves import step, with_warmup
-from batchgrow.plan.plan import Recipe, Schedule, decay, grow, hybrid
+from batchgrow.plan.growth import find_descent
 
 # Sec. 5.1 and 5.2, 5.3, and 5.4 (which is that of Goyal et al. 2017).
 CIFAR = Recipe(128, 0.9, step(0.1, (60, 120, 160), 0.2), num_examples=50_000, num_epochs=200)
@@ -16,7 +17,7 @@ GOYAL = Recipe(
 
 
 @pytest.mark.parametrize(
-    ("schedule", "momentum", "batches_and_learning_rates", "num_updates"),
+    ("plan", "momentum", "batches_and_learning_rates", "num_updates"),
     [
         pytest.param(
             decay(CIFAR),
@@ -111,25 +112,25 @@ GOYAL = Recipe(
         ),
     ],
 )
-def test_schedules_of_the_paper(
-    schedule: Schedule,
+def test_plans_of_the_paper(
+    plan: FixedPlan,
     momentum: float,
     batches_and_learning_rates: list[tuple[int, float]],
     num_updates: int,
 ) -> None:
-    assert len(schedule.phases) == 4
-    for phase, jump, (batch_size, learning_rate) in zip(
-        schedule.phases,
-        (0, *schedule.recipe.descent.jumps),
+    assert len(plan.segments) == 4
+    for segment, jump, (batch_size, learning_rate) in zip(
+        plan.segments,
+        (0, *find_descent(plan.recipe).jumps),
         batches_and_learning_rates,
         strict=True,
     ):
-        assert (phase.batch_size, phase.momentum) == (batch_size, momentum)
-        assert abs(phase.start_examples - jump) <= max(p.batch_size for p in schedule.phases) / 2
-        assert schedule.at(phase.end_examples - 1).learning_rate == pytest.approx(learning_rate)
-        if jump > 0:  # The first phase may begin with a warm-up.
-            assert schedule.at(phase.start_examples).learning_rate == pytest.approx(learning_rate)
-    assert abs(schedule.num_updates - num_updates) <= 2
+        assert (segment.batch_size, segment.momentum) == (batch_size, momentum)
+        assert abs(segment.start_examples - jump) <= max(p.batch_size for p in plan.segments) / 2
+        assert plan.at(segment.end_examples - 1).learning_rate == pytest.approx(learning_rate)
+        if jump > 0:  # The first segment may begin with a warm-up.
+            assert plan.at(segment.start_examples).learning_rate == pytest.approx(learning_rate)
+    assert abs(plan.num_updates - num_updates) <= 2
 
 
 def test_noise_scales_at_the_start_of_the_paper() -> None:
@@ -146,8 +147,8 @@ def test_noise_scales_at_the_start_of_the_paper() -> None:
 
 
 def test_accumulation_time() -> None:
-    schedule = grow(CIFAR, max_batch_size=math.inf)
-    times = [schedule.at(phase.start_examples).accumulation_epochs for phase in schedule.phases]
+    plan = grow(CIFAR, max_batch_size=math.inf)
+    times = [plan.at(segment.start_examples).accumulation_epochs for segment in plan.segments]
     assert times == pytest.approx([0.0256, 0.128, 0.64, 3.2])
     assert grow(CIFAR, momentum=0.98).at(0).accumulation_epochs == pytest.approx(0.64)
 
@@ -155,7 +156,7 @@ def test_accumulation_time() -> None:
 def test_exponent_one_half_is_seesaw() -> None:
     """Where the learning rate would be divided by a: divide by sqrt(a), multiply the batch by a."""
     recipe = Recipe(256, 0.9, step(0.1, (1, 2), 1 / 4), num_examples=100_000, num_epochs=3)
-    schedule = grow(recipe, exponent=0.5, max_batch_size=math.inf)
-    points = [schedule.at(phase.start_examples) for phase in schedule.phases]
+    plan = grow(recipe, exponent=0.5, max_batch_size=math.inf)
+    points = [plan.at(segment.start_examples) for segment in plan.segments]
     assert [point.batch_size for point in points] == [256, 1024, 4096]
     assert [point.learning_rate for point in points] == pytest.approx([0.1, 0.05, 0.025])

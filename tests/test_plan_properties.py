@@ -8,8 +8,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batchgrow.plan.curves import Curve, constant, cosine, exponential, inverse_time, step, with_warmup
-from batchgrow.plan.plan import Point, Recipe, Schedule, grow
+from batchgrow.plan import FixedPlan, Point, Recipe, grow
+from batchgrow.plan.curves import (
+    Curve,
+    constant,
+    cosine,
+    exponential,
+    inverse_time,
+    step,
+    with_warmup,
+)
+from batchgrow.plan.growth import find_descent
 
 
 @st.composite
@@ -43,7 +52,7 @@ def recipes(draw: st.DrawFn) -> Recipe:
     return Recipe(
         batch_size=draw(st.integers(1, 300)),
         momentum=draw(st.sampled_from([0.0, 0.5, 0.9, 0.99])),
-        learning_rate=curve,
+        curve=curve,
         num_examples=draw(st.integers(10, 3000)),
         num_epochs=num_epochs,
     )
@@ -62,14 +71,14 @@ PLANS = st.fixed_dictionaries(
 )
 
 
-def some_points(schedule: Schedule) -> list[Point]:
-    """Every update of a short plan; of a long one the first, second and last of each phase."""
-    if schedule.num_updates <= 200:
-        return list(schedule.points())
+def some_points(plan: FixedPlan) -> list[Point]:
+    """Every update of a short plan; of a long one the first, second and last of each segment."""
+    if plan.num_updates <= 200:
+        return list(plan.points())
     return [
-        schedule.at(phase.start_examples + update * phase.batch_size)
-        for phase in schedule.phases
-        for update in sorted({0, min(1, phase.num_updates - 1), phase.num_updates - 1})
+        plan.at(segment.start_examples + update * segment.batch_size)
+        for segment in plan.segments
+        for update in sorted({0, min(1, segment.num_updates - 1), segment.num_updates - 1})
     ]
 
 
@@ -77,16 +86,16 @@ def some_points(schedule: Schedule) -> list[Point]:
 @given(recipe=recipes(), options=PLANS)
 def test_the_noise_scale_is_the_recipes(recipe: Recipe, options: dict[str, Any]) -> None:
     """At each update it is that of the recipe at a time less than half a batch away."""
-    schedule = grow(recipe, **(options | {"exponent": 1.0}))
-    largest = max(phase.batch_size for phase in schedule.phases)
-    for point in some_points(schedule):
-        phase = schedule.phases[point.phase]
-        nominal = max(point.examples_seen, phase.nominal_start_examples)
-        assert nominal - point.examples_seen <= largest / 2
+    plan = grow(recipe, **(options | {"exponent": 1.0}))
+    largest = max(segment.batch_size for segment in plan.segments)
+    for point in some_points(plan):
+        segment = plan.segments[point.segment]
+        nominal = max(point.start_examples, segment.nominal_start_examples)
+        assert nominal - point.start_examples <= largest / 2
         assert all(
-            nominal < later.nominal_start_examples for later in schedule.phases[point.phase + 1 :]
+            nominal < later.nominal_start_examples for later in plan.segments[point.segment + 1 :]
         )
-        learning_rate = float(recipe.learning_rate(nominal / recipe.num_examples))
+        learning_rate = float(recipe.curve(nominal / recipe.num_examples))
         of_recipe = learning_rate * recipe.num_examples / recipe.batch_size / (1 - recipe.momentum)
         assert point.noise_scale == pytest.approx(of_recipe)
         of_plan = (
@@ -100,29 +109,29 @@ def test_the_noise_scale_is_the_recipes(recipe: Recipe, options: dict[str, Any])
 @settings(max_examples=100, deadline=None)
 @given(recipe=recipes(), options=PLANS)
 def test_examples_are_partitioned(recipe: Recipe, options: dict[str, Any]) -> None:
-    schedule = grow(recipe, **options)
-    phases, multiple = schedule.phases, options["batch_multiple"]
+    plan = grow(recipe, **options)
+    segments, multiple = plan.segments, options["batch_multiple"]
     position = 0
-    for phase in phases:
-        assert phase.start_examples == position
-        assert phase.num_updates >= 1 and phase.batch_size >= 1
-        assert phase.batch_size % multiple == 0
-        position += phase.num_updates * phase.batch_size
-    assert position == schedule.end_examples
-    assert schedule.num_updates == sum(phase.num_updates for phase in phases)
+    for segment in segments:
+        assert segment.start_examples == position
+        assert segment.num_updates >= 1 and segment.batch_size >= 1
+        assert segment.batch_size % multiple == 0
+        position += segment.num_updates * segment.batch_size
+    assert position == plan.end_examples
+    assert plan.num_updates == sum(segment.num_updates for segment in segments)
     nominal_end = round(recipe.num_epochs * recipe.num_examples)
-    if schedule.num_updates > 1:
-        assert abs(schedule.end_examples - nominal_end) <= phases[-1].batch_size / 2
-    for earlier, later in itertools.pairwise(phases):
+    if plan.num_updates > 1:
+        assert abs(plan.end_examples - nominal_end) <= segments[-1].batch_size / 2
+    for earlier, later in itertools.pairwise(segments):
         assert earlier.nominal_start_examples < later.nominal_start_examples
         assert abs(later.start_examples - later.nominal_start_examples) <= earlier.batch_size / 2
         assert earlier.batch_size < later.batch_size or any(
             earlier.nominal_start_examples < jump <= later.nominal_start_examples
-            for jump in recipe.descent.jumps
+            for jump in find_descent(recipe).jumps
         )
         assert earlier.batch_size <= later.batch_size
     if options["max_batch_size"] is not None:
-        assert phases[-1].batch_size <= max(options["max_batch_size"], multiple)
+        assert segments[-1].batch_size <= max(options["max_batch_size"], multiple)
 
 
 @settings(max_examples=100, deadline=None)
@@ -130,11 +139,11 @@ def test_examples_are_partitioned(recipe: Recipe, options: dict[str, Any]) -> No
 def test_the_learning_rate_never_exceeds_what_the_start_allowed(
     recipe: Recipe, options: dict[str, Any]
 ) -> None:
-    schedule = grow(recipe, **(options | {"batch_multiple": 1}))
-    highest = recipe.descent.ceiling(0)
-    first = schedule.phases[0].batch_size
-    momentum_ratio = (1 - schedule.phases[0].momentum) / (1 - recipe.momentum)
-    allowed = highest * (first / recipe.batch_size) ** schedule.exponent * momentum_ratio
+    plan = grow(recipe, **(options | {"batch_multiple": 1}))
+    highest = find_descent(recipe).ceiling(0)
+    first = plan.segments[0].batch_size
+    momentum_ratio = (1 - plan.segments[0].momentum) / (1 - recipe.momentum)
+    allowed = highest * (first / recipe.batch_size) ** plan.exponent * momentum_ratio
     rounding = 1 + 1 / first
-    for point in some_points(schedule):
+    for point in some_points(plan):
         assert point.learning_rate <= allowed * rounding * (1 + 1e-3)

@@ -1,0 +1,305 @@
+"""Plans that grow the batch size where a recipe decays its learning rate.
+
+>>> from batchgrow.plan.curves import step
+>>> recipe = Recipe(batch_size=128, momentum=0.9, curve=step(0.1, (60, 120, 160), 0.2),
+...                 num_examples=50_000, num_epochs=200)
+>>> print(grow(recipe, max_batch_size=5120).table())
+segment         epochs    examples  updates  batch  learning rate  momentum  noise scale
+      0     0.00-60.00   3,000,064   23,438    128            0.1       0.9          391
+      1   60.00-119.99   2,999,680    4,687    640            0.1       0.9         78.1
+      2  119.99-159.99   2,000,000      625   3200            0.1       0.9         15.6
+      3  159.99-200.03   2,001,920      391   5120          0.032       0.9         3.13
+  total    0.00-200.03  10,001,664   29,141
+"""
+
+import math
+from bisect import bisect_left
+from collections.abc import Iterator
+from itertools import islice, pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from batchgrow.plan.plan import FixedPlan, Plan, Segment
+from batchgrow.plan.recipe import Recipe, check_momentum, check_whole
+
+NUM_SAMPLES = 1024  # A bump narrower than this fraction of the run may be missed.
+SMALLEST_JUMP = 0.01  # Relative. A smaller change between adjacent examples counts as smooth.
+NEGLIGIBLE = 1e-6  # Relative to the maximum. float32 curves reach 0 in steps of this size.
+
+
+def decay(recipe: Recipe, *, batch_multiple: int = 1) -> FixedPlan:
+    """Returns the recipe as a plan: the batch size is constant and the learning rate decays."""
+    return grow(recipe, num_growths=0, batch_multiple=batch_multiple)
+
+
+def hybrid(recipe: Recipe, *, num_growths: int = 1, **options: Any) -> FixedPlan:
+    """Returns a plan that grows `num_growths` times and then decays the learning rate (Sec. 5.1).
+
+    `options` are those of `grow`.
+    """
+    return grow(recipe, num_growths=num_growths, **options)
+
+
+def grow(
+    recipe: Recipe,
+    *,
+    max_batch_size: float | None = None,
+    initial_multiple: float = 1.0,
+    momentum: float | None = None,
+    exponent: float = 1.0,
+    ladder: float = 2.0,
+    batch_multiple: int = 1,
+    num_growths: int | None = None,
+) -> FixedPlan:
+    """Returns a plan that grows the batch where the learning rate of the recipe falls.
+
+    The noise scale stays that of the recipe. Where the curve jumps down, the batch grows by the
+    same factor (Smith et al. 2018, Sec. 5.1). Where the curve decreases smoothly, the batch is
+    multiplied by `ladder` each time the curve has decreased by that factor. In between, the
+    learning rate decays.
+
+    At each time the plan considers the highest learning rate still to come. So the batch never
+    shrinks, a warm-up does not change it, and a warm restart limits it to what the highest later
+    peak allows. The learning rate never exceeds its peak at the first batch size, except for the
+    rounding of batches.
+
+    Args:
+      recipe: the recipe to follow.
+      max_batch_size: the largest batch size. At this size the learning rate decays instead. It
+        limits the first batch too, which fits a recipe to smaller hardware. The default is a tenth
+        of the training set, as the paper advises, or the first batch if that is larger. math.inf
+        removes the limit.
+      initial_multiple: the factor of the first batch size and learning rate (Sec. 5.2).
+      momentum: m of the plan, by default m0 of the recipe. The batch size is multiplied by
+        (1 - m0) / (1 - m), which leaves the learning rate unchanged (Sec. 5.2).
+      exponent: the power of B / B0 in the learning rate, 0 to 1. With 1 the noise scale is that of
+        the recipe. 1/2 is Seesaw's rule for Adam (arXiv 2510.14717): where the recipe divides the
+        learning rate by a, the plan divides it by sqrt(a) and multiplies the batch size by a.
+      ladder: a number above 1. With math.inf the batch grows at jumps only.
+      batch_multiple: batch sizes are rounded to the nearest multiple of this number, and down to
+        fit `max_batch_size`. The learning rate follows. Usually the ghost batch size.
+      num_growths: the largest number of growths, by default unlimited.
+
+    Raises:
+      TypeError: if `recipe` is not a `Recipe`.
+      ValueError: if an option is outside its range or the curve is 0 everywhere.
+
+    >>> from batchgrow.plan.curves import cosine
+    >>> recipe = Recipe(256, 0.9, cosine(0.1, 90), num_examples=50_000, num_epochs=90)
+    >>> [segment.batch_size for segment in grow(recipe, max_batch_size=1024).segments]
+    [256, 512, 1024]
+    """
+    if not isinstance(recipe, Recipe):
+        hint = ": pass plan.recipe" if isinstance(recipe, Plan) else ""
+        raise TypeError(f"recipe must be a batchgrow.Recipe, not a {type(recipe).__name__}{hint}")
+    momentum = recipe.momentum if momentum is None else momentum
+    _check_options(initial_multiple, momentum, exponent, ladder, batch_multiple, num_growths)
+    first = recipe.batch_size * initial_multiple * (1 - recipe.momentum) / (1 - momentum)
+    limit = _limit(recipe, max_batch_size, _nearest(first, batch_multiple), batch_multiple)
+    batch_size = min(first, limit)  # Not rounded, so that factors multiply exactly.
+    batch_sizes = {0: _nearest(batch_size, batch_multiple)}
+    descent = find_descent(recipe)
+    for position, factor in islice(_falls(recipe, descent, ladder), num_growths):
+        if batch_size == limit:
+            break
+        batch_size = min(batch_size * factor, limit)
+        batch_sizes[position] = _nearest(batch_size, batch_multiple)
+    return FixedPlan(recipe, _segments(batch_sizes, recipe, descent.jumps, momentum), exponent)
+
+
+def _check_options(
+    initial_multiple: float,
+    momentum: float,
+    exponent: float,
+    ladder: float,
+    batch_multiple: int,
+    num_growths: int | None,
+) -> None:
+    check_momentum(momentum)
+    check_whole("batch_multiple", batch_multiple)
+    if not 0 < initial_multiple < math.inf:
+        raise ValueError(f"initial_multiple={initial_multiple} must be finite and above 0")
+    if not 0 <= exponent <= 1:
+        raise ValueError(f"exponent={exponent} must be between 0 and 1")
+    if not ladder > 1:
+        raise ValueError(f"ladder={ladder} must be above 1 (math.inf: grow at jumps only)")
+    if num_growths is not None:
+        check_whole("num_growths", num_growths, least=0)
+
+
+def _nearest(batch_size: float, batch_multiple: int) -> int:
+    return max(1, _round(batch_size / batch_multiple)) * batch_multiple
+
+
+def _round(number: float) -> int:
+    return math.floor(number + 0.5)
+
+
+def _limit(recipe: Recipe, max_batch_size: float | None, first: int, batch_multiple: int) -> int:
+    """Returns the largest batch size allowed, a multiple of batch_multiple."""
+    if max_batch_size is None:
+        return max(first, recipe.num_examples // 10 // batch_multiple * batch_multiple)
+    if max_batch_size == math.inf:  # No batch needs to be larger than the run.
+        return max(first, recipe.end_examples // batch_multiple * batch_multiple)
+    if not max_batch_size >= batch_multiple:
+        raise ValueError(
+            f"max_batch_size={max_batch_size} is less than batch_multiple={batch_multiple}, the "
+            f"smallest batch: set it to {batch_multiple} or more"
+        )
+    return int(max_batch_size // batch_multiple) * batch_multiple
+
+
+class Descent(NamedTuple):
+    """How the learning rate of a recipe decreases over the run.
+
+    Attributes:
+      positions: sampled numbers of examples seen, increasing; int64, shape (n,). They include both
+        sides of each jump and the peaks.
+      ceilings: the highest learning rate from each position to the end; float64, shape (n,).
+      jumps: the first example of each new value.
+    """
+
+    positions: np.ndarray
+    ceilings: np.ndarray
+    jumps: tuple[int, ...]
+
+    def ceiling(self, position: int) -> float:
+        """Returns the highest learning rate from `position`, one of `positions`, to the end."""
+        return float(self.ceilings[np.searchsorted(self.positions, position)])
+
+
+def find_descent(recipe: Recipe) -> Descent:
+    """Samples the learning rate of the recipe and finds its jumps and peaks.
+
+    Raises:
+      ValueError: if the learning rate is 0 at every sample, negative or not finite.
+    """
+    last = recipe.end_examples - 1
+    num_steps = max(1, min(NUM_SAMPLES, last))
+    positions = np.unique(last * np.arange(num_steps + 1) // num_steps)
+    rates = recipe.learning_rates_at(positions)
+    jumps = _known_jumps(recipe)
+    if jumps is None:
+        jumps = _search_jumps(recipe, positions, rates)
+    positions, rates = _add(recipe, positions, rates, np.concatenate([jumps - 1, jumps]))
+    positions, rates = _add(recipe, positions, rates, _search_peaks(recipe, positions, rates))
+    ceilings = np.maximum.accumulate(rates[::-1])[::-1]
+    if ceilings[0] == 0:
+        raise ValueError("learning_rate is 0 at every epoch: the curve must be above 0 somewhere")
+    return Descent(positions, ceilings, tuple(jumps.tolist()))
+
+
+def _add(
+    recipe: Recipe, positions: np.ndarray, rates: np.ndarray, extra: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the samples with those at the positions `extra`, in order."""
+    positions, index = np.unique(np.concatenate([positions, extra]), return_index=True)
+    return positions, np.concatenate([rates, recipe.learning_rates_at(extra)])[index]
+
+
+def _known_jumps(recipe: Recipe) -> np.ndarray | None:
+    """Returns the first example after each boundary of the curve, or None if it has no list."""
+    boundaries = getattr(recipe.curve, "boundaries_epochs", None)
+    if boundaries is None:
+        return None
+    examples = range(recipe.end_examples)
+    found = {bisect_left(examples, e, key=lambda n: n / recipe.num_examples) for e in boundaries}
+    return np.array(sorted(found - {0, recipe.end_examples}), np.int64)
+
+
+def _search_jumps(recipe: Recipe, positions: np.ndarray, rates: np.ndarray) -> np.ndarray:
+    """Finds jumps by bisection of every interval over which the learning rate changes."""
+    negligible = NEGLIGIBLE * rates.max()
+    low, high, at_low, at_high = positions[:-1], positions[1:], rates[:-1], rates[1:]
+    jumps = []
+    while low.size:
+        smooth = np.maximum(SMALLEST_JUMP * np.maximum(at_low, at_high), negligible)
+        changes = np.abs(at_high - at_low) > smooth
+        adjacent = high - low == 1
+        jumps += high[changes & adjacent].tolist()
+        low, high, at_low, at_high = (x[changes & ~adjacent] for x in (low, high, at_low, at_high))
+        middle = (low + high) // 2
+        at_middle = recipe.learning_rates_at(middle)
+        low, high = np.concatenate([low, middle]), np.concatenate([middle, high])
+        at_low = np.concatenate([at_low, at_middle])
+        at_high = np.concatenate([at_middle, at_high])
+    # In a very short run a smooth curve changes this much too, but then its next change is similar.
+    around = np.sort(jumps).astype(np.int64)[:, None] + np.arange(-2, 2)
+    inside = around.clip(0, recipe.end_examples - 1)
+    at = recipe.learning_rates_at(inside.ravel()).reshape(inside.shape)
+    before, change, after = np.abs(np.diff(at)).T
+    return around[change > 4 * np.maximum(before, after), 2]
+
+
+def _search_peaks(recipe: Recipe, positions: np.ndarray, rates: np.ndarray) -> np.ndarray:
+    """Finds the local maxima between samples, such as the end of a warm-up."""
+    left, right = np.append(rates[0], rates[:-1]), np.append(rates[1:], rates[-1])
+    highest = (rates >= left) & (rates >= right) & ((rates > left) | (rates > right))
+    peaks = np.flatnonzero(highest)
+    low = positions[np.maximum(peaks - 1, 0)]
+    high = positions[np.minimum(peaks + 1, len(positions) - 1)]
+    rows = np.arange(len(peaks))
+    while True:
+        grid = low[:, None] + (high - low)[:, None] * np.arange(17) // 16
+        best = recipe.learning_rates_at(grid.ravel()).reshape(grid.shape).argmax(axis=1)
+        if (high - low).max(initial=0) <= 16:  # The grid holds every example.
+            return grid[rows, best]
+        low, high = grid[rows, np.maximum(best - 1, 0)], grid[rows, np.minimum(best + 1, 16)]
+
+
+def _falls(recipe: Recipe, descent: Descent, ladder: float) -> Iterator[tuple[int, float]]:
+    """Yields where the ceiling falls, and by what factor, in order. It never ends at a rate of 0.
+
+    `level` is the product of the falls so far. The ceiling is at or below it.
+    """
+    level = descent.ceiling(0)
+    for start, end in pairwise((0, *descent.jumps, recipe.end_examples)):
+        if start > 0:
+            before, after = descent.ceiling(start - 1), descent.ceiling(start)
+            if before > after:
+                factor = before / after if after > 0 else math.inf
+                level /= factor
+                yield start, factor
+        while descent.ceiling(end - 1) <= level / ladder:
+            level /= ladder
+            yield _falls_to(recipe, descent, level), ladder
+
+
+def _falls_to(recipe: Recipe, descent: Descent, level: float) -> int:
+    """Returns the first example from which on the learning rate is at most `level`."""
+    index = int(np.searchsorted(-descent.ceilings, -level))
+    if index == 0:
+        return 0
+    between = range(int(descent.positions[index - 1]) + 1, int(descent.positions[index]))
+    return between.start + bisect_left(between, -level, key=lambda n: -recipe.learning_rate_at(n))
+
+
+def _segments(
+    batch_sizes: dict[int, int], recipe: Recipe, jumps: tuple[int, ...], momentum: float
+) -> tuple[Segment, ...]:
+    """Returns segments of whole updates. `batch_sizes` maps nominal starts to batch sizes.
+
+    A new segment starts at each jump of the learning rate too, so that both sides have their own
+    learning rate. An interval too short for an update of its batch size takes the batch size before
+    it. If it is too short for that as well, it has no segment.
+    """
+    segments: list[Segment] = []
+    position, wanted, last_jump = 0, batch_sizes[0], 0
+    for nominal_start, nominal_end in pairwise(sorted({*batch_sizes, *jumps, recipe.end_examples})):
+        if nominal_start in jumps:
+            last_jump = nominal_start
+        batch_size = wanted = batch_sizes.get(nominal_start, wanted)
+        if segments and nominal_end - position < batch_size / 2:
+            batch_size = segments[-1].batch_size
+        num_updates = _round((nominal_end - position) / batch_size)
+        if num_updates < 1:
+            continue
+        last = segments[-1] if segments else None
+        if last and last.batch_size == batch_size and last.nominal_start_examples >= last_jump:
+            segments[-1] = last._replace(num_updates=last.num_updates + num_updates)
+        else:
+            segments.append(Segment(position, num_updates, batch_size, momentum, nominal_start))
+        position = segments[-1].end_examples
+    # A run shorter than half a batch still makes one update.
+    return tuple(segments) or (Segment(0, 1, batch_sizes[0], momentum, 0),)

@@ -1,0 +1,114 @@
+"""A recipe: the hyper-parameters that are known to work, and the noise scale that they set.
+
+The noise scale of stochastic gradients (Smith & Le 2017; Smith, Kindermans, Ying & Le 2018,
+Sec. 2-4) is, for N training examples and batch size B,
+
+    g = learning_rate / (1 - momentum) * (N / B - 1)  ~  learning_rate * N / (B * (1 - momentum))
+"""
+
+import math
+from dataclasses import dataclass
+from numbers import Integral
+
+import numpy as np
+
+from batchgrow.plan.curves import LearningRateCurve, evaluate
+
+
+def noise_scale(learning_rate: float, batch_size: int, momentum: float, num_examples: int) -> float:
+    """Returns learning_rate * N / (B * (1 - momentum)), the form that a plan keeps equal."""
+    return learning_rate * num_examples / (batch_size * (1 - momentum))
+
+
+def noise_scale_exact(
+    learning_rate: float, batch_size: int, momentum: float, num_examples: int
+) -> float:
+    """Returns learning_rate / (1 - momentum) * (N / B - 1), which is 0 where B = N."""
+    return learning_rate / (1 - momentum) * (num_examples / batch_size - 1)
+
+
+def accumulation_epochs(batch_size: int, momentum: float, num_examples: int) -> float:
+    """Returns B / (N * (1 - momentum)), the epochs over which momentum averages gradients."""
+    return batch_size / (num_examples * (1 - momentum))
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Hyper-parameters that are known to work with a fixed batch size.
+
+    Attributes:
+      batch_size: B0, the examples of one update on all devices together.
+      momentum: m0, at least 0 and below 1. For Adam, b1.
+      curve: the learning rate as a function of the epoch, which is a real number. It is called
+        once per update. `from_optax` makes a recipe from a schedule that counts updates.
+      num_examples: N, the size of the training set.
+      num_epochs: the length of the run. It may be a fraction.
+
+    Raises:
+      ValueError: if a field is outside its range.
+    """
+
+    batch_size: int
+    momentum: float
+    curve: LearningRateCurve
+    num_examples: int
+    num_epochs: float
+
+    def __post_init__(self) -> None:
+        check_whole("batch_size", self.batch_size)
+        check_whole("num_examples", self.num_examples)
+        check_momentum(self.momentum)
+        if not 0 < self.num_epochs < math.inf:
+            raise ValueError(f"num_epochs={self.num_epochs} must be a finite number above 0")
+        if self.end_examples < 1:
+            raise ValueError(
+                f"num_epochs={self.num_epochs} of num_examples={self.num_examples} is less than "
+                "one example: increase num_epochs"
+            )
+        if not callable(self.curve):
+            raise ValueError(
+                f"curve={self.curve!r} must be a function of the epoch, such as "
+                "batchgrow.curves.constant(0.1)"
+            )
+
+    @property
+    def end_examples(self) -> int:
+        """The number of examples after which the recipe ends."""
+        return round(self.num_epochs * self.num_examples)
+
+    def learning_rate_at(self, examples_seen: int) -> float:
+        """Returns the recipe's own learning rate after `examples_seen` examples.
+
+        Raises:
+          ValueError: unless the learning rate is finite and 0 or more.
+        """
+        learning_rate = float(self.curve(examples_seen / self.num_examples))
+        if not 0 <= learning_rate < math.inf:
+            raise self._wrong_learning_rate(learning_rate, examples_seen)
+        return learning_rate
+
+    def learning_rates_at(self, examples_seen: np.ndarray) -> np.ndarray:
+        """Returns `learning_rate_at` of each element: int64 (n,) to float64 (n,)."""
+        learning_rates = evaluate(self.curve, examples_seen / self.num_examples)
+        wrong = np.flatnonzero(~((learning_rates >= 0) & (learning_rates < math.inf)))
+        if wrong.size:
+            raise self._wrong_learning_rate(learning_rates[wrong[0]], examples_seen[wrong[0]])
+        return learning_rates
+
+    def _wrong_learning_rate(self, learning_rate: float, examples_seen: int) -> ValueError:
+        return ValueError(
+            f"learning_rate is {learning_rate} at epoch {examples_seen / self.num_examples:g}: "
+            f"the curve must be finite and 0 or more over all {self.num_epochs} epochs"
+        )
+
+
+def check_whole(name: str, number: int, least: int = 1) -> None:
+    """Raises a ValueError unless `number` is a whole number, `least` or more."""
+    if not isinstance(number, Integral) or number < least:
+        raise ValueError(f"{name}={number} must be a whole number, {least} or more")
+
+
+def check_momentum(momentum: float) -> None:
+    """Raises a ValueError unless `momentum` is at least 0 and below 1."""
+    if not 0 <= momentum < 1:
+        raise ValueError(f"momentum={momentum} must be at least 0 and below 1")
