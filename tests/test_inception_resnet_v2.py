@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from batchgrow.models import apply
 from batchgrow.models.inception_resnet_v2 import InceptionResNetV2
 
 # 139 is small, yet the last blocks still see 3x3 positions, so that 1x3 and 3x1 kernels matter.
@@ -55,9 +56,8 @@ def test_training_in_bfloat16():
     @jax.jit
     @partial(jax.grad, has_aux=True)
     def grad(params, images):
-        logits, _ = model.apply(
-            variables | {"params": params}, images, train=True, mutable=["batch_stats"]
-        )
+        keys = jax.random.split(jax.random.key(0), len(images))
+        logits, _ = apply(model, variables | {"params": params}, images, keys, train=True)
         return -jax.nn.log_softmax(logits)[:, 0].mean(), logits
 
     images = IMAGES[:, :75, :75]
@@ -69,6 +69,31 @@ def test_training_in_bfloat16():
     _, others = grad(variables["params"], np.concatenate([images[:3], -images[3:]]))
     np.testing.assert_array_equal(others[:2], logits[:2])
     assert (np.abs(others[2:] - logits[2:]).max(axis=1) > 0.01).all()
+
+
+@pytest.mark.slow
+def test_training_drops_a_fifth_of_the_pooled_features():
+    model = InceptionResNetV2(num_classes=10, ghost_batch_size=2, num_blocks=(1, 1, 1))
+    assert model.dropout == 0.2  # TF-Slim: dropout_keep_prob=0.8
+    variables = random_variables(model)
+    # The classifier copies the pooled features.
+    variables["params"]["classifier"] = {"kernel": np.eye(1536), "bias": np.zeros(1536)}
+    copies = model.clone(num_classes=1536)
+    keys = jax.random.split(jax.random.key(0), 4)
+
+    @jax.jit
+    def logits(keys):
+        off = copies.clone(dropout=0.0)
+        return [
+            apply(m, variables, IMAGES[:, :75, :75], keys, train=True)[0] for m in (copies, off)
+        ]
+
+    dropped, whole = logits(keys)
+    kept = np.asarray(dropped != 0)
+    np.testing.assert_allclose(dropped[kept], whole[kept] / 0.8, rtol=1e-4)
+    share = 1 - kept.sum() / (np.asarray(whole) != 0).sum()
+    assert share == pytest.approx(0.2, abs=0.03)
+    assert not (kept[0] == kept[1]).all()
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Flax models. Each normalises by ghost batches and has no state that depends on the batch size."""
+"""Flax models. None has state that depends on the batch size; image models use ghost batch norm."""
 
 from typing import Any
 
@@ -6,24 +6,32 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from batchgrow.models.conv_net import ConvNet
+from batchgrow.models.dropout import apply
 from batchgrow.models.ghost_batch_norm import GhostBatchNorm
 from batchgrow.models.inception_resnet_v2 import InceptionResNetV2
+from batchgrow.models.mlp import MLP
 from batchgrow.models.resnet import ResNet
+from batchgrow.models.transformer import Transformer
 from batchgrow.models.wide_resnet import WideResNet
 
 __all__ = [
     "ConvNet",
     "GhostBatchNorm",
     "InceptionResNetV2",
+    "MLP",
     "ResNet",
+    "Transformer",
     "WideResNet",
+    "apply",
     "make_model",
 ]
 
 MODELS: dict[str, type[nn.Module]] = {
     "conv_net": ConvNet,
     "inception_resnet_v2": InceptionResNetV2,
+    "mlp": MLP,
     "resnet": ResNet,
+    "transformer": Transformer,
     "wide_resnet": WideResNet,
 }
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}

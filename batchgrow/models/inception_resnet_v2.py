@@ -3,7 +3,7 @@
 The variant is the published code's (TF-Slim `inception_resnet_v2`; the same in Keras and timm),
 which has 10, 20 and 10 residual blocks, without its auxiliary head. Batch norm has a scale, as in
 timm (55,843,464 parameters for 1000 classes); TF-Slim and Keras fix it to one (55,813,192).
-TF-Slim's dropout of the pooled features is left out, so training needs no random key.
+As in TF-Slim, training drops a fifth of the pooled features (Keras and timm drop none).
 """
 
 from functools import partial
@@ -57,7 +57,8 @@ class InceptionResNetV2(nn.Module):
     `state_dict`, so its weights can be copied one after another.
 
     Attributes: as in `ResNet`; `num_blocks`, the residual blocks at each of the three resolutions
-    (at least one each), of which the last has no ReLU.
+    (at least one each), of which the last has no ReLU; `dropout`, the probability that a pooled
+    feature is dropped in training. TF-Slim keeps 0.8 of them.
     """
 
     num_classes: int
@@ -65,6 +66,7 @@ class InceptionResNetV2(nn.Module):
     axis_name: str | None = None
     dtype: Any = jnp.float32
     num_blocks: tuple[int, int, int] = (10, 20, 10)
+    dropout: float = 0.2
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
@@ -122,4 +124,5 @@ class InceptionResNetV2(nn.Module):
         x = residual(x, BLOCK_8, scale=1.0)
 
         x = unit(x, 1536, 1, 1).astype(jnp.float32).mean((1, 2))
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
         return nn.Dense(self.num_classes, name="classifier")(x)

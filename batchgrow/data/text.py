@@ -1,0 +1,150 @@
+"""Texts as windows of tokens, one token for each character."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+# For texts whose characters vary: a line feed and printable ASCII.
+ASCII = "\n" + "".join(map(chr, range(32, 127)))
+TEST_SHARE = 0.1  # of python_topics, at its end
+SPLITS = ("train", "test")  # of python_topics
+TEXTS = ("tiny_shakespeare", "python_topics")
+
+
+@dataclass(frozen=True, eq=False)
+class Text:
+    """A text and the characters that stand for its tokens.
+
+    Attributes:
+      tokens: uint8 or int32 `(length,)`, the place of each character in `vocabulary`.
+      vocabulary: the characters in the order of their tokens.
+    """
+
+    tokens: np.ndarray
+    vocabulary: str
+
+    @property
+    def bytes_per_token(self) -> np.ndarray:
+        """The UTF-8 bytes of each token, float32 `(vocabulary,)`."""
+        return np.array([len(character.encode()) for character in self.vocabulary], np.float32)
+
+
+class TextDataset:
+    """Examples {"tokens": `(context + 1,)`}: windows that begin every `stride` tokens of a text.
+
+    Attributes:
+      arrays: {"tokens": the text, `(length,)`}, from which `take` cuts the windows.
+      num_examples: the windows that the text has room for.
+
+    Args:
+      tokens: integers `(length,)`.
+      context: predictions in an example; its window has a token more.
+      stride: default `context`, so that each token but the first is predicted once.
+
+    Raises:
+      ValueError: if the text is shorter than a window, or `context` or `stride` is below 1.
+    """
+
+    def __init__(self, tokens: np.ndarray, context: int, stride: int | None = None):
+        stride = context if stride is None else stride
+        if context < 1 or stride < 1:
+            raise ValueError(f"data.context {context} and stride {stride} must be 1 or more")
+        if len(tokens) <= context:
+            raise ValueError(
+                f"data.context {context} needs {context + 1} tokens and the text has "
+                f"{len(tokens)}: choose a smaller context"
+            )
+        self.arrays = {"tokens": tokens}
+        self.context = context
+        self.stride = stride
+        self.num_examples = (len(tokens) - context - 1) // stride + 1
+
+    def take(self, arrays: dict[str, Any], indices: Any) -> dict[str, Any]:
+        """Returns the examples at `indices`: {"tokens": `(*indices.shape, context + 1)`}.
+
+        Args:
+          arrays: `self.arrays`, of NumPy or on a device.
+          indices: integers below `num_examples`, of NumPy or on a device.
+        """
+        offsets = np.arange(self.context + 1, dtype=np.int32)
+        offsets = offsets.reshape((1,) * indices.ndim + (-1,))
+        return {"tokens": arrays["tokens"][indices[..., None] * self.stride + offsets]}
+
+    def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """Returns the examples at `indices` as NumPy arrays."""
+        return self.take(self.arrays, indices)
+
+
+def encode(text: str, vocabulary: str) -> np.ndarray:
+    """Returns the tokens of `text`: uint8 `(length,)`, or int32 for more than 256 characters.
+
+    Raises:
+      ValueError: if the text has a character that the vocabulary lacks.
+
+    >>> encode("banana", "abn").tolist()
+    [1, 0, 2, 0, 2, 0]
+    """
+    unknown = sorted(set(text) - set(vocabulary))
+    if unknown:
+        raise ValueError(
+            f"the text has {len(unknown)} characters outside the vocabulary, such as "
+            f"{unknown[0]!r}: use the vocabulary of all splits, or replace them"
+        )
+    places = {character: place for place, character in enumerate(vocabulary)}
+    dtype = np.uint8 if len(vocabulary) <= 256 else np.int32
+    return np.fromiter((places[character] for character in text), dtype, len(text))
+
+
+def decode(tokens: np.ndarray, vocabulary: str) -> str:
+    """Returns the text that the tokens stand for.
+
+    >>> decode(np.array([1, 0, 2]), "abn")
+    'ban'
+    """
+    return "".join(vocabulary[token] for token in tokens)
+
+
+@lru_cache(maxsize=4)
+def load_text(name: str, split: str, data_dir: str = "") -> Text:
+    """Returns a split of a text as characters.
+
+    Args:
+      name: "tiny_shakespeare" (the vocabulary is that of its training text, 65 characters), or
+        "python_topics": the help texts that ship with Python, which differ between its versions;
+        their vocabulary is ASCII, and "?" replaces other characters.
+      split: of tiny_shakespeare as in tensorflow_datasets, also joined ("validation+test"); of
+        python_topics "train" or "test", its last tenth.
+      data_dir: where tensorflow_datasets keeps its data; "" for its own default ($TFDS_DATA_DIR).
+
+    Raises:
+      ValueError: if there is no such text or split, or it is not prepared in `data_dir`.
+    """
+    if name == "tiny_shakespeare":
+        vocabulary = "".join(sorted(set(_read_tfds(name, "train", data_dir))))
+        return Text(encode(_read_tfds(name, split, data_dir), vocabulary), vocabulary)
+    if name == "python_topics":
+        return Text(encode(_python_topics(split), ASCII), ASCII)
+    raise ValueError(f"data.name {name!r} is not a text: choose one of {', '.join(TEXTS)}")
+
+
+def _read_tfds(name: str, split: str, data_dir: str) -> str:
+    from batchgrow.data.sources import open_source
+
+    source: Any = open_source(name, split, data_dir)
+    return "".join(source[index]["text"].decode() for index in range(len(source)))
+
+
+def _python_topics(split: str) -> str:
+    from pydoc_data.topics import topics
+
+    if split not in SPLITS:
+        raise ValueError(
+            f"data: python_topics has no split {split!r}: choose one of {', '.join(SPLITS)}"
+        )
+    known = set(ASCII)
+    characters = "\n\n".join(topics[key] for key in sorted(topics))
+    text = "".join(character if character in known else "?" for character in characters)
+    border = round(len(text) * (1 - TEST_SHARE))
+    return text[:border] if split == "train" else text[border:]
