@@ -52,27 +52,27 @@ def train(
         engine = stack.enter_context(Engine(experiment, mesh))
         restored = run.restore(engine.state)
         for batch_size in run.batch_sizes():
-            engine.layouts(batch_size)  # Raises now rather than when the batch has grown.
+            engine.layouts(batch_size)  # Raises before anything is compiled or written.
         state = restored or engine.initial_state()
         run.begin()
 
         while segment := run.next_segment():  # Here the batch grows.
-            update = run.compiled(segment.batch_size, engine.updates.start(segment.batch_size))
+            with run.waiting_for(segment.batch_size, engine.updates):
+                update = engine.updates.start(segment.batch_size).result()
             for points in run.dispatches(segment, update.max_updates):
                 with run.input_timer(state):
                     batches = engine.feed.batch(update.dispatch_positions(points))
                 state = update(state, batches, points)
-                run.advance(points)
+                due = run.advance(points)
                 engine.prepare(segment.batch_size, run.batch_sizes())
                 engine.read_ahead(plan.known(run.history), run.examples_seen)
 
-                due = run.due(points)
                 test = run.evaluate(engine, state) if due.evaluation else {}
                 if due.row:
                     state = run.write_row(state, points[-1], test)
-                stop = run.asked_to_stop(watch(points[-1], state))
+                stop = run.reason_to_stop(watch(points[-1], state))
                 if due.checkpoint or stop:
                     run.save(state, points[-1], test)
                 if stop:
-                    return stop
-        return run.finish(engine)
+                    return run.stop(stop)
+        return run.finish()

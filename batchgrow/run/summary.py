@@ -1,0 +1,136 @@
+"""What `summary.json` and TensorBoard say about a finished run."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from statistics import median
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from batchgrow.data.feed import example_of
+from batchgrow.devices import peak_flops, training_flops
+from batchgrow.experiment import Experiment
+from batchgrow.plan import Segment
+from batchgrow.run import environment
+from batchgrow.run.folder import trajectory_fields
+from batchgrow.run.log import Clock
+from batchgrow.tasks import Task
+
+
+def summarize(
+    experiment: Experiment,
+    mesh: Mesh,
+    rows: Sequence[Mapping[str, Any]],
+    segments: Sequence[Segment],
+    compiled: Mapping[str, Mapping[str, Any]],
+    clock: Clock,
+) -> dict[str, Any]:
+    """The content of `summary.json`.
+
+    Args:
+      experiment: what was trained.
+      mesh: the devices of the last start.
+      rows: the rows of `metrics.jsonl`.
+      segments: of the run.
+      compiled: what the update of each batch size cost to compile.
+      clock: of the run.
+    """
+    metric = experiment.task.metrics[0]
+    column = f"test_{metric.name}"
+    tested = [row for row in rows if column in row]
+    best = max if metric.better == "higher" else min
+    seconds = clock.by_name()
+    return {
+        "final": {
+            **{name: value for name, value in tested[-1].items() if name.startswith("test_")},
+            **{name: value for name, value in rows[-1].items() if name.startswith("train_")},
+        },
+        "best": {"metric": column, "value": best(row[column] for row in tested)},
+        "num_updates": sum(segment.num_updates for segment in segments),
+        "examples_seen": segments[-1].end_examples,
+        "num_epochs": experiment.plan.recipe.num_epochs,
+        "wall_seconds": clock.total(),
+        "compile_seconds": seconds["compile"],
+        "seconds": seconds,
+        "segments": _segments(rows, segments, compiled, share_of_peak(experiment, mesh)),
+        "num_replaced_records": getattr(experiment.train_data, "num_replaced", 0),
+        "versions": environment.versions(),
+        "devices": environment.devices(),
+        "commit": environment.commit(),
+        "command": environment.command(),
+    }
+
+
+def _segments(
+    rows: Sequence[Mapping[str, Any]],
+    segments: Sequence[Segment],
+    compiled: Mapping[str, Mapping[str, Any]],
+    share: float | None,
+) -> list[dict[str, Any]]:
+    found = []
+    for index, segment in enumerate(segments):
+        rates = [row["examples_per_second"] for row in rows if row["segment"] == index]
+        rate = median(rates) if rates else None
+        found.append(
+            {
+                "batch_size": segment.batch_size,
+                "num_updates": segment.num_updates,
+                "examples_per_second": rate,
+                "share_of_peak": rate * share if rate and share else None,
+                **compiled.get(str(segment.batch_size), {}),
+            }
+        )
+    return found
+
+
+def share_of_peak(experiment: Experiment, mesh: Mesh) -> float | None:
+    """The share of the devices' peak that one example per second takes; None if not known."""
+    dtype = experiment.settings.get("model", {}).get("dtype", "float32")
+    peak = peak_flops(mesh.devices.flat[0].device_kind, dtype)
+    if peak is None:
+        return None
+    return flops_of(experiment.task, example_of(experiment.train_data)) / (peak * mesh.size)
+
+
+def flops_of(task: Task, example: Any) -> float:
+    """Floating-point operations of one example forward and back (see `training_flops`).
+
+    Args:
+      example: shapes and dtypes of one example.
+    """
+    one = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), example)
+    variables = jax.eval_shape(task.init, jax.random.key(0), one)
+    forward = partial(task.loss, keys=None, train=False)
+    return training_flops(forward, variables, one)
+
+
+def num_parameters(task: Task, example: Any) -> int:
+    """The number of parameters of a task."""
+    one = jax.tree.map(lambda x: np.zeros((1, *x.shape), x.dtype), example)
+    variables: Any = jax.eval_shape(task.init, jax.random.key(0), one)
+    return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+
+
+def compared(task: Task, summary: Mapping[str, Any]) -> dict[str, float]:
+    """What TensorBoard compares runs by; it shows the first."""
+    first = f"test_{task.metrics[0].name}"
+    numbers = {name: summary[name] for name in ("num_updates", "wall_seconds", "compile_seconds")}
+    return {first: summary["final"][first], **numbers, **summary["final"]}
+
+
+def hyper_parameters(
+    experiment: Experiment, settings: dict[str, Any], num_updates: int
+) -> dict[str, Any]:
+    """What a trajectory depends on, without the data, as TensorBoard takes it.
+
+    It sorts columns by name and shows five, hence the names of the first and of all others.
+    """
+    first = {"updates": num_updates, "name": experiment.name, "seed": experiment.seed}
+    groups = ("ghost", "task.", "model.", "optimizer.", "plan.", "recipe.")
+    return first | {
+        f"with.{name}": value if isinstance(value, int | float | str) else str(value)
+        for name, value in trajectory_fields(settings).items()
+        if name.startswith(groups)
+    }
