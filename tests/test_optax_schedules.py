@@ -19,6 +19,7 @@ def recipe(schedule, **changes):
 SCHEDULES = {
     "cosine": optax.cosine_decay_schedule(0.1, UPDATES),
     "warm-up": optax.warmup_cosine_decay_schedule(0.0, 0.1, 100, UPDATES),
+    "power": optax.polynomial_schedule(0.1, 0.001, 1.7, UPDATES),
     "steps": optax.piecewise_constant_schedule(0.1, {500: 0.2, 1000: 0.5}),
     "restarts": optax.sgdr_schedule(
         [{"init_value": 0.01, "peak_value": 0.1, "warmup_steps": 50, "decay_steps": 750}] * 2

@@ -92,7 +92,8 @@ class Recipe:
         learning_rates = evaluate(self.curve, examples_seen / self.num_examples)
         wrong = np.flatnonzero(~((learning_rates >= 0) & (learning_rates < math.inf)))
         if wrong.size:
-            raise self._wrong_learning_rate(learning_rates[wrong[0]], examples_seen[wrong[0]])
+            first = int(wrong[0])
+            raise self._wrong_learning_rate(float(learning_rates[first]), int(examples_seen[first]))
         return learning_rates
 
     def _wrong_learning_rate(self, learning_rate: float, examples_seen: int) -> ValueError:
