@@ -1,0 +1,243 @@
+"""Batches of JPEG examples that worker processes prepare ahead of time.
+
+The main process says which stream positions it will ask for. Their order is known here alone: a
+worker gets a few positions at a time, and what it makes of each depends on nothing else.
+"""
+
+import logging
+import pickle
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+
+from batchgrow.data.workers import JpegLoader, SharedImages, Worker
+
+log = logging.getLogger(__name__)
+
+CHUNK = 16  # examples that a worker decodes at a time
+SLOTS = 4  # chunks for each worker that are decoded ahead
+
+
+@dataclass
+class _Chunk:
+    """Positions that were requested one after another, int64 `(n,)`, and their indices.
+
+    The first `taken` of them have been used.
+    """
+
+    positions: np.ndarray
+    indices: np.ndarray
+    taken: int = 0
+    slot: int = -1
+    future: "Future[tuple[np.ndarray, list[str]]] | None" = None
+
+
+class WorkerFeed:
+    """Decodes the examples of stream positions in worker processes. The workers start when needed.
+
+    Its memory is bounded: at most `SLOTS * CHUNK` examples for each worker are decoded ahead, and
+    further requests wait for a free place.
+
+    Args:
+      load: reads and decodes examples.
+      indices: returns the indices into the source for stream positions, both int64 `(n,)`. By
+        default an index is its position, as for a test set.
+      num_workers: number of processes; 0 uses one thread of this process.
+
+    Attributes:
+      arrays: (): the devices hold no data.
+      spec: shapes and dtypes of one example of a batch.
+      num_replaced: bad records that were replaced in the batches returned so far; each is logged.
+
+    Raises:
+      ValueError: if `load` cannot be sent to worker processes.
+    """
+
+    def __init__(
+        self,
+        load: JpegLoader,
+        indices: Callable[[np.ndarray], np.ndarray] = np.asarray,
+        *,
+        num_workers: int = 0,
+    ):
+        shape = (load.image_size, load.image_size, 3)
+        self.arrays = ()
+        self.spec = {
+            "image": jax.ShapeDtypeStruct(shape, np.uint8),
+            "label": jax.ShapeDtypeStruct((), np.int32),
+            "position": jax.ShapeDtypeStruct((), np.int64),
+        }
+        self.num_replaced = 0
+        self._load, self._indices = load, indices
+        self._pickled = _pickle(load) if num_workers else b""
+        self._workers: list[Worker] = []
+        self._own = threading.local()  # each thread talks to a worker of its own
+        num_threads = max(1, num_workers)
+        self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="batchgrow decode")
+        num_slots = SLOTS * num_threads
+        self._memory = SharedImages((num_slots, CHUNK, *shape))
+        self._free = list(range(num_slots))
+        self._started: deque[_Chunk] = deque()
+        self._waiting: deque[_Chunk] = deque()
+
+    def ahead(self, positions: np.ndarray) -> None:
+        """Starts to prepare the examples at these positions, after those requested before.
+
+        Args:
+          positions: int64 of any shape, in the order in which `batch` will be given them.
+        """
+        flat = np.array(positions, np.int64).ravel()
+        indices = self._indices(flat)
+        for start in range(0, flat.size, CHUNK):
+            part = slice(start, start + CHUNK)
+            self._waiting.append(_Chunk(flat[part], indices[part]))
+        self._start()
+
+    def batch(self, positions: np.ndarray) -> dict[str, np.ndarray]:
+        """Returns the examples at these positions, and waits for those that are not ready.
+
+        Positions that were requested before these and not taken are dropped. Positions that were
+        not requested are decoded now.
+
+        Args:
+          positions: int64 of any shape.
+
+        Returns:
+          `{"image": uint8 (*shape, image_size, image_size, 3), "label": int32, "position": int64}`.
+
+        Raises:
+          BadRecordError: if a record cannot be read or decoded, or has a label that is no class.
+          RuntimeError: if a worker process has ended.
+        """
+        positions = np.array(positions, np.int64)
+        wanted = positions.ravel()
+        images = np.empty((wanted.size, *self.spec["image"].shape), np.uint8)
+        labels = np.empty(wanted.size, np.int32)
+        done = 0
+        while done < wanted.size:
+            if not self._started:  # then nothing waits either
+                self.ahead(wanted[done:])
+            chunk = self._started[0]
+            here = slice(chunk.taken, chunk.taken + wanted.size - done)
+            found = chunk.positions[here]
+            if not np.array_equal(found, wanted[done : done + found.size]):
+                self._drop_first()
+                continue
+            target = slice(done, done + found.size)
+            labels[target] = self._labels(chunk)[here]
+            images[target] = self._memory.array[chunk.slot, : len(chunk.positions)][here]
+            done += found.size
+            chunk.taken += found.size
+            if chunk.taken == len(chunk.positions):
+                self._drop_first()
+        return {
+            "image": images.reshape(*positions.shape, *images.shape[1:]),
+            "label": labels.reshape(positions.shape),
+            "position": positions,
+        }
+
+    def close(self) -> None:
+        """Ends the workers. What they have prepared is lost."""
+        self._waiting.clear()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        for worker in self._workers:
+            worker.kill()
+        self._threads.shutdown()
+        for worker in self._workers:
+            worker.close()
+        self._memory.close()
+
+    def __enter__(self) -> "WorkerFeed":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _start(self) -> None:
+        """Gives chunks that wait to the workers, as long as there is a free slot."""
+        while self._waiting and self._free:
+            chunk = self._waiting.popleft()
+            chunk.slot = self._free.pop()
+            chunk.future = self._threads.submit(self._decode, chunk)
+            self._started.append(chunk)
+
+    def _decode(self, chunk: _Chunk) -> tuple[np.ndarray, list[str]]:
+        """The labels, and a line for each replaced record. Runs in a thread for each worker."""
+        if not self._pickled:
+            images = self._memory.array[chunk.slot, : len(chunk.positions)]
+            return self._load(chunk.indices, chunk.positions, images)
+        worker = getattr(self._own, "worker", None)
+        if worker is None:
+            worker = self._own.worker = Worker(self._pickled, self._memory)
+            self._workers.append(worker)
+        return worker(chunk.slot, chunk.indices, chunk.positions)
+
+    def _labels(self, chunk: _Chunk) -> np.ndarray:
+        """Waits until a chunk is decoded and returns its labels, int32 `(n,)`."""
+        assert chunk.future is not None
+        labels, replaced = chunk.future.result()
+        if not chunk.taken:
+            self.num_replaced += len(replaced)
+            for line in replaced:
+                log.warning("replaced %s", line)
+        return labels
+
+    def _drop_first(self) -> None:
+        """Frees the slot of the first started chunk for one that waits."""
+        chunk = self._started.popleft()
+        assert chunk.future is not None
+        if not chunk.future.cancel():
+            wait([chunk.future])
+        self._free.append(chunk.slot)
+        self._start()
+
+
+def evaluation_batches(
+    feed: WorkerFeed,
+    num_examples: int,
+    batch_size: int,
+    *,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[dict[str, np.ndarray]]:
+    """Every example of a test set once, in order, over all processes together.
+
+    All processes yield the same number of batches, as collective evaluation needs. The places after
+    the last example repeat it, with `mask` 0. The loader should have `on_bad_record="stop"`: an
+    accuracy on other examples cannot be compared.
+
+    Args:
+      feed: of the test set, without `indices`. It can be used again afterwards.
+      num_examples: of the test set.
+      batch_size: examples in a batch of one process.
+
+    Yields:
+      `{"image": uint8 (batch_size, h, w, 3), "label": int32, "mask": float32}`.
+
+    Raises:
+      BadRecordError: if a record cannot be read or decoded, or has a label that is no class.
+    """
+    num_batches = -(-num_examples // (batch_size * process_count))
+    starts = (np.arange(num_batches) * process_count + process_index) * batch_size
+    places = starts[:, None] + np.arange(batch_size)
+    positions = np.minimum(places, num_examples - 1)
+    feed.ahead(positions)
+    for place, position in zip(places, positions, strict=True):
+        batch = feed.batch(position)
+        mask = (place < num_examples).astype(np.float32)
+        yield {"image": batch["image"], "label": batch["label"], "mask": mask}
+
+
+def _pickle(load: JpegLoader) -> bytes:
+    try:
+        return pickle.dumps(load)
+    except Exception as error:
+        raise ValueError(
+            f"the data source cannot be sent to workers ({type(error).__name__}: {error}); make it "
+            "picklable, or set run.num_workers to 0"
+        ) from error
