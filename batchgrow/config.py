@@ -1,64 +1,115 @@
-"""From a config to plain values: the recipe, the plan, and a check of every field.
+"""From a config to an experiment: plain values, and a check of every field.
 
-Nothing here touches a device, so a plan can be looked at anywhere and a wrong value is found
-before anything is compiled.
+A wrong value is found here, before anything is compiled or written.
 """
 
+import json
 import logging
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
-from batchgrow import curves
-from batchgrow.data.augment import NAMES as AUGMENTATIONS
-from batchgrow.data.augment import PADDING
-from batchgrow.data.sources import ON_BAD_RECORD
-from batchgrow.models import DTYPES, MODELS, make_model
-from batchgrow.optimizer import DECAY_ON, NAMES, uses_momentum
-from batchgrow.layout import choose_layout
-from batchgrow.plan.plan import Recipe, Schedule, grow, hybrid
+from batchgrow.data import jpeg
+from batchgrow.data.datasets import Dataset, InMemory
+from batchgrow.data.jpeg_dataset import JpegDataset
+from batchgrow.data.prepared import open_source
+from batchgrow.data.records import ON_BAD_RECORD
+from batchgrow.data.sources import open_dataset
+from batchgrow.data.text import TEXTS, load_text
+from batchgrow.experiment import Cadence, Execution, Experiment
+from batchgrow.layout import AXIS_NAME
+from batchgrow.models import make_model
+from batchgrow.names import find
+from batchgrow.optimizer import OPTIMIZERS, make_optimizer, uses_momentum
+from batchgrow.plan import FixedPlan, Plan, Recipe, curves, grow, hybrid
+from batchgrow.tasks import Task
+from batchgrow.tasks.classification import Classification
+from batchgrow.tasks.language import LanguageModel
+from batchgrow.tasks.regression import Regression
 
 log = logging.getLogger(__name__)
 
 # An ml_collections.ConfigDict, whose fields no type checker knows.
-Config = Any
+ConfigDict = Any
 
 CURVES = ("constant", "step", "exponential", "inverse_time", "cosine", "polynomial")
 PLANS = ("decay", "hybrid", "grow")
+TASKS: dict[str, Callable[..., Task]] = {
+    "classification": Classification,
+    "language": LanguageModel,
+    "regression": Regression,
+}
 
 
-def make_schedule(config: Config) -> Schedule:
+def make_experiment(config: ConfigDict) -> Experiment:
+    """The experiment that a config describes; opens its data.
+
+    Raises:
+      ValueError: for a wrong field, with its value and what it may be.
+    """
+    execution = make_execution(config.run)
+    train_data, test_data = (open_data(config, split) for split in ("train", "test"))
+    plan = make_plan(config, train_data.num_examples)
+    task = make_task(config)
+    check_data(task, train_data, "train")
+    check_data(task, test_data, "test")
+    fields = config.optimizer.to_dict()
+    average_epochs = fields.pop("average_epochs")
+    if average_epochs is not None and not average_epochs > 0:
+        raise ValueError(f"optimizer.average_epochs {average_epochs} must be above 0, or None")
+    _at_least("optimizer.weight_decay", config.optimizer.weight_decay, 0)
+    return Experiment(
+        name=f"{config.name}:{config.variant}",
+        task=task,
+        train_data=train_data,
+        test_data=test_data,
+        plan=plan,
+        optimizer=make_optimizer(momentum=plan.segments[0].momentum, **fields),
+        cadence=make_cadence(config, train_data.num_examples),
+        seed=_at_least("seed", config.seed, 0),
+        ghost_batch_size=config.ghost_batch_size or 1,
+        average_epochs=average_epochs,
+        settings=json.loads(config.to_json()),
+        execution=execution,
+    )
+
+
+def make_plan(config: ConfigDict, num_examples: int) -> FixedPlan:
     """The plan that a config describes.
+
+    Args:
+      num_examples: N, the size of the training set.
 
     Raises:
       ValueError: with the field, for a value that makes no plan.
     """
     recipe, plan = config.recipe, config.plan
-    if config.ghost_batch_size < 1:
-        raise ValueError(f"ghost_batch_size {config.ghost_batch_size} must be 1 or more")
+    if config.ghost_batch_size is not None:
+        _at_least("ghost_batch_size", config.ghost_batch_size, 1)
     name = config.optimizer.name
-    if name not in NAMES:
-        raise ValueError(f"optimizer.name {name!r} is none of {', '.join(NAMES)}")
+    if name not in OPTIMIZERS:
+        raise ValueError(f"unknown optimizer.name {name!r}; choose {', '.join(OPTIMIZERS)}")
     momentum = recipe.momentum if uses_momentum(name) else 0.0
-    if plan.momentum >= 0 and not uses_momentum(name):
+    if plan.momentum is not None and not uses_momentum(name):
         raise ValueError(
-            f"plan.momentum {plan.momentum}: optimizer.name {name!r} has no momentum; set "
-            "plan.momentum to -1 or take another optimizer"
+            f"plan.momentum {plan.momentum}: the optimizer {name!r} has no momentum; set "
+            "plan.momentum to None or choose another optimizer"
         )
     options: dict[str, Any] = {
-        "batch_multiple": plan.batch_multiple or config.ghost_batch_size,
-        "max_batch_size": {0: None, -1: math.inf}.get(plan.max_batch_size, plan.max_batch_size),
+        "batch_multiple": plan.batch_multiple or config.ghost_batch_size or 1,
+        "max_batch_size": plan.max_batch_size,
         "initial_multiple": plan.initial_multiple,
-        "momentum": None if plan.momentum < 0 else plan.momentum,
+        "momentum": plan.momentum,
         "exponent": plan.exponent,
         "ladder": plan.ladder,
     }
     try:
         reference = Recipe(
-            batch_size=recipe.global_batch_size,
+            batch_size=recipe.batch_size,
             momentum=momentum,
-            learning_rate=_curve(recipe, name),
-            num_examples=config.data.num_train_examples,
+            curve=make_curve(recipe, name),
+            num_examples=num_examples,
             num_epochs=recipe.num_epochs,
         )
         match plan.name:
@@ -70,16 +121,21 @@ def make_schedule(config: Config) -> Schedule:
                 return grow(reference, **options)
     except ValueError as error:
         raise ValueError(f"recipe or plan: {error}") from error
-    raise ValueError(f"plan.name {plan.name!r} is none of {', '.join(PLANS)}")
+    raise ValueError(f"unknown plan.name {plan.name!r}; choose {', '.join(PLANS)}")
 
 
-def _curve(recipe: Config, optimizer: str) -> curves.Curve:
+def make_curve(recipe: ConfigDict, optimizer: str) -> curves.Curve:
+    """The learning-rate curve of `config.recipe`.
+
+    Raises:
+      ValueError: for an unknown curve, or without a learning rate for this optimizer.
+    """
     rate = recipe.learning_rate or recipe.learning_rates.get(optimizer, 0.0)
     if rate <= 0:
-        known = ", ".join(recipe.learning_rates) or "none"
+        known = ", ".join(recipe.learning_rates) or "no optimizer"
         raise ValueError(
-            f"recipe.learning_rate {rate} must be above 0: this config has a learning rate of its "
-            f"own for these optimizers: {known}; for {optimizer} set it yourself"
+            f"recipe.learning_rate {recipe.learning_rate} must be above 0; set it, because this "
+            f"config has a learning rate for {known} and none for {optimizer}"
         )
     match recipe.curve:
         case "constant":
@@ -97,139 +153,158 @@ def _curve(recipe: Config, optimizer: str) -> curves.Curve:
             final = recipe.final_learning_rate
             curve = curves.polynomial(rate, recipe.num_epochs, recipe.power, final)
         case _:
-            raise ValueError(f"recipe.curve {recipe.curve!r} is none of {', '.join(CURVES)}")
+            raise ValueError(f"unknown recipe.curve {recipe.curve!r}; choose {', '.join(CURVES)}")
     return curves.with_warmup(curve, recipe.warmup_epochs, recipe.warmup_learning_rate)
 
 
 def _warn_of_late_steps(boundaries_epochs: Sequence[float], num_epochs: float) -> None:
-    """A shortened run may leave steps out, but not unnoticed: with them go the growths."""
+    """A shortened run may leave steps out, but the user should know: growths go with them."""
     late = [epoch for epoch in boundaries_epochs if epoch >= num_epochs > 0]
     if late:
         log.warning(
-            "recipe.boundaries_epochs: the steps at %s lie beyond recipe.num_epochs %g; nothing "
+            "recipe.boundaries_epochs: the steps at %s are after recipe.num_epochs %g; nothing "
             "happens there",
             ", ".join(f"{epoch:g}" for epoch in late),
             num_epochs,
         )
 
 
-def make_network(config: Config, axis_name: str | None = None) -> Any:
-    """The Flax module that a config describes, for one device or for those of `axis_name`.
+def make_task(config: ConfigDict, axis_name: str | None = AXIS_NAME) -> Task:
+    """The task that a config describes, with its model.
+
+    Args:
+      axis_name: the mapped device axis; None for a model on one device.
 
     Raises:
-      ValueError: for a name, dtype or field that is none.
+      ValueError: for an unknown name or a wrong field.
     """
-    fields = {k: v for k, v in config.model.to_dict().items() if k != "name"}
-    return make_model(
-        config.model.name,
+    model_fields, fields = config.model.to_dict(), config.task.to_dict()
+    model = make_model(
+        model_fields.pop("name"),
         ghost_batch_size=config.ghost_batch_size,
         axis_name=axis_name,
-        **fields,
+        **model_fields,
+    )
+    make = find(fields.pop("name"), TASKS, "task.name")
+    if make is Classification:
+        fields["num_classes"] = config.model.num_classes
+    if make is LanguageModel and config.data.name in TEXTS:
+        text = load_text(config.data.name, config.data.train_split, config.run.data_dir)
+        fields["bytes_per_token"] = text.bytes_per_token
+        if len(text.vocabulary) > config.model.vocab_size:
+            raise ValueError(
+                f"model.vocab_size is {config.model.vocab_size}, but {config.data.name} has "
+                f"{len(text.vocabulary)} different tokens; set the field to that or more"
+            )
+    try:
+        return make(model, **fields)
+    except TypeError as error:
+        raise ValueError(f"task {config.task.name!r}: {error}") from error
+
+
+def open_data(config: ConfigDict, split: str) -> Dataset:
+    """The "train" or "test" data of a config.
+
+    Raises:
+      ValueError: if it is not there, or has another size than the config says.
+    """
+    data = config.data
+    name, data_dir = data[f"{split}_split"], config.run.data_dir
+    if config.run.input == "workers":
+        found: Dataset = _open_jpegs(config, split)
+    else:
+        found = open_dataset(data.name, name, data_dir=data_dir, context=data.get("context"))
+    expected = data[f"num_{split}_examples"]
+    if expected is not None and found.num_examples != expected:
+        raise ValueError(
+            f"data.num_{split}_examples is {expected}, but {data.name} has {found.num_examples} "
+            f"examples in its {split} split; set the field to that or to None, or point "
+            "run.data_dir to the right data"
+        )
+    return found
+
+
+def _open_jpegs(config: ConfigDict, split: str) -> JpegDataset:
+    data, is_training = config.data, split == "train"
+    if data.on_bad_record not in ON_BAD_RECORD:
+        raise ValueError(
+            f"unknown data.on_bad_record {data.on_bad_record!r}; choose {', '.join(ON_BAD_RECORD)}"
+        )
+    if (config.run.updates_per_dispatch or 1) > 1:
+        raise ValueError(
+            f"run.updates_per_dispatch {config.run.updates_per_dispatch}: worker processes feed "
+            "one update at a time; set it to None or 1"
+        )
+    size = _at_least("data.image_size", data.get("image_size") or 0, 1)
+    crop: Any = partial(jpeg.evaluation_crop, image_size=size)
+    if is_training:
+        crop = partial(jpeg.training_crop, seed=config.seed)
+    return JpegDataset(
+        open_source(data.name, data[f"{split}_split"], config.run.data_dir, decode=False),
+        crop,
+        size,
+        config.model.num_classes,
+        data.on_bad_record if is_training else "stop",
     )
 
 
-def check(config: Config) -> None:
-    """Checks the fields that are not the plan's.
+def check_data(task: Task, data: Dataset, split: str) -> None:
+    """Lets the task check a split that is held in memory.
 
     Raises:
-      ValueError: with the field, its value and what it may be.
+      ValueError: if the task cannot train on it.
     """
-    run = config.run
-    one_of: dict[str, tuple[str, Collection[str]]] = {
-        "optimizer.decay_on": (config.optimizer.decay_on, DECAY_ON),
-        "data.augment": (config.data.augment, AUGMENTATIONS),
-        "data.on_bad_record": (config.data.on_bad_record, ON_BAD_RECORD),
-        "model.name": (config.model.name, MODELS),
-        "model.dtype": (config.model.dtype, DTYPES),
-    }
-    for name, (choice, choices) in one_of.items():
-        if choice not in choices:
-            raise ValueError(f"{name} {choice!r} is none of {', '.join(choices)}")
-    _check_images(config)
-    if run.max_per_device_batch_size != "auto":
-        try:
-            whole = int(run.max_per_device_batch_size)
-        except (TypeError, ValueError, OverflowError):
-            whole = 0
-        if whole < 1:
-            raise ValueError(
-                f"run.max_per_device_batch_size {run.max_per_device_batch_size!r} must be 'auto' "
-                "or a number of examples, 1 or more"
-            )
-    at_least = {
-        "seed": (config.seed, 0),
-        "data.num_train_examples": (config.data.num_train_examples, 1),
-        "data.num_test_examples": (config.data.num_test_examples, 1),
-        "model.num_classes": (config.model.num_classes, 2),
-        "optimizer.weight_decay": (config.optimizer.weight_decay, 0),
-        "run.num_devices": (run.num_devices, 0),
-        "run.num_workers": (run.num_workers, 0),
-        "run.updates_per_dispatch": (run.updates_per_dispatch, 0),
-        "run.eval_batch_size": (run.eval_batch_size, 1),
-        "run.keep_checkpoints": (run.keep_checkpoints, 1),
-    }
-    for name, (value, least) in at_least.items():
-        if value < least:
-            raise ValueError(f"{name} {value} must be {least} or more")
-    for name in ("log_every_epochs", "evaluate_every_epochs"):
-        if not config[name] > 0:
-            raise ValueError(f"{name} {config[name]} must be above 0 epochs")
-    if not run.checkpoint_every_epochs > 0:
-        raise ValueError(
-            f"run.checkpoint_every_epochs {run.checkpoint_every_epochs} must be above 0 epochs"
-        )
-    if not 0 <= config.label_smoothing < 1:
-        raise ValueError(f"label_smoothing {config.label_smoothing} must be at least 0 and below 1")
+    check = getattr(task, "check", None)
+    if check is not None and isinstance(data, InMemory):
+        check(data.arrays, split)
 
 
-def _check_images(config: Config) -> None:
-    """Checks the fields about images and how they get to the devices."""
-    data, run = config.data, config.run
-    height, width, channels = data.image_shape
-    for name in ("mean", "std"):
-        if len(data[name]) != channels:
-            raise ValueError(
-                f"data.{name} has {len(data[name])} values, data.image_shape {channels} channels; "
-                "give one for each"
-            )
-    if min(data.std) <= 0:
-        raise ValueError(f"data.std {tuple(data.std)} must be above 0")
-    if data.augment == "crop_flip" and min(height, width) <= PADDING:
-        raise ValueError(
-            f"data.image_shape {tuple(data.image_shape)}: data.augment 'crop_flip' reflects "
-            f"{PADDING} pixels at each edge, which takes {PADDING + 1} or more a side; set "
-            "data.augment to 'flip' or 'none'"
-        )
-    if data.augment == "random_resized_crop":
-        if height != width or channels != 3:
-            raise ValueError(f"data.image_shape {data.image_shape}: JPEGs become (size, size, 3)")
-        if run.resident:
-            raise ValueError("run.resident is True, but JPEGs are streamed; set it to False")
-        if run.updates_per_dispatch > 1:
-            raise ValueError(
-                f"run.updates_per_dispatch {run.updates_per_dispatch}: JPEGs are streamed one "
-                "update at a time; set it to 0 or 1"
-            )
-
-
-def check_layouts(
-    config: Config, schedule: Schedule, num_devices: int, examples_seen: int = 0
-) -> None:
-    """Lays out every batch of the plan on so many devices.
-
-    Args:
-      examples_seen: phases that end before are over, and need not fit these devices.
+def make_cadence(config: ConfigDict, num_examples: int) -> Cadence:
+    """How often things happen, in examples.
 
     Raises:
-      ValueError: if one of them cannot be (see `choose_layout`).
+      ValueError: for a number of epochs that is not above 0.
     """
-    limit = config.run.max_per_device_batch_size
-    for phase in schedule.phases:
-        if phase.end_examples <= examples_seen:
-            continue
-        choose_layout(
-            phase.batch_size,
-            num_devices,
-            config.ghost_batch_size,
-            math.inf if limit == "auto" else int(limit),
-        )
+    fields = {
+        "log": ("log_every_epochs", config.log_every_epochs),
+        "evaluate": ("evaluate_every_epochs", config.evaluate_every_epochs),
+        "checkpoint": ("run.checkpoint_every_epochs", config.run.checkpoint_every_epochs),
+    }
+    for name, epochs in fields.values():
+        if not 0 < epochs < math.inf:
+            raise ValueError(f"{name} {epochs} must be a finite number of epochs above 0")
+    return Cadence(**{k: max(1, round(epochs * num_examples)) for k, (_, epochs) in fields.items()})
+
+
+def make_execution(run: ConfigDict) -> Execution:
+    """How `config.run` says to execute an experiment.
+
+    Raises:
+      ValueError: for a wrong field.
+    """
+    for name, least in {"num_workers": 0, "eval_batch_size": 1, "keep_checkpoints": 1}.items():
+        _at_least(f"run.{name}", run[name], least)
+    for name in ("num_devices", "updates_per_dispatch", "max_microbatch_size"):
+        if run[name] is not None:
+            _at_least(f"run.{name}", run[name], 1)
+    fields: Mapping[str, Any] = run.to_dict()
+    return Execution(**{k: v for k, v in fields.items() if k in Execution.__dataclass_fields__})
+
+
+def _at_least(name: str, value: Any, least: int) -> Any:
+    if not value >= least:
+        raise ValueError(f"{name} {value} must be {least} or more")
+    return value
+
+
+def check_layouts(experiment_plan: Plan, num_devices: int, config: ConfigDict) -> None:
+    """Lays out every batch size of a plan on so many devices.
+
+    Raises:
+      ValueError: if one cannot be laid out (see `possible_layouts`).
+    """
+    from batchgrow.layout import possible_layouts
+
+    limit = config.run.max_microbatch_size or math.inf
+    for size in experiment_plan.batch_sizes():
+        possible_layouts(size, num_devices, config.ghost_batch_size or 1, limit)

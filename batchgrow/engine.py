@@ -12,12 +12,13 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from batchgrow import layout as layouts
 from batchgrow import step
 from batchgrow.compile import CompileAhead
-from batchgrow.data.feed import example_of, make_feed, test_batches
+from batchgrow.data.datasets import shapes_of
+from batchgrow.data.feed import EvaluationBatches, make_feed
 from batchgrow.devices import memory_in_use, memory_limit, memory_needed
 from batchgrow.experiment import Experiment
 from batchgrow.layout import AXIS_NAME, Layout
@@ -104,9 +105,16 @@ class Engine:
     def __init__(self, experiment: Experiment, mesh: Mesh):
         self._experiment, self._mesh = experiment, mesh
         self._execution = experiment.execution
-        self.feed = make_feed(experiment, mesh)
-        self.state: TrainState = jax.eval_shape(self._create_state)
-        self._test_batches = test_batches(experiment, mesh)
+        e, run = experiment, experiment.execution
+        self.feed = make_feed(e.train_data, e.seed, run.input, run.num_workers)
+        self._test_batches = EvaluationBatches(
+            e.test_data, run.eval_batch_size, run.num_workers, mesh
+        )
+        same = NamedSharding(mesh, PartitionSpec())
+        self.state: TrainState = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=same),
+            jax.eval_shape(self._create_state),
+        )
         self._memory_limit = _least_memory_limit(mesh)
         self._arrays: Any = None
         self._read_until = 0
@@ -150,7 +158,7 @@ class Engine:
         """
         totals: dict[str, float] = {}
         pending: deque[Any] = deque()
-        for batch in self._test_batches():
+        for batch in self._test_batches:
             pending.append(executable(state.evaluated, batch))
             if len(pending) > RUN_AHEAD:
                 _add_to(totals, pending.popleft())
@@ -194,7 +202,9 @@ class Engine:
 
     def _create_state(self) -> TrainState:
         e = self._experiment
-        example = jax.tree.map(lambda x: np.zeros((1, *x.shape), x.dtype), example_of(e.train_data))
+        example = jax.tree.map(
+            lambda x: np.zeros((1, *x.shape), x.dtype), e.train_data.example
+        )
         averages = e.average_epochs is not None
         return step.create_state(e.task, e.optimizer, example, e.seed, averages=averages)
 
@@ -257,7 +267,7 @@ class Engine:
             batches,
             jax.ShapeDtypeStruct((max_updates,), np.float32),
             jax.ShapeDtypeStruct((), np.int32),
-            _shapes(self.feed.arrays),
+            shapes_of(self.feed.arrays),
         )
 
     def _max_updates(self, batch_size: int) -> int:
@@ -305,8 +315,3 @@ def _least_memory_limit(mesh: Mesh) -> int | None:
 def _add_to(totals: dict[str, float], sums: Any) -> None:
     for name, value in sums.items():
         totals[name] = totals.get(name, 0.0) + float(value)
-
-
-def _shapes(tree: Any) -> Any:
-    """All that lowering looks at."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)

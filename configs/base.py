@@ -5,52 +5,53 @@ Nothing under `run` changes the trajectory; everything else does.
 """
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
-from batchgrow.config import Config
+from batchgrow import config as library
 
 
-def get_config() -> Config:
+def get_config() -> library.ConfigDict:
     """The fields that all experiments share."""
-    config: Config = ConfigDict()
+    config: library.ConfigDict = ConfigDict()
     config.name = ""
     config.variant = ""
-    config.seed = 0  # of parameters, stream order and augmentation
+    config.seed = 0  # of parameters, stream order, augmentation and dropout
+
+    task = config.task = ConfigDict()  # other tasks have other fields: see batchgrow/tasks
+    task.name = "classification"  # classification, language, regression, or module:Class
+    task.augment = "none"  # of training images: none, flip, crop_flip
+    task.mean = (0.0,)  # of pixels 0..255, for each channel or for all
+    task.std = (255.0,)
+    task.label_smoothing = 0.0
 
     data = config.data = ConfigDict()
-    data.name = ""  # "digits", or an image data set of tensorflow_datasets
+    data.name = ""  # see batchgrow/data/sources.py; or module:function
     data.train_split = "train"
     data.test_split = "test"
-    data.num_train_examples = 0  # checked against the data
-    data.num_test_examples = 0
-    data.image_shape = (0, 0, 0)  # height, width, channels as the model sees them
-    # In the step: "none", "flip", "crop_flip"; before it, on JPEGs: "random_resized_crop".
-    data.augment = "none"
-    data.on_bad_record = "stop"  # of JPEGs: or "replace", by the next record
-    data.mean = (0.0,)  # per channel, of pixels 0..255
-    data.std = (255.0,)
+    data.num_train_examples = placeholder(int)  # None: as many as there are; a number is checked
+    data.num_test_examples = placeholder(int)
 
-    model = config.model = ConfigDict()
-    model.name = ""  # conv_net, wide_resnet, resnet, inception_resnet_v2
-    model.num_classes = 0
-    model.dtype = "float32"  # of activations and products; parameters, statistics, loss: float32
+    model = config.model = ConfigDict()  # and the fields of the model: see batchgrow/models
+    model.name = ""
 
-    config.ghost_batch_size = 0  # examples that share batch statistics
-    config.label_smoothing = 0.0
+    config.ghost_batch_size = placeholder(int)  # examples that share batch statistics; None: none
 
     optimizer = config.optimizer = ConfigDict()
-    optimizer.name = "momentum"  # sgd, momentum, nesterov, adam, rmsprop, adagrad, lars, lamb
-    optimizer.weight_decay = 0.0  # coupled L2
-    optimizer.decay_on = "all"  # or "kernels": spares batch norm and biases
-    optimizer.b2 = 0.999  # of adam, lamb, rmsprop
-    optimizer.epsilon = 1e-8  # of adam, lamb, rmsprop, adagrad
+    optimizer.name = "momentum"  # sgd, momentum, nesterov, adam, adamw, rmsprop, adagrad, lars, lamb
+    optimizer.weight_decay = 0.0  # coupled L2; decoupled for adamw and lamb
+    optimizer.decay_on = "all"  # all, kernels (no norms, biases, embeddings), matrices
+    optimizer.b2 = 0.999  # of adam, adamw, lamb, rmsprop
+    optimizer.epsilon = 1e-8  # of adam, adamw, lamb, rmsprop, adagrad
     optimizer.trust_coefficient = 0.001  # of lars
+    optimizer.clip_norm = placeholder(float)  # most global norm of the gradient; None: no clipping
+    optimizer.average_epochs = placeholder(float)  # evaluate an average of the weights over these
 
     recipe = config.recipe = ConfigDict()  # what the user trusts: the reference
     recipe.num_epochs = 0.0
-    recipe.global_batch_size = 0
-    recipe.momentum = 0.9  # of optimizers that have one; Adam's b1
+    recipe.batch_size = 0
+    recipe.momentum = 0.9  # of optimizers that have one; b1 of adam, adamw and lamb
     recipe.curve = "step"  # constant, step, exponential, inverse_time, cosine, polynomial
-    recipe.learning_rate = 0.0  # initial; 0: what learning_rates has for the optimizer
+    recipe.learning_rate = placeholder(float)  # initial; None: that of learning_rates
     recipe.learning_rates = ConfigDict()  # initial, by optimizer
     recipe.boundaries_epochs = (0.0,)  # of "step"
     recipe.factor = 1.0  # of "step", at each boundary
@@ -60,32 +61,32 @@ def get_config() -> Config:
     recipe.warmup_epochs = 0.0  # linear, from warmup_learning_rate
     recipe.warmup_learning_rate = 0.0
 
-    plan = config.plan = ConfigDict()  # how the recipe's noise scale is paid for
+    plan = config.plan = ConfigDict()  # how the recipe's noise scale is kept
     plan.name = "decay"  # decay, hybrid, grow
-    plan.max_batch_size = 0  # 0: a tenth of the training set; -1: none
+    plan.max_batch_size = placeholder(float)  # None: a tenth of the training set; inf: no limit
     plan.initial_multiple = 1.0  # of batch and learning rate, from the start
-    plan.momentum = -1.0  # target momentum, the batch following; -1: the recipe's
+    plan.momentum = placeholder(float)  # the batch follows it; None: the recipe's
     plan.exponent = 1.0  # of the coupling lr ~ B^exponent
     plan.ladder = 2.0  # factor of a growth where the curve is smooth
     plan.num_growths = 1  # of "hybrid", before the learning rate takes over
-    plan.batch_multiple = 0  # batches are multiples of this; 0: of the ghost batch
+    plan.batch_multiple = placeholder(int)  # batches are multiples of this; None: the ghost batch
 
     config.log_every_epochs = 1.0  # a row of metrics.jsonl
     config.evaluate_every_epochs = 1.0
 
     run = config.run = ConfigDict()  # how it runs: nothing here changes the trajectory
     run.data_dir = ""  # of tensorflow_datasets; "": its own default, $TFDS_DATA_DIR
-    run.num_devices = 0  # 0: all
-    run.resident = True  # the training set lives on the device; otherwise it is streamed
-    run.num_workers = 0  # processes that read a streamed data set; 0: a thread
-    run.max_per_device_batch_size = "auto"  # of a pass; "auto": what memory holds, 32 on CPU
-    run.updates_per_dispatch = 0  # 0: those of 2048 examples, 16 at most; streamed: 1
-    run.eval_batch_size = 1000  # global, rounded up to whole devices
+    run.num_devices = placeholder(int)  # None: all
+    run.input = "resident"  # the devices hold the training set; or streamed, or workers (JPEGs)
+    run.num_workers = 0  # processes that decode; 0: a thread
+    run.max_microbatch_size = placeholder(int)  # of a pass on a device; None: by memory, 32 on CPU
+    run.updates_per_dispatch = placeholder(int)  # None: those of 2048 examples, at most 16
+    run.eval_batch_size = 1000  # on all devices, rounded up to whole devices
     run.compile_ahead = True
     run.compilation_cache_dir = ""  # "": JAX's own setting, else ~/.cache/batchgrow/xla
-    run.checkpoint_every_epochs = 5.0  # also at each phase boundary and at the end
-    run.keep_checkpoints = 2  # the last ones; the best by test accuracy is kept too
-    run.stop_at_phase_end = False  # exit at the next growth, to be started again on more devices
+    run.checkpoint_every_epochs = 5.0  # also when the run stops
+    run.keep_checkpoints = 2  # the last ones; the best by the task's first metric is kept too
+    run.stop_at_growth = False  # exit before the next growth, to be started again on more devices
     run.tensorboard = True
     run.progress = True
     return config

@@ -19,7 +19,7 @@ Sec. 5.2, batches up to 5120:
 batches and learning rates, for 10 epochs; two CPU cores train it.
 """
 
-from batchgrow.config import Config
+from batchgrow.config import ConfigDict
 from configs import base
 
 VARIANTS = (
@@ -33,7 +33,7 @@ VARIANTS = (
 )
 
 
-def get_config(variant: str = "decaying_lr") -> Config:
+def get_config(variant: str = "decaying_lr") -> ConfigDict:
     """The WRN recipe (Zagoruyko & Komodakis 2016), and one of `VARIANTS` to pay for it."""
     name, _, size = variant.partition(",")
     config = wide_resnet()
@@ -45,7 +45,7 @@ def get_config(variant: str = "decaying_lr") -> Config:
             config.plan.name = "hybrid"
         case "increasing_batch":
             config.plan.name = "grow"
-            config.plan.max_batch_size = -1  # 16,000: beyond N/10
+            config.plan.max_batch_size = 16_000  # beyond N/10
         case "increasing_batch_5120":
             config.plan.name = "grow"
             config.plan.max_batch_size = 5120
@@ -59,7 +59,7 @@ def get_config(variant: str = "decaying_lr") -> Config:
             config.plan.initial_multiple = 5.0
             config.plan.momentum = 0.98
         case _:
-            raise ValueError(f"variant {name!r} is none of {', '.join(VARIANTS)}")
+            raise ValueError(f"unknown variant {name!r}; choose {', '.join(VARIANTS)}")
     if size == "small":
         shrink(config)
     elif size:
@@ -67,7 +67,7 @@ def get_config(variant: str = "decaying_lr") -> Config:
     return config
 
 
-def wide_resnet() -> Config:
+def wide_resnet() -> ConfigDict:
     """The recipe: WRN-16-4, 200 epochs, preprocessing as in the authors' repository."""
     config = base.get_config()
     config.name = "cifar10"
@@ -75,10 +75,9 @@ def wide_resnet() -> Config:
     config.data.name = "cifar10"
     config.data.num_train_examples = 50_000
     config.data.num_test_examples = 10_000
-    config.data.image_shape = (32, 32, 3)
-    config.data.augment = "crop_flip"
-    config.data.mean = (125.3, 123.0, 113.9)
-    config.data.std = (63.0, 62.1, 66.7)
+    config.task.augment = "crop_flip"
+    config.task.mean = (125.3, 123.0, 113.9)
+    config.task.std = (63.0, 62.1, 66.7)
 
     config.model.name = "wide_resnet"
     config.model.depth = 16
@@ -91,7 +90,7 @@ def wide_resnet() -> Config:
     config.optimizer.weight_decay = 5e-4
 
     config.recipe.num_epochs = 200.0
-    config.recipe.global_batch_size = 128
+    config.recipe.batch_size = 128
     # The paper's text names 0.1; Adam's (its schedule divided by 100) is from memory, unverified.
     config.recipe.learning_rates = {"momentum": 0.1, "nesterov": 0.1, "sgd": 0.1, "adam": 0.001}
     config.recipe.boundaries_epochs = (60.0, 120.0, 160.0)
@@ -103,7 +102,7 @@ def wide_resnet() -> Config:
     return config
 
 
-def shrink(config: Config) -> None:
+def shrink(config: ConfigDict) -> None:
     """The same plan for two CPU cores: a small network, the steps in the same proportions.
 
     Batches, and with them learning rates, are a quarter, so that the noise scale is the paper's
@@ -114,10 +113,10 @@ def shrink(config: Config) -> None:
     config.model.stem_strides = 2
     config.model.dtype = "float32"
     config.ghost_batch_size = 32
-    config.recipe.global_batch_size = 32
+    config.recipe.batch_size = 32
     for optimizer, rate in list(config.recipe.learning_rates.items()):
         config.recipe.learning_rates[optimizer] = rate / 4
-    if config.plan.max_batch_size > 0:
+    if config.plan.max_batch_size is not None:
         config.plan.max_batch_size //= 4
     config.recipe.num_epochs = 10.0
     config.recipe.boundaries_epochs = (3.0, 6.0, 8.0)

@@ -7,13 +7,13 @@ Smith et al. (2018), Sec. 5.1, in small: the recipe divides the learning rate by
 The batch of `increasing_batch` grows 16 -> 80 -> 400; the last division by 5 is the rate's.
 """
 
-from batchgrow.config import Config
+from batchgrow.config import ConfigDict
 from configs import base
 
 VARIANTS = ("decaying_lr", "hybrid", "increasing_batch")
 
 
-def get_config(variant: str = "decaying_lr") -> Config:
+def get_config(variant: str = "decaying_lr") -> ConfigDict:
     """The recipe, and one of `VARIANTS` to pay for it."""
     config = base.get_config()
     config.name = "digits"
@@ -22,9 +22,8 @@ def get_config(variant: str = "decaying_lr") -> Config:
     config.data.name = "digits"
     config.data.num_train_examples = 1437
     config.data.num_test_examples = 360
-    config.data.image_shape = (8, 8, 1)
-    config.data.mean = (73.0,)
-    config.data.std = (90.0,)
+    config.task.mean = (73.0,)
+    config.task.std = (90.0,)
 
     config.model.name = "conv_net"
     config.model.channels = 4
@@ -33,7 +32,7 @@ def get_config(variant: str = "decaying_lr") -> Config:
 
     config.optimizer.weight_decay = 5e-4
     config.recipe.num_epochs = 30.0
-    config.recipe.global_batch_size = 16
+    config.recipe.batch_size = 16
     config.recipe.learning_rate = 0.2
     config.recipe.boundaries_epochs = (9.0, 18.0, 24.0)  # 60, 120, 160 of 200 in the paper
     config.recipe.factor = 0.2
@@ -48,5 +47,5 @@ def get_config(variant: str = "decaying_lr") -> Config:
             config.plan.name = "grow"
             config.plan.max_batch_size = 400
         case _:
-            raise ValueError(f"variant {variant!r} is none of {', '.join(VARIANTS)}")
+            raise ValueError(f"unknown variant {variant!r}; choose {', '.join(VARIANTS)}")
     return config

@@ -14,7 +14,7 @@ Updates of 90 epochs; the learning rate, or the noise by the batch, falls by 10 
 The paper reports L2 and augmentation in no source at hand; they are those of `imagenet_resnet50`.
 """
 
-from batchgrow.config import Config
+from batchgrow.config import ConfigDict
 from configs.imagenet_resnet50 import imagenet
 
 VARIANTS = (
@@ -26,20 +26,20 @@ VARIANTS = (
 )
 
 
-def get_config(variant: str = "decaying_lr") -> Config:
+def get_config(variant: str = "decaying_lr") -> ConfigDict:
     """The recipe at 8192, and one of `VARIANTS` to pay for it."""
     config = imagenet()
     config.name = "imagenet_inception_resnet_v2"
     config.variant = variant
-    config.data.image_shape = (299, 299, 3)
-    config.data.mean = (127.5, 127.5, 127.5)
-    config.data.std = (127.5, 127.5, 127.5)
+    config.data.image_size = 299
+    config.task.mean = (127.5, 127.5, 127.5)
+    config.task.std = (127.5, 127.5, 127.5)
     config.model.name = "inception_resnet_v2"
     config.ghost_batch_size = 32
     config.optimizer.weight_decay = 1e-4
     config.optimizer.decay_on = "kernels"
     config.recipe.num_epochs = 90.0
-    config.recipe.global_batch_size = 8192
+    config.recipe.batch_size = 8192
     config.recipe.learning_rate = 3.0
     config.recipe.boundaries_epochs = (30.0, 60.0, 80.0)
     config.recipe.factor = 0.1
@@ -49,12 +49,12 @@ def get_config(variant: str = "decaying_lr") -> Config:
             config.plan.name = "decay"
         case "increasing_batch":
             config.plan.name = "hybrid"
-            config.plan.max_batch_size = -1
+            config.plan.max_batch_size = 81_920
         case "momentum_0_9" | "momentum_0_95" | "momentum_0_975":
             config.ghost_batch_size = 64
             config.plan.name = "grow"
             config.plan.max_batch_size = 65536
             config.plan.momentum = float(variant.removeprefix("momentum_").replace("_", "."))
         case _:
-            raise ValueError(f"variant {variant!r} is none of {', '.join(VARIANTS)}")
+            raise ValueError(f"unknown variant {variant!r}; choose {', '.join(VARIANTS)}")
     return config

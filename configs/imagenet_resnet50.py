@@ -12,13 +12,13 @@ Updates of 90 epochs:
     smoke             ResNet-18 at 64x64 on `experiments.make_fake_imagenet`, on two CPU cores
 """
 
-from batchgrow.config import Config
+from batchgrow.config import ConfigDict
 from configs import base
 
 VARIANTS = ("decaying_lr", "increasing_batch", "large_batch", "modern", "smoke")
 
 
-def get_config(variant: str = "decaying_lr") -> Config:
+def get_config(variant: str = "decaying_lr") -> ConfigDict:
     """Goyal's recipe at 8192, and one of `VARIANTS` to pay for it."""
     config = goyal()
     config.variant = variant
@@ -37,23 +37,23 @@ def get_config(variant: str = "decaying_lr") -> Config:
         case "smoke":
             smoke(config)
         case _:
-            raise ValueError(f"variant {variant!r} is none of {', '.join(VARIANTS)}")
+            raise ValueError(f"unknown variant {variant!r}; choose {', '.join(VARIANTS)}")
     return config
 
 
-def imagenet() -> Config:
+def imagenet() -> ConfigDict:
     """The data set, without an image size."""
     config = base.get_config()
     config.data.name = "imagenet2012"
     config.data.test_split = "validation"
     config.data.num_train_examples = 1_281_167
     config.data.num_test_examples = 50_000
-    config.data.augment = "random_resized_crop"
-    config.data.mean = (123.675, 116.28, 103.53)
-    config.data.std = (58.395, 57.12, 57.375)
+    config.task.mean = (123.675, 116.28, 103.53)
+    config.task.std = (58.395, 57.12, 57.375)
     config.model.num_classes = 1000
     config.model.dtype = "bfloat16"
-    config.run.resident = False
+    config.run.input = "workers"
+    config.data.on_bad_record = "stop"  # or "replace", by the next record
     config.run.num_workers = 16
     config.run.eval_batch_size = 4096
     config.run.checkpoint_every_epochs = 2.0
@@ -61,11 +61,11 @@ def imagenet() -> Config:
     return config
 
 
-def goyal() -> Config:
+def goyal() -> ConfigDict:
     """ResNet-50, 90 epochs, 5 of warm-up; L2 spares batch norm and biases."""
     config = imagenet()
     config.name = "imagenet_resnet50"
-    config.data.image_shape = (224, 224, 3)
+    config.data.image_size = 224
     config.model.name = "resnet"
     config.model.depth = 50
     config.ghost_batch_size = 32
@@ -73,7 +73,7 @@ def goyal() -> Config:
     config.optimizer.weight_decay = 1e-4
     config.optimizer.decay_on = "kernels"
     config.recipe.num_epochs = 90.0
-    config.recipe.global_batch_size = 8192
+    config.recipe.batch_size = 8192
     config.recipe.learning_rate = 3.2  # 0.1 per 256 examples
     config.recipe.boundaries_epochs = (30.0, 60.0, 80.0)
     config.recipe.factor = 0.1
@@ -82,13 +82,13 @@ def goyal() -> Config:
     return config
 
 
-def lars(config: Config) -> None:
+def lars(config: ConfigDict) -> None:
     """Google's MLPerf v2.0 values for a batch of 32768; its label smoothing is unverified."""
     config.ghost_batch_size = 64
-    config.label_smoothing = 0.1
+    config.task.label_smoothing = 0.1
     config.optimizer.name = "lars"
     config.recipe.momentum = 0.9321
-    config.recipe.global_batch_size = 32768
+    config.recipe.batch_size = 32768
     config.recipe.curve = "polynomial"
     config.recipe.power = 2.0
     # 27.5 when warm-up ends: MLPerf's polynomial starts there, this one at epoch 0.
@@ -99,16 +99,16 @@ def lars(config: Config) -> None:
     config.plan.name = "decay"
 
 
-def smoke(config: Config) -> None:
+def smoke(config: ConfigDict) -> None:
     """Two growths, 64 -> 128 -> 256, on 1,280 + 200 generated pictures of ten classes."""
     config.data.num_train_examples = 1280
     config.data.num_test_examples = 200
-    config.data.image_shape = (64, 64, 3)
+    config.data.image_size = 64
     config.model.depth = 18
     config.model.dtype = "float32"
     config.evaluate_every_epochs = 1.5
     config.recipe.num_epochs = 3.0
-    config.recipe.global_batch_size = 64
+    config.recipe.batch_size = 64
     config.recipe.learning_rate = 0.05
     config.recipe.boundaries_epochs = (1.4, 2.2)
     config.recipe.factor = 0.5

@@ -20,6 +20,11 @@ class Dataset(Protocol):
         """The number of examples N."""
         ...
 
+    @property
+    def example(self) -> Any:
+        """The shapes and dtypes of one example, a pytree of `jax.ShapeDtypeStruct`s."""
+        ...
+
     def gather(self, indices: np.ndarray) -> Batch:
         """The examples at these indices: a pytree of NumPy arrays `(*indices.shape, ...)`."""
         ...
@@ -64,6 +69,10 @@ class ArrayDataset:
     def num_examples(self) -> int:
         return len(next(iter(self.arrays.values())))
 
+    @property
+    def example(self) -> Any:
+        return shapes_of(self.gather(np.array(0)))
+
     def take(self, arrays: Any, indices: Any) -> Batch:
         return jax.tree.map(lambda array: array[indices], arrays)
 
@@ -81,9 +90,18 @@ class SourceDataset:
     def num_examples(self) -> int:
         return len(self.source)
 
+    @property
+    def example(self) -> Any:
+        return shapes_of(self.gather(np.array(0)))
+
     def gather(self, indices: np.ndarray) -> Batch:
         flat = take(self.source, indices.ravel())
         return jax.tree.map(lambda leaf: leaf.reshape(*indices.shape, *leaf.shape[1:]), flat)
+
+
+def shapes_of(tree: Any) -> Any:
+    """Arrays as `jax.ShapeDtypeStruct`s."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
 
 
 def evaluation_batches(

@@ -1,12 +1,16 @@
 """What the host sends to the devices for each dispatch."""
 
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
-from batchgrow.data.datasets import Dataset, InMemory
+from batchgrow.data.datasets import Dataset, InMemory, evaluation_batches
+from batchgrow.data.jpeg_dataset import JpegDataset
 from batchgrow.data.stream import Stream
+from batchgrow.layout import shard
 
 HostBatch = dict[str, Any]
 
@@ -88,7 +92,7 @@ class StreamedFeed:
     def __init__(self, data: Dataset, stream: Stream):
         self.arrays = ()
         self.example: HostBatch = {
-            "examples": example_of(data),
+            "examples": data.example,
             "position": jax.ShapeDtypeStruct((), np.uint32),
         }
         self._data = data
@@ -108,7 +112,69 @@ class StreamedFeed:
         pass
 
 
-def example_of(data: Dataset) -> Any:
-    """The shapes and dtypes of one example, a pytree of `jax.ShapeDtypeStruct`s."""
-    first = data.gather(np.zeros(1, np.int64))
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), first)
+def make_feed(data: Dataset, seed: int, kind: str, num_workers: int = 0) -> Feed:
+    """The feed of a training set.
+
+    Args:
+      data: the training set.
+      seed: of the stream's order.
+      kind: "resident", "streamed" or "workers" (see `Execution.input`).
+      num_workers: worker processes; 0 for a thread.
+
+    Raises:
+      ValueError: if the data set cannot be fed in this way.
+    """
+    stream = Stream(data.num_examples, seed)
+    if kind == "workers":
+        if not isinstance(data, JpegDataset):
+            raise ValueError(
+                "run.input is 'workers', but the examples are not encoded images; set it to "
+                "'resident' or 'streamed'"
+            )
+        return data.feed(stream, num_workers)
+    if kind == "streamed":
+        return StreamedFeed(data, stream)
+    if not isinstance(data, InMemory):
+        raise ValueError(
+            "run.input is 'resident', but the training set is not held in memory; set it to "
+            "'streamed', or to 'workers' for encoded images"
+        )
+    return ResidentFeed(data, stream)
+
+
+class EvaluationBatches:
+    """The test set in batches on the devices: `{"examples", "mask"}`, anew for each iteration.
+
+    Args:
+      data: the test set.
+      batch_size: examples of a batch on all devices, rounded up to whole devices.
+      num_workers: worker processes for encoded images.
+      mesh: the devices.
+
+    Attributes:
+      shapes: the shapes and dtypes of a batch.
+    """
+
+    def __init__(self, data: Dataset, batch_size: int, num_workers: int, mesh: Mesh):
+        self._data, self._num_workers, self._mesh = data, num_workers, mesh
+        self._batch_size = -(-batch_size // mesh.size) * mesh.size
+        self._on_devices: list[Any] | None = None
+        self.shapes = {
+            "examples": jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct((self._batch_size, *x.shape), x.dtype), data.example
+            ),
+            "mask": jax.ShapeDtypeStruct((self._batch_size,), np.float32),
+        }
+
+    def __iter__(self) -> Any:
+        if not isinstance(self._data, InMemory):
+            return (shard(batch, self._mesh) for batch in self._on_host())
+        if self._on_devices is None:
+            self._on_devices = [shard(batch, self._mesh) for batch in self._on_host()]
+        return iter(self._on_devices)
+
+    def _on_host(self) -> Iterable[Any]:
+        place = jax.process_index(), jax.process_count()
+        if isinstance(self._data, JpegDataset):
+            return self._data.batches(self._batch_size, self._num_workers, *place)
+        return evaluation_batches(self._data, self._batch_size, *place)

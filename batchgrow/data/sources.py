@@ -1,116 +1,77 @@
-"""Data sets: the embedded digits, and any image set that tensorflow_datasets has prepared."""
+"""Data sets by name."""
 
-import os
-from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
+from batchgrow.data.datasets import ArrayDataset, Dataset
+from batchgrow.data.prepared import open_source
+from batchgrow.data.tables import load_table
+from batchgrow.data.text import TEXTS, TextDataset, load_text
+from batchgrow.names import find
+
+TABLES = ("diabetes",)
 SPLITS = ("train", "test")  # of the digits
-ON_BAD_RECORD = ("stop", "replace")  # what a stream of encoded records does with a damaged one
 
 
-class BadRecordError(RuntimeError):
-    """A record that cannot be read or decoded."""
-
-    def __init__(self, index: int, file_name: str, reason: str):
-        super().__init__(index, file_name, reason)  # the arguments, so that it pickles
-        self.index = index
-        self.reason = reason
-        self.file_name = file_name
-
-    def __str__(self) -> str:
-        return f"bad record {self.index} ({self.file_name}): {self.reason}"
-
-
-@dataclass(frozen=True)
-class Images:
-    """A split held in memory.
-
-    Attributes:
-      image: uint8 `(num_examples, height, width, channels)`.
-      label: int32 `(num_examples,)`.
-    """
-
-    image: np.ndarray
-    label: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.label)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"image": self.image[index], "label": self.label[index]}
-
-
-@lru_cache(maxsize=4)
-def load_images(name: str, split: str, data_dir: str = "") -> Images:
-    """A whole split in memory, decoded once per process.
+def open_dataset(
+    name: str, split: str, *, data_dir: str = "", context: int | None = None
+) -> Dataset:
+    """A split of a data set, in memory.
 
     Args:
-      name: "digits" or the name of an image data set of tensorflow_datasets.
-      split: "train" or "test".
+      name: "digits" or "diabetes" of scikit-learn; a text ("tiny_shakespeare", "python_topics"); an
+        image data set of tensorflow_datasets; or `module:function`, which is called with the split
+        and returns a `Dataset`.
+      split: such as "train" or "test".
       data_dir: where tensorflow_datasets keeps its data; "" for its own default ($TFDS_DATA_DIR).
-
-    Raises:
-      ValueError: if the data set is not there and cannot be prepared.
-    """
-    if name == "digits":
-        if split not in SPLITS:
-            raise ValueError(f"data: digits has no split {split!r}, only {' and '.join(SPLITS)}")
-        return _digits(split)
-    source = open_source(name, split, data_dir)
-    examples = [source[i] for i in range(len(source))]
-    images = np.stack([example["image"] for example in examples])
-    return Images(images, np.array([example["label"] for example in examples], np.int32))
-
-
-def open_source(
-    name: str, split: str, data_dir: str = "", *, decode: bool = True
-) -> Sequence[dict[str, Any]]:
-    """Random access to a split through `tfds.data_source` (ArrayRecord files, no TensorFlow).
-
-    Args:
-      name, split, data_dir: as in `load_images`.
-      decode: images as uint8 arrays; otherwise as the encoded bytes on disk.
+      context: of a text: the number of tokens that a model sees.
 
     Raises:
       ValueError: if the data set is unknown, or not there and cannot be prepared.
     """
-    if data_dir.startswith("s3://"):
-        raise ValueError(
-            f"run.data_dir {data_dir!r}: ArrayRecord files are read from a disk or gs://; copy "
-            "them to a disk of each host, or mount the bucket"
-        )
-    import tensorflow_datasets as tfds
-
-    decoders = None if decode else {"image": tfds.decode.SkipDecoding()}
-    directory = os.path.expanduser(data_dir) or None
-    shown = directory or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
-    try:
-        builder = tfds.builder(name, data_dir=directory)
-        if not builder.is_prepared():
-            builder.download_and_prepare(file_format="array_record")
-        source: Any = tfds.data_source(
-            name, split=split, data_dir=directory, decoders=decoders, download=False
-        )
-        return source
-    except Exception as error:
-        reason = (str(error) or type(error).__name__).strip().splitlines()[0]
-        raise ValueError(
-            f"data.name {name!r}: split {split!r} cannot be read from run.data_dir {shown!r} "
-            f"({type(error).__name__}: {reason}); prepare it there with tensorflow_datasets, "
-            "for which most builders want TensorFlow (pip install tensorflow-cpu)"
-        ) from error
+    if ":" in name:
+        return find(name, {}, "data.name")(split)
+    if name in TEXTS:
+        if context is None:
+            raise ValueError("data.context is not set; a text needs the number of tokens to see")
+        return TextDataset(load_text(name, split, data_dir).tokens, context)
+    if name in TABLES:
+        return ArrayDataset(load_table(name, split))
+    return load_images(name, split, data_dir)
 
 
-def _digits(split: str) -> Images:
+@lru_cache(maxsize=4)
+def load_images(name: str, split: str, data_dir: str = "") -> ArrayDataset:
+    """Images `{"image": uint8 (h, w, c), "label": int32}`, decoded once in a process.
+
+    Args:
+      name, split, data_dir: as in `open_dataset`.
+
+    Raises:
+      ValueError: as `open_dataset`.
+    """
+    if name == "digits":
+        return ArrayDataset(_digits(split))
+    source = open_source(name, split, data_dir)
+    examples = [source[i] for i in range(len(source))]
+    return ArrayDataset(
+        {
+            "image": np.stack([example["image"] for example in examples]),
+            "label": np.array([example["label"] for example in examples], np.int32),
+        }
+    )
+
+
+def _digits(split: str) -> dict[str, np.ndarray]:
     """scikit-learn's 1,797 8x8 digits: 1,437 to train, 360 to test, split at random once."""
     from sklearn.datasets import load_digits
 
+    if split not in SPLITS:
+        raise ValueError(f"digits has no split {split!r}; choose {' or '.join(SPLITS)}")
     digits: Any = load_digits()
     order = np.random.default_rng(0).permutation(len(digits.target))
     chosen = order[:1437] if split == "train" else order[1437:]
     image = (digits.images[chosen, :, :, None] * 15).astype(np.uint8)  # 0..16 to 0..240
-    return Images(image, digits.target[chosen].astype(np.int32))
+    return {"image": image, "label": digits.target[chosen].astype(np.int32)}

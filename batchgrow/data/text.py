@@ -6,6 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from batchgrow.data.datasets import shapes_of
+from batchgrow.data.prepared import open_source
+
 # For texts whose characters vary: a line feed and printable ASCII.
 ASCII = "\n" + "".join(map(chr, range(32, 127)))
 TEST_SHARE = 0.1  # of python_topics, at its end
@@ -60,6 +63,10 @@ class TextDataset:
         self.context = context
         self.stride = stride
         self.num_examples = (len(tokens) - context - 1) // stride + 1
+
+    @property
+    def example(self) -> Any:
+        return shapes_of(self.gather(np.array(0)))
 
     def take(self, arrays: dict[str, Any], indices: Any) -> dict[str, Any]:
         """Returns the examples at `indices`: {"tokens": `(*indices.shape, context + 1)`}.
@@ -130,8 +137,6 @@ def load_text(name: str, split: str, data_dir: str = "") -> Text:
 
 
 def _read_tfds(name: str, split: str, data_dir: str) -> str:
-    from batchgrow.data.sources import open_source
-
     source: Any = open_source(name, split, data_dir)
     return "".join(source[index]["text"].decode() for index in range(len(source)))
 

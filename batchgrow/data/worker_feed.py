@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import numpy as np
@@ -51,7 +52,7 @@ class WorkerFeed:
 
     Attributes:
       arrays: (): the devices hold no data.
-      spec: shapes and dtypes of one example of a batch.
+      example: shapes and dtypes of one example as the host sends it.
       num_replaced: bad records that were replaced in the batches returned so far; each is logged.
 
     Raises:
@@ -67,10 +68,12 @@ class WorkerFeed:
     ):
         shape = (load.image_size, load.image_size, 3)
         self.arrays = ()
-        self.spec = {
-            "image": jax.ShapeDtypeStruct(shape, np.uint8),
-            "label": jax.ShapeDtypeStruct((), np.int32),
-            "position": jax.ShapeDtypeStruct((), np.int64),
+        self.example = {
+            "examples": {
+                "image": jax.ShapeDtypeStruct(shape, np.uint8),
+                "label": jax.ShapeDtypeStruct((), np.int32),
+            },
+            "position": jax.ShapeDtypeStruct((), np.uint32),
         }
         self.num_replaced = 0
         self._load, self._indices = load, indices
@@ -85,12 +88,24 @@ class WorkerFeed:
         self._started: deque[_Chunk] = deque()
         self._waiting: deque[_Chunk] = deque()
 
-    def ahead(self, positions: np.ndarray) -> None:
+    def read_ahead(self, positions: np.ndarray) -> bool:
         """Starts to prepare the examples at these positions, after those requested before.
 
         Args:
           positions: int64 of any shape, in the order in which `batch` will be given them.
+
+        Returns whether there was room. Without room nothing is requested.
         """
+        if self._waiting:
+            return False
+        self._request(positions)
+        return True
+
+    def examples(self, batch: dict[str, Any], arrays: Any) -> Any:
+        """What the task takes of a batch."""
+        return batch["examples"]
+
+    def _request(self, positions: np.ndarray) -> None:
         flat = np.array(positions, np.int64).ravel()
         indices = self._indices(flat)
         for start in range(0, flat.size, CHUNK):
@@ -98,7 +113,7 @@ class WorkerFeed:
             self._waiting.append(_Chunk(flat[part], indices[part]))
         self._start()
 
-    def batch(self, positions: np.ndarray) -> dict[str, np.ndarray]:
+    def batch(self, positions: np.ndarray) -> dict[str, Any]:
         """Returns the examples at these positions, and waits for those that are not ready.
 
         Positions that were requested before these and not taken are dropped. Positions that were
@@ -108,7 +123,8 @@ class WorkerFeed:
           positions: int64 of any shape.
 
         Returns:
-          `{"image": uint8 (*shape, image_size, image_size, 3), "label": int32, "position": int64}`.
+          `{"examples": {"image": uint8 (*shape, image_size, image_size, 3), "label": int32},
+          "position": uint32}`.
 
         Raises:
           BadRecordError: if a record cannot be read or decoded, or has a label that is no class.
@@ -116,12 +132,12 @@ class WorkerFeed:
         """
         positions = np.array(positions, np.int64)
         wanted = positions.ravel()
-        images = np.empty((wanted.size, *self.spec["image"].shape), np.uint8)
+        images = np.empty((wanted.size, *self._memory.array.shape[2:]), np.uint8)
         labels = np.empty(wanted.size, np.int32)
         done = 0
         while done < wanted.size:
             if not self._started:  # then nothing waits either
-                self.ahead(wanted[done:])
+                self._request(wanted[done:])
             chunk = self._started[0]
             here = slice(chunk.taken, chunk.taken + wanted.size - done)
             found = chunk.positions[here]
@@ -136,9 +152,11 @@ class WorkerFeed:
             if chunk.taken == len(chunk.positions):
                 self._drop_first()
         return {
-            "image": images.reshape(*positions.shape, *images.shape[1:]),
-            "label": labels.reshape(positions.shape),
-            "position": positions,
+            "examples": {
+                "image": images.reshape(*positions.shape, *images.shape[1:]),
+                "label": labels.reshape(positions.shape),
+            },
+            "position": positions.astype(np.uint32),
         }
 
     def close(self) -> None:
@@ -204,7 +222,7 @@ def evaluation_batches(
     *,
     process_index: int = 0,
     process_count: int = 1,
-) -> Iterator[dict[str, np.ndarray]]:
+) -> Iterator[dict[str, Any]]:
     """Every example of a test set once, in order, over all processes together.
 
     All processes yield the same number of batches, as collective evaluation needs. The places after
@@ -217,7 +235,7 @@ def evaluation_batches(
       batch_size: examples in a batch of one process.
 
     Yields:
-      `{"image": uint8 (batch_size, h, w, 3), "label": int32, "mask": float32}`.
+      `{"examples": {"image": uint8 (batch_size, h, w, 3), "label": int32}, "mask": float32}`.
 
     Raises:
       BadRecordError: if a record cannot be read or decoded, or has a label that is no class.
@@ -226,11 +244,11 @@ def evaluation_batches(
     starts = (np.arange(num_batches) * process_count + process_index) * batch_size
     places = starts[:, None] + np.arange(batch_size)
     positions = np.minimum(places, num_examples - 1)
-    feed.ahead(positions)
+    feed._request(positions)
     for place, position in zip(places, positions, strict=True):
         batch = feed.batch(position)
         mask = (place < num_examples).astype(np.float32)
-        yield {"image": batch["image"], "label": batch["label"], "mask": mask}
+        yield {"examples": batch["examples"], "mask": mask}
 
 
 def _pickle(load: JpegLoader) -> bytes:

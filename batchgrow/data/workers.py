@@ -24,7 +24,7 @@ import cv2
 import numpy as np
 
 from batchgrow.data import jpeg
-from batchgrow.data.sources import ON_BAD_RECORD, BadRecordError
+from batchgrow.data.records import ON_BAD_RECORD, BadRecordError
 
 # "replace" gives up after this many bad records in a row: the data set itself is then damaged.
 MAX_BAD_IN_A_ROW = 8

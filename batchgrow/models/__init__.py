@@ -1,4 +1,4 @@
-"""Flax models. None has state that depends on the batch size; image models use ghost batch norm."""
+"""Flax models. None has a state that depends on the batch size; all norms are by ghost batches."""
 
 from typing import Any
 
@@ -6,23 +6,22 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from batchgrow.models.conv_net import ConvNet
-from batchgrow.models.dropout import apply
 from batchgrow.models.ghost_batch_norm import GhostBatchNorm
 from batchgrow.models.inception_resnet_v2 import InceptionResNetV2
 from batchgrow.models.mlp import MLP
 from batchgrow.models.resnet import ResNet
 from batchgrow.models.transformer import Transformer
 from batchgrow.models.wide_resnet import WideResNet
+from batchgrow.names import find
 
 __all__ = [
+    "MLP",
     "ConvNet",
     "GhostBatchNorm",
     "InceptionResNetV2",
-    "MLP",
     "ResNet",
     "Transformer",
     "WideResNet",
-    "apply",
     "make_model",
 ]
 
@@ -37,18 +36,34 @@ MODELS: dict[str, type[nn.Module]] = {
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
-def make_model(name: str, *, dtype: str, **fields: Any) -> Any:
+def make_model(
+    name: str, *, ghost_batch_size: int | None = None, axis_name: str | None = None, **fields: Any
+) -> Any:
     """The model `name` with its module's own fields.
 
+    Args:
+      name: one of `MODELS`, or `module:Class` of a Flax module.
+      ghost_batch_size: examples that share batch statistics; a model without ghost batch norm has
+        no such field and ignores it.
+      axis_name: the mapped device axis, likewise.
+      fields: other fields of the module; a `dtype` is given by its name.
+
     Raises:
-      ValueError: for an unknown name, dtype or field.
+      ValueError: for an unknown name, dtype or field, or a model with ghost batch norm and no ghost
+        batch size.
     """
-    if name not in MODELS:
-        raise ValueError(f"model.name {name!r} is none of {', '.join(MODELS)}")
-    if dtype not in DTYPES:
-        raise ValueError(f"model.dtype {dtype!r} is none of {', '.join(DTYPES)}")
-    known = MODELS[name].__dataclass_fields__
+    model = find(name, MODELS, "model.name")
+    known = model.__dataclass_fields__
     for field in fields:
         if field not in known:
-            raise ValueError(f"model.{field} is no field of {name}")
-    return MODELS[name](dtype=DTYPES[dtype], **fields)
+            names = ", ".join(name for name in known if name not in ("parent", "name"))
+            raise ValueError(f"{name} has no field model.{field}; it has {names}")
+    if "dtype" in fields:
+        if fields["dtype"] not in DTYPES:
+            raise ValueError(f"unknown model.dtype {fields['dtype']!r}; choose {', '.join(DTYPES)}")
+        fields["dtype"] = DTYPES[fields["dtype"]]
+    if "ghost_batch_size" in known:
+        if ghost_batch_size is None:
+            raise ValueError(f"ghost_batch_size is not set, but {name} has ghost batch norm; set it")
+        fields |= {"ghost_batch_size": ghost_batch_size, "axis_name": axis_name}
+    return model(**fields)

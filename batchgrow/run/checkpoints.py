@@ -221,7 +221,7 @@ class Checkpoints:
         return json.loads(sealed["text"])
 
     def _read_state(self, step: int, like: State) -> State:
-        tree = {"state": like, "digest": self._digest(like)}
+        tree = {"state": like, "digest": jax.eval_shape(digest, like)}
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, tree)
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
         restored = self._manager.restore(step, args=args)["state"]

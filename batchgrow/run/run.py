@@ -93,6 +93,7 @@ class Run:
         self._clock = Clock()
         self._mark: Any = None
         self._log: RunLog | None = None
+        self._has_begun = False
         with ExitStack() as stack:
             self._folder = stack.enter_context(claim(workdir, is_writer=self._is_writer))
             check_shared(self._folder)
@@ -109,8 +110,11 @@ class Run:
     def __enter__(self) -> "Run":
         return self
 
-    def __exit__(self, *exception: Any) -> None:
-        self._stack.__exit__(*exception)
+    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
+        self._stack.__exit__(kind, error, traceback)
+        if isinstance(error, ValueError) and self._has_begun:
+            # Whatever a user can get wrong was found before.
+            raise RuntimeError(f"a fault of the program, not of its input: {error}") from error
 
     def restore(self, like: TrainState) -> TrainState | None:
         """The state of the newest checkpoint, or None for a new run.
@@ -148,6 +152,7 @@ class Run:
 
     def begin(self) -> None:
         """Opens the log and writes down what is trained."""
+        self._has_begun = True
         e = self._experiment
         if self._is_writer:
             metrics = [dataclasses.asdict(metric) for metric in e.task.metrics]
@@ -322,6 +327,11 @@ class Run:
             }
             score = test.get(f"test_{self._experiment.task.metrics[0].name}")
             self._checkpoints.save(self.examples_seen, state, notes, score)
+
+    def stop(self, outcome: Outcome) -> Outcome:
+        """Returns the outcome when every checkpoint is on disk."""
+        self._checkpoints.wait()
+        return outcome
 
     def finish(self) -> Outcome:
         """Writes the summary; returns when everything is on disk."""

@@ -9,7 +9,6 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from batchgrow.data.feed import example_of
 from batchgrow.devices import peak_flops, training_flops
 from batchgrow.experiment import Experiment
 from batchgrow.plan import Segment
@@ -91,7 +90,7 @@ def share_of_peak(experiment: Experiment, mesh: Mesh) -> float | None:
     peak = peak_flops(mesh.devices.flat[0].device_kind, dtype)
     if peak is None:
         return None
-    return flops_of(experiment.task, example_of(experiment.train_data)) / (peak * mesh.size)
+    return flops_of(experiment.task, experiment.train_data.example) / (peak * mesh.size)
 
 
 def flops_of(task: Task, example: Any) -> float:

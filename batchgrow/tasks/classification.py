@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -11,6 +10,7 @@ import numpy as np
 import optax
 
 from batchgrow.data.augment import AUGMENTATIONS, PADDING, augment
+from batchgrow.models.dropout import apply
 from batchgrow.tasks import Metric, Outputs, Variables
 
 Images = dict[str, jax.Array]

@@ -1,0 +1,78 @@
+"""Data sets of encoded images, which worker processes decode."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from batchgrow.data import jpeg
+from batchgrow.data.stream import Stream
+from batchgrow.data.worker_feed import WorkerFeed, evaluation_batches
+from batchgrow.data.workers import EncodedSource, JpegLoader
+
+
+@dataclass(frozen=True, eq=False)
+class JpegDataset:
+    """Examples `{"image": uint8 (size, size, 3), "label": int32}` of encoded images.
+
+    Attributes:
+      source: the encoded images.
+      crop: the crop of an image from its encoded bytes and its stream position.
+      image_size: of the decoded images, in pixels.
+      num_classes: a label outside of `range(num_classes)` raises an error.
+      on_bad_record: of training data: "stop", or "replace" by the next readable example.
+    """
+
+    source: EncodedSource
+    crop: Callable[[bytes, int], jpeg.Crop]
+    image_size: int
+    num_classes: int
+    on_bad_record: str = "stop"
+
+    @property
+    def num_examples(self) -> int:
+        return len(self.source)
+
+    @property
+    def example(self) -> Any:
+        shape = (self.image_size, self.image_size, 3)
+        return {
+            "image": jax.ShapeDtypeStruct(shape, np.uint8),
+            "label": jax.ShapeDtypeStruct((), np.int32),
+        }
+
+    def gather(self, indices: np.ndarray) -> Any:
+        """The examples at these indices, decoded here; their crops are those of equal positions."""
+        flat = np.ravel(indices).astype(np.int64)
+        images = np.empty((flat.size, *self.example["image"].shape), np.uint8)
+        labels, _ = self.loader()(flat, flat, images)
+        shape = np.shape(indices)
+        return {
+            "image": images.reshape(*shape, *images.shape[1:]),
+            "label": labels.reshape(shape),
+        }
+
+    def loader(self) -> JpegLoader:
+        """What the workers run."""
+        return JpegLoader(
+            self.source, self.crop, self.image_size, self.on_bad_record, self.num_classes
+        )
+
+    def feed(self, stream: Stream, num_workers: int) -> WorkerFeed:
+        """A feed of training batches that worker processes decode."""
+        return WorkerFeed(self.loader(), stream.indices, num_workers=num_workers)
+
+    def batches(
+        self, batch_size: int, num_workers: int, process_index: int, process_count: int
+    ) -> Iterator[dict[str, Any]]:
+        """Evaluation batches, as `datasets.evaluation_batches`, decoded by worker processes."""
+        with WorkerFeed(self.loader(), num_workers=num_workers) as feed:
+            yield from evaluation_batches(
+                feed,
+                self.num_examples,
+                batch_size // process_count,
+                process_index=process_index,
+                process_count=process_count,
+            )
