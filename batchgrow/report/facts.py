@@ -14,14 +14,14 @@ from batchgrow.report.folders import Run
 from batchgrow.report.runs import PlanGroup, group_by_plan, paired_differences, summarize
 
 Facts = dict[str, Any]
-# variant -> {"test_METRIC": its value, "updates", "source"}, where METRIC is the task's first metric;
-# optionally "optimizer", if the values hold for one only, and "command", which would run the plan.
+# variant -> {"test_METRIC": value, "updates", "source"}, where METRIC is the task's first metric;
+# optionally "optimizer", if the values hold for one only, and "command", which runs the plan.
 Paper = Mapping[str, Mapping[str, Any]]
 TEXT_WIDTH = 100
 
 
-# Two plans have the same noise scale if it agrees within 5% in 95% of the run. Below a thousandth of
-# its peak the noise scale is taken to be that: it may end at 0, and training no longer depends on it.
+# Two plans have the same noise scale if it agrees within 5% in 95% of the run. It may end at 0;
+# below a thousandth of its peak it no longer matters and counts as that.
 NOISE_TOLERANCE, NOISE_SHARE, NOISE_FLOOR = 0.05, 0.95, 1e-3
 
 

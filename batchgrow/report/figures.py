@@ -8,9 +8,9 @@ The lines also differ in style, for readers who cannot tell the colours apart.
 import dataclasses
 import functools
 import io
+import itertools
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from itertools import pairwise
 from typing import Any
 
 import matplotlib
@@ -69,7 +69,7 @@ class Line:
 
 @dataclasses.dataclass(frozen=True)
 class Panel:
-    """One figure: its file name, its title, what draws it, and whether its values are on a log scale."""
+    """One figure: its file name, title, function that draws it, and whether the scale is log."""
 
     name: str
     title: str
@@ -109,8 +109,10 @@ def panels(groups: Sequence[PlanGroup], lines: dict[str, Line]) -> list[Panel]:
     return [
         course("learning_rate", "learning rate"),
         course("batch_size", "batch size"),
-        *(curve("train_loss", "train_loss", "training loss", loss, x) for x in ("epoch", "updates")),
-        *(curve("test", f"test_{first.name}", test, first, x) for x in ("epoch", "updates")),
+        curve("train_loss", "train_loss", "training loss", loss, "epoch"),
+        curve("train_loss", "train_loss", "training loss", loss, "updates"),
+        curve("test", f"test_{first.name}", test, first, "epoch"),
+        curve("test", f"test_{first.name}", test, first, "updates"),
     ]
 
 
@@ -308,7 +310,7 @@ def _on_one_grid(curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.nd
 def _mark_boundaries(
     axes: Axes, groups: Sequence[PlanGroup], lines: dict[str, Line] | None = None
 ) -> None:
-    """Vertical lines where segments start: in epochs for all plans, in updates (`lines`) for each."""
+    """Marks the starts of segments: over epochs in one colour, over updates in each plan's."""
     if lines is None:
         epochs = {
             round(segment["start_examples"] / group.plan["num_examples"], 1)
@@ -320,7 +322,9 @@ def _mark_boundaries(
         marks = [
             (float(start), lines[group.label].colour)
             for group in groups
-            for start in np.cumsum([segment["num_updates"] for segment in group.plan["segments"]])[:-1]
+            for start in itertools.accumulate(
+                segment["num_updates"] for segment in group.plan["segments"][:-1]
+            )
         ]
     if len(marks) <= MAX_BOUNDARIES:
         for place, colour in marks:
@@ -331,7 +335,9 @@ def _value_ticks(axes: Axes, values: Collection[float]) -> None:
     """Ticks at the values themselves if they are few, otherwise at powers of ten."""
     _plain_log_ticks(axes)
     if len(values) <= MAX_BOUNDARIES:
-        apart = [high for low, high in pairwise([0.0, *sorted(values)]) if high > 1.3 * low]
+        apart = [
+            high for low, high in itertools.pairwise([0.0, *sorted(values)]) if high > 1.3 * low
+        ]
         axes.yaxis.set_major_locator(FixedLocator(apart))
         axes.yaxis.set_minor_locator(NullLocator())
 

@@ -140,9 +140,7 @@ def verdict(paired: Mapping[str, Any], metric: Metric) -> str:
     mean = difference(paired["mean"], metric)
     if paired["low"] is None:
         return f"{mean}, one common seed: no interval"
-    low, high = (
-        difference(paired[end], metric).removesuffix(" points") for end in ("low", "high")
-    )
+    low, high = (difference(paired[end], metric).removesuffix(" points") for end in ("low", "high"))
     found = f"{mean}, 95% interval {low} to {high}, {paired['n']} common seeds"
     if paired["low"] <= 0 <= paired["high"]:
         return f"{found}: no difference shown"
@@ -199,7 +197,8 @@ def alternative_text(figure: str, comparison: Mapping[str, Any], is_log: bool) -
         end = plan["train_loss" if is_loss else "test"]
         if end:
             shown = plain(end["median"]) if is_loss else value(end["median"], metric)
-            said.append(f"{plan['plan']} ends at {shown} after {plan[f'num_{against}']:,} {against}")
+            number = plan[f"num_{against}"]
+            said.append(f"{plan['plan']} ends at {shown} after {number:,} {against}")
     what = "Training loss" if is_loss else test(metric).capitalize()
     return _sentence(f"{what} against {against}{scale}", said)
 
