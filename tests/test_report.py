@@ -325,7 +325,7 @@ def test_headline_does_not_claim_a_noise_scale_or_a_metric_that_differs(tmp_path
 NUM_TRAIN = 50_000
 NOISE_CURVES = {
     "cosine": curves.cosine(0.1, 30),
-    "warm-up": curves.warmup(curves.cosine(0.1, 30), 2),
+    "warm-up": curves.with_warmup(curves.cosine(0.1, 30), 2),
     "exponential": curves.exponential(0.1, 0.8),
     "steps": curves.step(0.1, (9, 18, 24), 0.2),
 }
@@ -350,7 +350,7 @@ def test_plans_of_one_recipe_have_the_same_noise_scale_and_others_do_not(curve, 
     ]
     others = [
         grow(recipe(), max_batch_size=largest, exponent=0.5),
-        decay(recipe(batch_size=68)),
+        decay(recipe(batch_size=72)),
         decay(recipe(learning_rate=curves.constant(0.1))),
     ]
     for made in alike:

@@ -23,6 +23,7 @@ TEXT_WIDTH = 100
 # Two plans have the same noise scale if it agrees within 5% in 95% of the run. It may end at 0;
 # below a thousandth of its peak it no longer matters and counts as that.
 NOISE_TOLERANCE, NOISE_SHARE, NOISE_FLOOR = 0.05, 0.95, 1e-3
+NOISE_GRID = 8  # places between two samples of the noise scale
 
 
 def facts(runs: Sequence[Run], paper: Paper | None = None) -> Facts:
@@ -142,20 +143,21 @@ def _median(values: Sequence[float | None]) -> float | None:
 def same_noise_scale(plans: Sequence[Mapping[str, Any]]) -> bool | None:
     """Whether the noise scales of these plans (plan.json) agree; None for fewer than two plans.
 
-    An update has one noise scale, that of its first example, so at any epoch two plans may differ
-    by what the curve falls within one batch. Each plan is therefore given the range of its noise
-    scales within the largest batch of that epoch, and the ranges must meet.
+    The learning rate of an update is that of its first example, so at one epoch two plans may
+    differ by as much as the curve falls within one batch. Each plan is therefore given the range of
+    its noise scales within one batch, the largest there, and the ranges must meet.
     """
     if len(plans) < 2:
         return None
+    # plan.json has the values at the middles of equal parts of the run.
     size = min(len(plan["noise_scale"]) for plan in plans)
-    # The samples stand in the middles of equal parts of the run.
-    widths = np.max([_batch_widths(plan, size) for plan in plans], axis=0)
+    middles = np.arange(size * NOISE_GRID) / NOISE_GRID
     scales = [np.array(plan["noise_scale"][:size], np.float64) for plan in plans]
     floor = NOISE_FLOOR * np.max(scales)
+    widths = np.max([_batch_widths(plan, middles) for plan in plans], axis=0)
     lows, highs = [], []
     for values in scales:
-        logs = np.log(np.maximum(values, floor))
+        logs = np.interp(middles, np.arange(size), np.log(np.maximum(values, floor)))
         windows = [logs[max(0, i - width) : i + width + 1] for i, width in enumerate(widths)]
         lows.append([window.min() for window in windows])
         highs.append([window.max() for window in windows])
@@ -163,14 +165,14 @@ def same_noise_scale(plans: Sequence[Mapping[str, Any]]) -> bool | None:
     return bool(np.mean(apart < np.log1p(NOISE_TOLERANCE)) >= NOISE_SHARE)
 
 
-def _batch_widths(plan: Mapping[str, Any], size: int) -> np.ndarray:
-    """The batch size at each sample of the noise scale, in samples, rounded up."""
-    between = plan["num_examples"] * plan["num_epochs"] / len(plan["noise_scale"])
+def _batch_widths(plan: Mapping[str, Any], middles: np.ndarray) -> np.ndarray:
+    """The batch size at each place of the grid, in steps of the grid, rounded up."""
+    part = plan["num_examples"] * plan["num_epochs"] / len(plan["noise_scale"])
     ends = [segment["end_examples"] for segment in plan["segments"]]
     batch_sizes = np.array([segment["batch_size"] for segment in plan["segments"]])
-    positions = (np.arange(size) + 0.5) * between
-    index = np.minimum(np.searchsorted(ends, positions, side="right"), len(ends) - 1)
-    return np.ceil(batch_sizes[index] / between).astype(int)
+    index = np.searchsorted(ends, (middles + 0.5) * part, side="right")
+    in_steps = batch_sizes[np.minimum(index, len(ends) - 1)] / part * NOISE_GRID
+    return np.ceil(in_steps).astype(int)
 
 
 def _paper_rows(groups: Sequence[PlanGroup], plans: Sequence[Facts], paper: Paper) -> list[Facts]:
