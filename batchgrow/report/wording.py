@@ -4,6 +4,7 @@
 """
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -68,14 +69,16 @@ def count(number: int | float | None) -> str:
 
 
 def mean_and_deviation(of: Mapping[str, Any] | None, metric: Metric) -> str:
-    """'97.20 ± 0.13' (percent, without the sign) or '24.13 ± 0.21'."""
+    """'97.20 ± 0.13', in percent without the sign, or '24.13 ± 0.21'."""
     if of is None:
         return EMPTY
-    if metric["percent"]:
-        mean, deviation = f"{100 * of['mean']:.2f}", f"{100 * (of['stdev'] or 0):.2f}"
-    else:
-        mean, deviation = plain(of["mean"]), f"{of['stdev'] or 0:.2g}"
-    return mean if of["stdev"] is None else f"{mean} ± {deviation}"
+    unit, digits = (100, 2) if metric["percent"] else (1, None)
+    if not of["stdev"]:
+        mean = f"{unit * of['mean']:.2f}" if metric["percent"] else plain(of["mean"])
+        return mean if of["stdev"] is None else f"{mean} ± 0"
+    if digits is None:  # two significant digits of the deviation
+        digits = min(6, max(0, 1 - math.floor(math.log10(of["stdev"]))))
+    return f"{unit * of['mean']:,.{digits}f} ± {unit * of['stdev']:,.{digits}f}"
 
 
 def plan_cells(plan: Mapping[str, Any], metric: Metric) -> tuple[str, ...]:
