@@ -205,7 +205,7 @@ def _what_ran(runs: Sequence[Facts]) -> str:
         lines.append(f"<p>{_escape(where)}</p>")
         if len(environments) > 1:
             lines.append(f'<p class="soft">{_escape(", ".join(which))}</p>')
-    return "\n".join(["<h2>What ran, on what</h2>", *lines, _table(header, rows, text=(2, 7))])
+    return "\n".join(["<h2>What ran, on what</h2>", *lines, _table(header, rows, wide=(2, 7))])
 
 
 def _run_again(runs: Sequence[Facts], out_dir: str) -> str:
@@ -226,18 +226,16 @@ def _figure(drawing: Drawing) -> str:
 def _table(
     header: Sequence[str],
     rows: Sequence[Sequence[str]],
-    text: Sequence[int] = (),
     wide: Sequence[int] = (),
     cards: bool = False,
 ) -> str:
     """An HTML table. On a phone it scrolls, or with `cards` each row becomes a block.
 
-    The first column and those in `text` and `wide` are flush left; those in `wide` also wrap.
+    The first column and those in `wide` are flush left; the latter also wrap.
     """
-    styles = ["text" if column == 0 or column in text else "" for column in range(len(header))]
-    for column in wide:
-        styles[column] = "text wide"
-    styles = [f' class="{style}"' if style else "" for style in styles]
+    styles = ["" for _ in header]
+    for column in (0, *wide):
+        styles[column] = f' class="{"text wide" if column in wide else "text"}"'
     names = [_escape(name) for name in header]
     head = "".join(f"<th{style}>{name}</th>" for style, name in zip(styles, names, strict=True))
     labels = [f' data-label="{name}"' if cards else "" for name in names]
