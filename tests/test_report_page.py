@@ -177,8 +177,11 @@ def test_a_smooth_learning_rate_is_drawn_as_it_was_logged(tmp_path):
     run.plan["segments"][0]["learning_rate_end"] = 0.05
     groups = runs.group_by_plan([run])
     panel = figures.panels(groups, figures.lines_of_plans([groups]))[0]
-    drawn = figures.draw(panel).axes[0].lines[0].get_ydata()
-    assert list(drawn) == [row["learning_rate"] for row in run.rows]
+    (axes,) = figures.draw(panel).axes
+    assert list(axes.lines[0].get_ydata()) == [row["learning_rate"] for row in run.rows]
+    run.rows[-1]["learning_rate"] = 1e-7  # the end of a cosine does not set the scale
+    (axes,) = figures.draw(panel).axes
+    assert axes.get_ylim()[0] == pytest.approx(0.1 / 1000)
 
 
 def test_plans_are_drawn_from_their_points():

@@ -169,8 +169,7 @@ def _draw_plans(axes: Axes, curves: Mapping[str, list[Any]], field: str, label: 
     if field != "update":
         values = {getattr(point, field) for points in curves.values() for point in points}
         axes.set_yscale("log")
-        # Below a thousandth of its peak a learning rate does nothing; it may well end at 0.
-        axes.set_ylim(bottom=max(axes.get_ylim()[0], max(values) / 1000))
+        _cut_at_a_thousandth(axes, values)
         _value_ticks(axes, values)
     else:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
@@ -225,8 +224,11 @@ def _draw_course(
             linewidth=2.2 + 1.3 * (len(groups) - 1 - index),
             label=group.label,
         )
+    values = {value for group in groups for value in _course(group, field)[1]}
     axes.set_yscale("log")
-    _value_ticks(axes, {value for group in groups for value in _course(group, field)[1]})
+    if field == "learning_rate":
+        _cut_at_a_thousandth(axes, values)
+    _value_ticks(axes, values)
     axes.set(xlabel="epochs", ylabel=label)
     _mark_boundaries(axes, groups)
     axes.legend()
@@ -329,6 +331,11 @@ def _mark_boundaries(
     if len(marks) <= MAX_BOUNDARIES:
         for place, colour in marks:
             axes.axvline(place, color=colour, linewidth=0.8, linestyle=(0, (1, 2)), zorder=0.5)
+
+
+def _cut_at_a_thousandth(axes: Axes, values: Collection[float]) -> None:
+    """A learning rate may end at 0; below a thousandth of its peak it no longer matters."""
+    axes.set_ylim(bottom=max(axes.get_ylim()[0], max(values) / 1000))
 
 
 def _value_ticks(axes: Axes, values: Collection[float]) -> None:
