@@ -9,18 +9,12 @@ from etils import epath
 
 from batchgrow.report import figures, page, wording
 from batchgrow.report.facts import Facts, Paper, facts, families_of, text
-from batchgrow.report.runs import (
-    PlanGroup,
-    Run,
-    find_runs,
-    group_by_plan,
-    paired_difference,
-    read_run,
-    summarize,
-)
+from batchgrow.report.folders import Metric, Run, find_runs, read_run
+from batchgrow.report.runs import PlanGroup, group_by_plan, paired_difference, summarize
 
 __all__ = [
     "Facts",
+    "Metric",
     "Paper",
     "PlanGroup",
     "Run",
@@ -39,7 +33,7 @@ def write_report(runs: Sequence[Run], out_dir: str, paper: Paper | None = None) 
     """Writes index.html, report.json and figures (PNG, SVG) into `out_dir`; returns the facts.
 
     Raises:
-      ValueError: where none of the runs has logged anything.
+      ValueError: if no run has logged anything, or a number of the paper is out of its range.
     """
     found = facts(runs, paper)
     out = epath.Path(out_dir)
@@ -57,7 +51,7 @@ def write_report(runs: Sequence[Run], out_dir: str, paper: Paper | None = None) 
         drawn = {}
         for panel in panels:
             svg = _write_figure(out, prefix + panel.name, figures.draw(panel))
-            alternative = wording.alternative_text(panel.name, comparison)
+            alternative = wording.alternative_text(panel.name, comparison, panel.is_log)
             drawn[panel.name] = page.Drawing(
                 panel.title, figures.inline_svg(svg, prefix + panel.name), alternative
             )

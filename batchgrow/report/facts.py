@@ -1,8 +1,7 @@
-"""Run folders -> the facts, as a table for the terminal, JSON, figures and one HTML page. No jax.
+"""The facts of some runs: every number of the report, and the table for a terminal. No jax."""
 
-`facts` computes every number once; the text, the JSON and the page only show them.
-"""
-
+import dataclasses
+import json
 import statistics
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -11,26 +10,27 @@ from typing import Any
 import numpy as np
 
 from batchgrow.report import wording
-from batchgrow.report.runs import (
-    TIMERS,
-    PlanGroup,
-    Run,
-    group_by_plan,
-    paired_differences,
-    summarize,
-)
+from batchgrow.report.folders import Run
+from batchgrow.report.runs import PlanGroup, group_by_plan, paired_differences, summarize
 
 Facts = dict[str, Any]
-# variant -> {"test_accuracy": fraction, "updates", "source"}, optionally "optimizer" (the row holds
-# for that one only) and "command" (what fills the row where nobody has run it).
+# variant -> {"test_METRIC": value, "updates", "source"}, where METRIC is the task's first metric;
+# optionally "optimizer", if the values hold for one only, and "command", which runs the plan.
 Paper = Mapping[str, Mapping[str, Any]]
 TEXT_WIDTH = 100
 
 
-def facts(runs: Sequence[Run], paper: Paper | None = None) -> Facts:
-    """Everything that the report says, as plain JSON types; accuracies are fractions.
+# Two plans have the same noise scale if it agrees within 5% in 95% of the run. It may end at 0;
+# below a thousandth of its peak it no longer matters and counts as that.
+NOISE_TOLERANCE, NOISE_SHARE, NOISE_FLOOR = 0.05, 0.95, 1e-3
+NOISE_GRID = 8  # places between two samples of the noise scale
 
-    Raises ValueError where none of the runs has logged anything.
+
+def facts(runs: Sequence[Run], paper: Paper | None = None) -> Facts:
+    """Everything that the report says, as plain JSON types. Percentages are fractions.
+
+    Raises:
+      ValueError: if no run has logged anything, or a number of the paper is out of its range.
     """
     if not any(run.rows for run in runs):
         raise ValueError(
@@ -46,39 +46,35 @@ def facts(runs: Sequence[Run], paper: Paper | None = None) -> Facts:
 
 
 def families_of(groups: Sequence[PlanGroup]) -> list[list[PlanGroup]]:
-    """Plans worth comparing: the same experiment, network, optimizer and number of epochs."""
+    """Plans that may be compared: of one experiment, task, model, optimizer, number of epochs."""
     families: dict[str, list[PlanGroup]] = {}
     for group in groups:
-        families.setdefault(_setting(group), []).append(group)
+        key = json.dumps([_setting(group), dataclasses.asdict(group.metric)])
+        families.setdefault(key, []).append(group)
     return list(families.values())
 
 
 def _setting(group: PlanGroup) -> str:
-    config, epochs = group.runs[0].config, group.plan["num_epochs"]
-    words = (config["name"], config["model"]["name"], config["optimizer"]["name"])
+    run, epochs = group.runs[0], group.plan["num_epochs"]
+    words = (run.experiment, run.task["name"], run.config["model"]["name"], run.optimizer)
     return ", ".join([*words, f"{epochs:g} epochs"])
 
 
 def _comparison(groups: Sequence[PlanGroup], paper: Paper) -> Facts:
-    """Of one family; the baseline is the plan with most updates, the first."""
+    """The facts of one family. Its first plan, which has the most updates, is the baseline."""
+    metric = dataclasses.asdict(groups[0].metric)
     plans = [_plan_facts(group, groups[0]) for group in groups]
     paired = [
-        {
-            "first": first.label,
-            "second": second.label,
-            "n": difference.n,
-            "mean": difference.mean,
-            "low": difference.low,
-            "high": difference.high,
-        }
+        {"first": first.label, "second": second.label, **vars(difference)}
         for first, second, difference in paired_differences(groups)
     ]
     for row in paired:
-        row["verdict"] = wording.verdict(row)
-    same = _same_noise_scale([group for group in groups if group.finished])
+        row["verdict"] = wording.verdict(row, metric)
+    same = same_noise_scale([group.plan for group in groups if group.finished])
     return {
         "setting": _setting(groups[0]),
-        "headline": wording.headline(plans, same),
+        "metric": metric,
+        "headline": wording.headline(plans, metric, same),
         "same_noise_scale": same,
         "plans": plans,
         "paired": paired,
@@ -87,10 +83,10 @@ def _comparison(groups: Sequence[PlanGroup], paper: Paper) -> Facts:
 
 
 def _plan_facts(group: PlanGroup, baseline: PlanGroup) -> Facts:
-    plan, finals = group.plan, [run.summary for run in group.finished if run.summary is not None]
-    accuracy = summarize([final["final"]["test_accuracy"] for final in finals])
-    loss = summarize([final["final"]["train_loss"] for final in finals])
-    time = summarize([final["wall_seconds"] for final in finals])
+    plan, summaries = group.plan, [run.summary for run in group.finished if run.summary]
+    test = summarize([*group.tests.values()])
+    loss = summarize([*group.finals("train_loss").values()])
+    time = summarize([summary["wall_seconds"] for summary in summaries])
     return {
         "plan": group.label,
         "variant": group.variant,
@@ -99,45 +95,44 @@ def _plan_facts(group: PlanGroup, baseline: PlanGroup) -> Facts:
         "num_runs": len(group.runs),
         "num_updates": plan["num_updates"],
         "num_epochs": plan["num_epochs"],
-        "examples_seen": plan["phases"][-1]["end_examples"],
+        "examples_seen": plan["segments"][-1]["end_examples"],
         "times_fewer_updates": baseline.plan["num_updates"] / plan["num_updates"],
-        "test_accuracy": vars(accuracy) if accuracy else None,
+        "test": vars(test) if test else None,
         "train_loss": vars(loss) if loss else None,
         "wall_seconds": time.median if time else None,
-        "seconds": _mean_seconds(finals),
-        "phases": _phases(group),
+        "seconds": _mean_seconds(summaries),
+        "segments": _segments(group),
     }
 
 
 def _mean_seconds(summaries: Sequence[dict[str, Any]]) -> dict[str, float] | None:
-    """By timer, mean over seeds."""
-    if not summaries:
-        return None
+    """By timer, in the order of the summaries: the mean over seeds."""
+    timers = dict.fromkeys(timer for summary in summaries for timer in summary["seconds"])
     return {
         timer: statistics.fmean(summary["seconds"].get(timer, 0.0) for summary in summaries)
-        for timer in TIMERS
-    }
+        for timer in timers
+    } or None
 
 
-def _phases(group: PlanGroup) -> list[Facts]:
-    """The plan's, with the medians over the finished runs of speed and share of peak."""
-    summaries = [run.summary["phases"] for run in group.finished if run.summary is not None]
-    phases = []
-    for index, phase in enumerate(group.plan["phases"]):
+def _segments(group: PlanGroup) -> list[Facts]:
+    """The plan's segments, with the median speed and share of peak of the finished runs."""
+    summaries = [run.summary["segments"] for run in group.finished if run.summary]
+    num_examples = group.plan["num_examples"]
+    segments = []
+    for index, segment in enumerate(group.plan["segments"]):
         measured = [summary[index] for summary in summaries if index < len(summary)]
-        num_examples = group.plan["num_examples"]
-        phases.append(
-            phase
+        segments.append(
+            segment
             | {
-                "start_epoch": phase["start_examples"] / num_examples,
-                "end_epoch": phase["end_examples"] / num_examples,
+                "start_epoch": segment["start_examples"] / num_examples,
+                "end_epoch": segment["end_examples"] / num_examples,
                 **{
-                    name: _median([phase.get(name) for phase in measured])
-                    for name in ("images_per_second", "share_of_peak")
+                    name: _median([segment.get(name) for segment in measured])
+                    for name in ("examples_per_second", "share_of_peak")
                 },
             }
         )
-    return phases
+    return segments
 
 
 def _median(values: Sequence[float | None]) -> float | None:
@@ -145,53 +140,68 @@ def _median(values: Sequence[float | None]) -> float | None:
     return statistics.median(known) if known else None
 
 
-def _same_noise_scale(groups: Sequence[PlanGroup]) -> bool | None:
-    """Whether the plans' noise scales agree within 5%; None for fewer than two plans.
+def same_noise_scale(plans: Sequence[Mapping[str, Any]]) -> bool | None:
+    """Whether the noise scales of these plans (plan.json) agree; None for fewer than two plans.
 
-    Phases of different plans begin within half a batch of each other, so the middles of a grid
-    over the epochs are compared, and 95% of them must agree.
+    The learning rate of an update is that of its first example, so at one epoch two plans may
+    differ by as much as the curve falls within one batch. Each plan is therefore given the range of
+    its noise scales within one batch, the largest there, and the ranges must meet.
     """
-    if len(groups) < 2:
+    if len(plans) < 2:
         return None
-    grid = (np.arange(1000) + 0.5) / 1000 * min(group.plan["num_epochs"] for group in groups)
-    logs = []
-    for group in groups:
-        epochs, scales = [], []
-        for phase in group.plan["phases"]:
-            for end in ("start", "end"):
-                epochs.append(phase[f"{end}_examples"] / group.plan["num_examples"])
-                scales.append(max(phase[f"noise_scale_{end}"], 1e-12))
-        logs.append(np.interp(grid, epochs, np.log(scales)))
-    apart = np.max(logs, axis=0) - np.min(logs, axis=0)
-    return bool(np.quantile(apart, 0.95) < np.log(1.05))
+    # plan.json has the values at the middles of equal parts of the run.
+    size = min(len(plan["noise_scale"]) for plan in plans)
+    middles = np.arange(size * NOISE_GRID) / NOISE_GRID
+    scales = [np.array(plan["noise_scale"][:size], np.float64) for plan in plans]
+    floor = NOISE_FLOOR * np.max(scales)
+    widths = np.max([_batch_widths(plan, middles) for plan in plans], axis=0)
+    lows, highs = [], []
+    for values in scales:
+        logs = np.interp(middles, np.arange(size), np.log(np.maximum(values, floor)))
+        windows = [logs[max(0, i - width) : i + width + 1] for i, width in enumerate(widths)]
+        lows.append([window.min() for window in windows])
+        highs.append([window.max() for window in windows])
+    apart = np.max(lows, axis=0) - np.min(highs, axis=0)
+    return bool(np.mean(apart < np.log1p(NOISE_TOLERANCE)) >= NOISE_SHARE)
+
+
+def _batch_widths(plan: Mapping[str, Any], middles: np.ndarray) -> np.ndarray:
+    """The batch size at each place of the grid, in steps of the grid, rounded up."""
+    part = plan["num_examples"] * plan["num_epochs"] / len(plan["noise_scale"])
+    ends = [segment["end_examples"] for segment in plan["segments"]]
+    batch_sizes = np.array([segment["batch_size"] for segment in plan["segments"]])
+    index = np.searchsorted(ends, (middles + 0.5) * part, side="right")
+    in_steps = batch_sizes[np.minimum(index, len(ends) - 1)] / part * NOISE_GRID
+    return np.ceil(in_steps).astype(int)
 
 
 def _paper_rows(groups: Sequence[PlanGroup], plans: Sequence[Facts], paper: Paper) -> list[Facts]:
-    """The paper's number beside ours; rows of variants that nobody has run stay empty."""
+    """The paper's numbers beside ours, also of variants that nobody has run."""
+    metric = groups[0].metric
     rows = []
     for variant, entry in paper.items():
-        accuracy = entry.get("test_accuracy")
-        if accuracy is not None and not 0 <= accuracy <= 1:
-            raise ValueError(f"paper: {variant} test_accuracy is {accuracy}; give a fraction")
+        value = entry.get(f"test_{metric.name}")
+        if metric.percent and value is not None and not 0 <= value <= 1:
+            raise ValueError(
+                f"paper: {variant} test_{metric.name} is {value}; give a fraction from 0 to 1"
+            )
         if entry.get("optimizer", groups[0].optimizer) != groups[0].optimizer:
             continue
-        ours = [plan for plan in plans if plan["variant"] == variant] or [None]
-        for plan in ours:
-            finished = [
-                run.summary
-                for group in groups
-                for run in group.finished
-                if plan and group.label == plan["plan"] and run.summary is not None
-            ]
+        for group, plan in [
+            (group, plan)
+            for group, plan in zip(groups, plans, strict=True)
+            if plan["variant"] == variant
+        ] or [(None, None)]:
+            finished = [run.summary for run in group.finished if run.summary] if group else []
             rows.append(
                 {
                     "plan": plan["plan"] if plan else variant,
-                    "paper_test_accuracy": accuracy,
+                    "paper_test": value,
                     "paper_updates": entry.get("updates"),
                     "source": entry.get("source", ""),
                     "command": entry.get("command", ""),
-                    "test_accuracy": plan["test_accuracy"] if plan else None,
-                    "num_updates": plan["num_updates"] if plan and plan["test_accuracy"] else None,
+                    "test": plan["test"] if plan else None,
+                    "num_updates": plan["num_updates"] if plan and plan["test"] else None,
                     "ran_on": list(dict.fromkeys(map(wording.environment, finished))),
                 }
             )
@@ -209,7 +219,8 @@ def _run_facts(group: PlanGroup, run: Run) -> Facts:
         "epoch": run.epoch,
         "num_epochs": run.plan["num_epochs"],
         "num_updates": run.num_updates,
-        "test_accuracy": run.test_accuracy,
+        "metric": dataclasses.asdict(run.metric),
+        "test": run.test,
         "train_loss": run.rows[-1].get("train_loss") if run.rows else None,
         "wall_seconds": summary.get("wall_seconds"),
         "devices": summary.get("devices"),
@@ -223,20 +234,11 @@ def text(found: Facts) -> str:
     """The facts as a table for a terminal, at most 100 columns wide."""
     blocks = []
     for comparison in found["comparisons"]:
-        header = ("plan", "updates", "fewer", "test accuracy", "mean ± sd", "n", "time")
-        rows = [header] + [wording.plan_cells(plan) for plan in comparison["plans"]]
-        widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
-        widths[0] = min(widths[0], TEXT_WIDTH - sum(widths[1:]) - 2 * len(widths[1:]))
+        metric = comparison["metric"]
+        header = ("plan", "updates", "fewer", wording.test(metric), "mean ± sd", "n", "time")
+        rows = [header] + [wording.plan_cells(plan, metric) for plan in comparison["plans"]]
         blocks += [comparison["setting"], textwrap.fill(comparison["headline"], TEXT_WIDTH)]
-        blocks.append(
-            "\n".join(
-                "  ".join(
-                    [_cut(row[0], widths[0]).ljust(widths[0])]
-                    + [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-                )
-                for row in rows
-            )
-        )
+        blocks.append(_text_table(rows))
         blocks += [
             "\n".join(
                 textwrap.fill(f"{row['second']} - {row['first']}: {row['verdict']}", TEXT_WIDTH)
@@ -249,6 +251,16 @@ def text(found: Facts) -> str:
         if not run["finished"]
     ]
     return "\n\n".join(block for block in [*blocks, "\n".join(unfinished)] if block)
+
+
+def _text_table(rows: Sequence[Sequence[str]]) -> str:
+    """The first column is flush left, and cut if the table would be too wide."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    widths[0] = min(widths[0], TEXT_WIDTH - sum(widths[1:]) - 2 * len(widths[1:]))
+    return "\n".join(
+        "  ".join([_cut(row[0], widths[0]).ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])])
+        for row in rows
+    )
 
 
 def _cut(label: str, width: int) -> str:

@@ -1,15 +1,16 @@
-"""The paper's figures from run folders, with matplotlib and without pyplot's global state.
+"""The paper's figures from run folders, with matplotlib but without pyplot's global state.
 
-Each figure is one panel, so that a page can set two side by side or, on a phone, one below the
-other. Colours hold at least 3:1 against white and against the report's dark background; line
-styles differ as well, for who does not see the colours.
+Each figure is one panel, so that a page can place two side by side or, on a phone, one below the
+other. The contrast of each colour is at least 3:1 on white and on the report's dark background.
+The lines also differ in style, for readers who cannot tell the colours apart.
 """
 
 import dataclasses
+import functools
 import io
+import itertools
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from itertools import pairwise
 from typing import Any
 
 import matplotlib
@@ -19,7 +20,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
-from batchgrow.report.runs import TIMERS, PlanGroup, Run
+from batchgrow.report import wording
+from batchgrow.report.folders import Metric, Run
+from batchgrow.report.runs import PlanGroup
 
 # Blue, vermilion, green and purple of Okabe & Ito, then darker forms of their orange and sky blue.
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#c468a0", "#b07a00", "#3f93c6", "#7f7f7f")
@@ -40,6 +43,7 @@ STYLE: dict[Any, Any] = {
     "figure.facecolor": PAPER,
     "savefig.facecolor": PAPER,
     "text.color": INK,
+    "text.parse_math": False,  # a variant may be named $x^$
     "xtick.color": INK,
     "ytick.color": INK,
     "grid.color": GRID,
@@ -50,7 +54,7 @@ STYLE: dict[Any, Any] = {
     "svg.hashsalt": "batchgrow",
 }
 WIDTH, HEIGHT = 5.2, 3.7  # inches
-# Smooth recipes grow on a long ladder; more lines than this would be a hatching.
+# Plans of smooth curves grow many times; more lines than this would cover the figure.
 MAX_BOUNDARIES = 12
 MAX_POINTS = 2000  # of a curve
 
@@ -65,11 +69,12 @@ class Line:
 
 @dataclasses.dataclass(frozen=True)
 class Panel:
-    """One figure: a file name, what it is called, and the function that draws it into axes."""
+    """One figure: its file name, title, function that draws it, and whether the scale is log."""
 
     name: str
     title: str
     draw: Callable[[Axes], None]
+    is_log: bool = False
     height: float = HEIGHT
 
 
@@ -87,35 +92,48 @@ def lines_of_plans(families: Sequence[Sequence[PlanGroup]]) -> dict[str, Line]:
 def panels(groups: Sequence[PlanGroup], lines: dict[str, Line]) -> list[Panel]:
     """The figures of plans that belong together: Figure 1 of the paper, then its curves."""
 
-    def schedule(field: str, label: str) -> Callable[[Axes], None]:
-        return lambda axes: _draw_schedule(axes, groups, lines, field, label)
+    def course(field: str, label: str) -> Panel:
+        draw = functools.partial(_draw_course, groups=groups, lines=lines, field=field, label=label)
+        return Panel(field, label.capitalize(), draw, is_log=True)
 
-    def metric(x: str, y: str) -> Callable[[Axes], None]:
-        return lambda axes: _draw_metric(axes, groups, lines, x, y)
+    def curve(name: str, column: str, label: str, metric: Metric, x: str) -> Panel:
+        is_log = metric.better == "lower" and _spans_a_factor(groups, column, 2.0)
+        look = {"label": label, "percent": metric.percent, "is_log": is_log}
+        draw = functools.partial(_draw_curves, groups=groups, lines=lines, x=x, y=column, **look)
+        against = "epochs" if x == "epoch" else x
+        title = f"{label.capitalize()} by {against}"
+        return Panel(f"{name}_{against}", title, draw, is_log=is_log)
 
+    first, loss = groups[0].metric, Metric("loss", "lower")
+    test = wording.test(dataclasses.asdict(first))
     return [
-        Panel("learning_rate", "Learning rate", schedule("learning_rate", "learning rate")),
-        Panel("batch_size", "Batch size", schedule("global_batch_size", "batch size")),
-        Panel("train_loss_epochs", "Training loss by epochs", metric("epoch", "train_loss")),
-        Panel("train_loss_updates", "Training loss by updates", metric("updates", "train_loss")),
-        Panel("test_accuracy_epochs", "Test accuracy by epochs", metric("epoch", "test_accuracy")),
-        Panel(
-            "test_accuracy_updates", "Test accuracy by updates", metric("updates", "test_accuracy")
-        ),
+        course("learning_rate", "learning rate"),
+        course("batch_size", "batch size"),
+        curve("train_loss", "train_loss", "training loss", loss, "epoch"),
+        curve("train_loss", "train_loss", "training loss", loss, "updates"),
+        curve("test", f"test_{first.name}", test, first, "epoch"),
+        curve("test", f"test_{first.name}", test, first, "updates"),
     ]
+
+
+def _spans_a_factor(groups: Sequence[PlanGroup], column: str, factor: float) -> bool:
+    """Whether a column's values are all positive and differ by more than this factor."""
+    rows = (row for group in groups for run in group.runs for row in run.rows)
+    values = [row[column] for row in rows if row.get(column) is not None]
+    return bool(values) and 0 < min(values) < max(values) / factor
 
 
 def plan_panels(plans: Mapping[str, Iterable[Any]]) -> list[Panel]:
     """Four figures of plans before anything is trained, over epochs; the last has the legend.
 
     Args:
-      plans: label -> the points of a schedule (`Schedule.points()`).
+      plans: label -> the points of a plan (`FixedPlan.points()`).
     """
     fields = {
         "learning_rate": "learning rate",
         "batch_size": "batch size",
         "noise_scale": "noise scale",
-        "updates": "updates so far",
+        "update": "updates so far",
     }
     curves = {label: _thinned(list(points)) for label, points in plans.items()}
 
@@ -128,7 +146,7 @@ def plan_panels(plans: Mapping[str, Iterable[Any]]) -> list[Panel]:
 
 
 def _thinned(points: list[Any]) -> list[Any]:
-    """As many as a figure can show, spread over the epochs."""
+    """As many points as a figure can show, spread over the epochs."""
     spacing = points[-1].epoch / MAX_POINTS
     kept = points[:1]
     for point in points:
@@ -148,11 +166,10 @@ def _draw_plans(axes: Axes, curves: Mapping[str, list[Any]], field: str, label: 
             linewidth=2.2 + 1.3 * (len(curves) - 1 - index),
             label=plan,
         )
-    if field != "updates":
+    if field != "update":
         values = {getattr(point, field) for points in curves.values() for point in points}
         axes.set_yscale("log")
-        # Below a thousandth of its peak a learning rate does nothing; it may well end at 0.
-        axes.set_ylim(bottom=max(axes.get_ylim()[0], max(values) / 1000))
+        _cut_at_a_thousandth(axes, values)
         _value_ticks(axes, values)
     else:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
@@ -194,48 +211,58 @@ def inline_svg(text: str, name: str) -> str:
     return text
 
 
-def _draw_schedule(
+def _draw_course(
     axes: Axes, groups: Sequence[PlanGroup], lines: dict[str, Line], field: str, label: str
 ) -> None:
-    """Over epochs, on a log scale. Thicker first: lines that coincide all stay in sight."""
+    """A field of the plans over epochs. The first lines are thicker, so that all stay visible."""
     for index, group in enumerate(groups):
         line = lines[group.label]
         axes.plot(
-            *_schedule_curve(group, field),
+            *_course(group, field),
             color=line.colour,
             linestyle=line.style,
             linewidth=2.2 + 1.3 * (len(groups) - 1 - index),
             label=group.label,
         )
+    values = {value for group in groups for value in _course(group, field)[1]}
     axes.set_yscale("log")
-    _value_ticks(axes, {value for group in groups for value in _schedule_curve(group, field)[1]})
+    if field == "learning_rate":
+        _cut_at_a_thousandth(axes, values)
+    _value_ticks(axes, values)
     axes.set(xlabel="epochs", ylabel=label)
     _mark_boundaries(axes, groups)
     axes.legend()
 
 
-def _schedule_curve(group: PlanGroup, field: str) -> tuple[list[float], list[float]]:
-    """Epochs and values: the plan's steps, or the logged values where a phase is not constant."""
+def _course(group: PlanGroup, field: str) -> tuple[list[float], list[float]]:
+    """Epochs and values: the plan's steps, or the logged values if a segment is not constant."""
     plan = group.plan
     steps = [
-        (phase.get(f"{field}_start", phase.get(field)), phase.get(f"{field}_end", phase.get(field)))
-        for phase in plan["phases"]
+        tuple(segment.get(f"{field}_{end}", segment.get(field)) for end in ("start", "end"))
+        for segment in plan["segments"]
     ]
     if any(start != end for start, end in steps) and any(run.rows for run in group.runs):
         rows = max((run.rows for run in group.runs), key=len)
         return [row["epoch"] for row in rows], [row[field] for row in rows]
     epochs = [
-        phase[end] / plan["num_examples"]
-        for phase in plan["phases"]
+        segment[end] / plan["num_examples"]
+        for segment in plan["segments"]
         for end in ("start_examples", "end_examples")
     ]
     return epochs, [value for pair in steps for value in pair]
 
 
-def _draw_metric(
-    axes: Axes, groups: Sequence[PlanGroup], lines: dict[str, Line], x: str, y: str
+def _draw_curves(
+    axes: Axes,
+    groups: Sequence[PlanGroup],
+    lines: dict[str, Line],
+    x: str,
+    y: str,
+    label: str,
+    percent: bool,
+    is_log: bool,
 ) -> None:
-    """Median over finished seeds with a band from least to most; unfinished runs thin."""
+    """The median over finished seeds, a band from the least to the most; unfinished runs thin."""
     for group in groups:
         line = lines[group.label]
         curves = [curve for run in group.finished if (curve := _curve(run, x, y))[0].size]
@@ -246,25 +273,26 @@ def _draw_metric(
             if len(curves) > 1:
                 least, most = values.min(axis=0), values.max(axis=0)
                 axes.fill_between(grid, least, most, color=line.colour, alpha=0.2, linewidth=0)
-        label = f"{group.label} (unfinished)"
+        name = f"{group.label} (unfinished)"
         for run in group.runs:
             if not run.finished:
-                axes.plot(*_curve(run, x, y), color=line.colour, linewidth=1.0, label=label)
-                label = None
-    if y == "train_loss":
+                axes.plot(*_curve(run, x, y), color=line.colour, linewidth=1.0, label=name)
+                name = None
+    if is_log:
         axes.set_yscale("log")
-        _plain_log_ticks(axes)
-        axes.set_ylabel("training loss")
-    else:
+        _plain_log_ticks(axes, percent)
+    elif percent:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}%"))
-        axes.set_ylabel("test accuracy")
-    axes.set_xlabel("epochs" if x == "epoch" else "updates")
+    axes.set(xlabel="epochs" if x == "epoch" else x, ylabel=label)
     _mark_boundaries(axes, groups, lines if x == "updates" else None)
     axes.legend()
 
 
 def _curve(run: Run, x: str, y: str) -> tuple[np.ndarray, np.ndarray]:
-    """A training metric without the rows that the end of a phase has cut to a few examples."""
+    """A column of the rows, for training metrics without rows of few examples.
+
+    The row at the end of a segment may hold only a few examples, and its mean is noisy.
+    """
     rows = run.rows
     if y.startswith("train_") and rows:
         spans = np.diff([row["examples_seen"] for row in rows], prepend=0)
@@ -276,7 +304,7 @@ def _curve(run: Run, x: str, y: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _on_one_grid(curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    """Seeds of one plan are logged at the same places; a resumed one may have others."""
+    """The curves of all seeds on the grid of the longest; most have the same grid."""
     grid = max((x for x, _ in curves), key=len)
     return grid, np.stack([np.interp(grid, x, y) for x, y in curves])
 
@@ -284,51 +312,60 @@ def _on_one_grid(curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.nd
 def _mark_boundaries(
     axes: Axes, groups: Sequence[PlanGroup], lines: dict[str, Line] | None = None
 ) -> None:
-    """Where phases start: in epochs shared by the plans, in updates (`lines`) each plan's own."""
+    """Marks the starts of segments: over epochs in one colour, over updates in each plan's."""
     if lines is None:
         epochs = {
-            round(phase["start_examples"] / group.plan["num_examples"], 1)
+            round(segment["start_examples"] / group.plan["num_examples"], 1)
             for group in groups
-            for phase in group.plan["phases"][1:]
+            for segment in group.plan["segments"][1:]
         }
         marks = [(epoch, INK) for epoch in epochs]
     else:
         marks = [
             (float(start), lines[group.label].colour)
             for group in groups
-            for start in np.cumsum([phase["num_updates"] for phase in group.plan["phases"]])[:-1]
+            for start in itertools.accumulate(
+                segment["num_updates"] for segment in group.plan["segments"][:-1]
+            )
         ]
     if len(marks) <= MAX_BOUNDARIES:
         for place, colour in marks:
             axes.axvline(place, color=colour, linewidth=0.8, linestyle=(0, (1, 2)), zorder=0.5)
 
 
+def _cut_at_a_thousandth(axes: Axes, values: Collection[float]) -> None:
+    """A learning rate may end at 0; below a thousandth of its peak it no longer matters."""
+    axes.set_ylim(bottom=max(axes.get_ylim()[0], max(values) / 1000))
+
+
 def _value_ticks(axes: Axes, values: Collection[float]) -> None:
-    """A step schedule has few values: those are the numbers to read, not the powers of ten."""
+    """Ticks at the values themselves if they are few, otherwise at powers of ten."""
     _plain_log_ticks(axes)
     if len(values) <= MAX_BOUNDARIES:
-        apart = [high for low, high in pairwise([0.0, *sorted(values)]) if high > 1.3 * low]
+        apart = [
+            high for low, high in itertools.pairwise([0.0, *sorted(values)]) if high > 1.3 * low
+        ]
         axes.yaxis.set_major_locator(FixedLocator(apart))
         axes.yaxis.set_minor_locator(NullLocator())
 
 
-def _plain_log_ticks(axes: Axes) -> None:
-    """1000 and 0.01 rather than powers: readable small, and without mathtext in the SVG."""
-    axes.yaxis.set_major_formatter(
-        FuncFormatter(lambda value, _: f"{value:.3g}" if value < 1000 else f"{value:g}")
-    )
+def _plain_log_ticks(axes: Axes, percent: bool = False) -> None:
+    """1000 and 0.01 rather than powers of ten, which are hard to read when small."""
+
+    def show(value: float, _: float) -> str:
+        value = 100 * value if percent else value
+        return (f"{value:.3g}" if value < 1000 else f"{value:g}") + percent * "%"
+
+    def show_1_2_5(value: float, _: float) -> str:
+        return show(value, _) if f"{value:e}"[0] in "125" else ""
+
+    axes.yaxis.set_major_formatter(FuncFormatter(show))
     low, high = axes.get_ylim()
     decades = np.log10(high / low)
     if decades > 1.3:
         axes.yaxis.set_minor_formatter(NullFormatter())
-    elif decades > 0.6:
-        axes.yaxis.set_minor_formatter(FuncFormatter(_one_two_five))
     else:
-        axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-
-
-def _one_two_five(value: float, _: float) -> str:
-    return f"{value:g}" if f"{value:e}"[0] in "125" else ""
+        axes.yaxis.set_minor_formatter(FuncFormatter(show_1_2_5 if decades > 0.6 else show))
 
 
 def time_panel(seconds: dict[str, dict[str, float]]) -> Panel:
@@ -337,8 +374,10 @@ def time_panel(seconds: dict[str, dict[str, float]]) -> Panel:
     def draw_bars(axes: Axes) -> None:
         labels = list(seconds)
         left = np.zeros(len(labels))
-        for timer, colour in zip(TIMERS, PALETTE, strict=False):
-            width = np.array([seconds[label][timer] for label in labels])
+        timers = dict.fromkeys(timer for by_timer in seconds.values() for timer in by_timer)
+        for index, timer in enumerate(timers):
+            width = np.array([seconds[label].get(timer, 0.0) for label in labels])
+            colour = PALETTE[index % len(PALETTE)]
             axes.barh(labels, width, left=left, color=colour, height=0.6, label=timer)
             left += width
         axes.invert_yaxis()

@@ -1,4 +1,4 @@
-"""The report as one HTML page that needs nothing but itself: styles and figures are inside it."""
+"""The report as one HTML page, which contains its styles and figures."""
 
 import dataclasses
 import html
@@ -10,14 +10,13 @@ from importlib import resources
 from typing import Any
 
 from batchgrow.report import wording
-from batchgrow.report.runs import TIMERS
 
 Facts = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Drawing:
-    """A figure for the page: its caption, its inline SVG and what it says in words."""
+    """A figure for the page: its caption, its inline SVG and its text alternative."""
 
     title: str
     svg: str
@@ -70,18 +69,18 @@ def _comparison(comparison: Facts, drawn: Mapping[str, Drawing], level: str) -> 
     curves = [drawing for name, drawing in drawn.items() if name != "time"]
     parts = [
         f"<{level}>How the plans compare</{level}>",
-        _plans_table(comparison["plans"]),
-        _paired_table(comparison["paired"]),
-        _paper_table(comparison["paper"]),
-        f"<{level}>Schedules and curves</{level}>",
+        _plans_table(comparison["plans"], comparison["metric"]),
+        _paired_table(comparison["paired"], comparison["metric"]),
+        _paper_table(comparison["paper"], comparison["metric"]),
+        f"<{level}>Plans and curves</{level}>",
         f'<div class="figures">{"".join(map(_figure, curves))}</div>',
-        '<p class="soft">Lines are medians over seeds, bands reach from the least to the most of '
-        "them; dotted lines mark where a phase begins.</p>",
-        f"<{level}>The plans, phase by phase</{level}>",
-        _phases_table(comparison["plans"]),
+        '<p class="soft">Each line is the median over seeds, and its band reaches from the lowest '
+        "to the highest seed. Dotted lines mark the starts of segments.</p>",
+        f"<{level}>The segments of each plan</{level}>",
+        _segments_table(comparison["plans"]),
         '<p class="soft">Noise scale = learning rate × training examples / (batch size × '
         "(1 − momentum)). Plans with the same noise scale over the epochs are expected to train "
-        "alike.</p>",
+        "alike. A plan has the noise scale of its recipe if its exponent is 1.</p>",
     ]
     if "time" in drawn:
         parts += [f"<{level}>Where the time went</{level}>", _time_table(comparison["plans"])]
@@ -89,42 +88,45 @@ def _comparison(comparison: Facts, drawn: Mapping[str, Drawing], level: str) -> 
     return "\n".join(parts)
 
 
-def _plans_table(plans: Sequence[Facts]) -> str:
-    header = ("Plan", "Updates", "Fewer", "Test accuracy", "Mean ± sd", "n", "Training time")
+def _plans_table(plans: Sequence[Facts], metric: Facts) -> str:
+    test = wording.test(metric).capitalize()
+    header = ("Plan", "Updates", "Fewer", test, "Mean ± sd", "n", "Training time")
     note = (
-        '<p class="soft">Test accuracy: median over n seeds, then mean and sample standard '
-        f"deviation. Fewer: times fewer updates than {_escape(plans[0]['plan'])}. Training time: "
-        "median of the whole run, compilation and evaluation included.</p>"
+        f'<p class="soft">{_escape(test)}: the median over n seeds, then the mean and the sample '
+        f"standard deviation; {metric['better']} is better. Fewer: how many times fewer updates "
+        f"than {_escape(plans[0]['plan'])}. Training time: the median over seeds of the whole run, "
+        "with compilation and evaluation.</p>"
     )
-    return _table(header, [wording.plan_cells(plan) for plan in plans]) + note
+    return _table(header, [wording.plan_cells(plan, metric) for plan in plans], cards=True) + note
 
 
-def _paired_table(paired: Sequence[Facts]) -> str:
+def _paired_table(paired: Sequence[Facts], metric: Facts) -> str:
     if not paired:
         return ""
     rows = [(f"{row['second']} − {row['first']}", row["verdict"]) for row in paired]
-    heading = "<h3>Differences in test accuracy, seed by seed</h3>"
+    heading = f"<h3>Differences in {_escape(wording.test(metric))} between runs of one seed</h3>"
     note = (
-        '<p class="soft">Mean over the common seeds with its 95% t-interval, each pair by itself.'
-        "</p>"
+        '<p class="soft">The mean over the common seeds with its 95% t-interval. The intervals are '
+        "not corrected for the number of pairs.</p>"
     )
-    return heading + _table(("Pair", "Mean difference"), rows, wide=(1,)) + note
+    return heading + _table(("Pair", "Mean difference"), rows, wide=(1,), cards=True) + note
 
 
-def _paper_table(rows: Sequence[Facts]) -> str:
+def _paper_table(rows: Sequence[Facts], metric: Facts) -> str:
     if not rows:
         return ""
-    header = ["Plan", "Paper", "Ours (median)", "n", "Paper's updates", "Our updates"]
-    header += ["Ran on", "Source"]
+    test = wording.test(metric)
+    header = ["Plan", f"Paper's {test}", f"Our {test} (median)", "n"]
+    header += ["Paper's updates", "Our updates", "Ran on", "Source"]
     cells = []
     for row in rows:
-        ours, updates = row["test_accuracy"], row["paper_updates"]
+        ours, updates = row["test"], row["paper_updates"]
         not_run = f"not run: {row['command']}" if row["command"] else "not run"
         cells.append(
             (
                 row["plan"],
-                wording.percent(row["paper_test_accuracy"], 1),
-                wording.percent(ours and ours["median"]),
+                wording.value(row["paper_test"], metric, 1),
+                wording.value(ours and ours["median"], metric),
                 str(ours["n"]) if ours else wording.EMPTY,
                 updates if isinstance(updates, str) else wording.count(updates),
                 wording.count(row["num_updates"]),
@@ -132,50 +134,54 @@ def _paper_table(rows: Sequence[Facts]) -> str:
                 row["source"],
             )
         )
-    return "<h3>Beside the paper</h3>" + _table(header, cells, wide=(6, 7))
+    return "<h3>Beside the paper</h3>" + _table(header, cells, wide=(6, 7), cards=True)
 
 
-def _phases_table(plans: Sequence[Facts]) -> str:
+def _segments_table(plans: Sequence[Facts]) -> str:
     header = ["Plan", "Epochs", "Updates", "Batch size", "Learning rate", "Momentum"]
-    header += ["Noise scale", "Images/s"]
-    known = any(phase["share_of_peak"] for plan in plans for phase in plan["phases"])
+    header += ["Noise scale", "Examples/s"]
+    known = any(segment["share_of_peak"] for plan in plans for segment in plan["segments"])
     if known:
         header += ["Share of peak"]
     rows = [
         (
             plan["plan"],
-            f"{phase['start_epoch']:.4g} to {phase['end_epoch']:.4g}",
-            wording.count(phase["num_updates"]),
-            wording.count(phase["global_batch_size"]),
-            wording.start_and_end(phase, "learning_rate"),
-            f"{phase['momentum']:g}",
-            wording.start_and_end(phase, "noise_scale"),
-            wording.count(phase["images_per_second"]),
-            *([wording.percent(phase["share_of_peak"], 1)] if known else []),
+            f"{segment['start_epoch']:.4g} to {segment['end_epoch']:.4g}",
+            wording.count(segment["num_updates"]),
+            wording.count(segment["batch_size"]),
+            wording.start_and_end(segment, "learning_rate"),
+            f"{segment['momentum']:g}",
+            wording.start_and_end(segment, "noise_scale"),
+            wording.count(segment["examples_per_second"]),
+            *([wording.percent(segment["share_of_peak"], 1)] if known else []),
         )
         for plan in plans
-        for phase in plan["phases"]
+        for segment in plan["segments"]
     ]
     return _table(header, rows)
 
 
 def _time_table(plans: Sequence[Facts]) -> str:
-    header = ("Plan", "Whole run", *(timer.capitalize() for timer in TIMERS))
+    timers = dict.fromkeys(timer for plan in plans for timer in plan["seconds"] or {})
+    header = ("Plan", "Whole run", *(timer.capitalize() for timer in timers))
     rows = []
     for plan in plans:
         if plan["seconds"]:
             whole = sum(plan["seconds"].values()) or 1.0
-            cells = [
-                f"{wording.duration(value)} ({100 * value / whole:.0f}%)"
-                for value in plan["seconds"].values()
-            ]
+            parts = [plan["seconds"].get(timer, 0.0) for timer in timers]
+            cells = [f"{wording.duration(part)} ({100 * part / whole:.0f}%)" for part in parts]
             rows.append((plan["plan"], wording.duration(whole), *cells))
-    note = "Mean over seeds. Compile, input: what training waited for; step: the rest of training."
-    return _table(header, rows) + f'<p class="soft">{note}</p>'
+    note = (
+        "The mean over seeds. Compile and input: how long training waited for them. Step: all the "
+        "rest of training."
+    )
+    return _table(header, rows, cards=True) + f'<p class="soft">{note}</p>'
 
 
 def _what_ran(runs: Sequence[Facts]) -> str:
-    header = ("Plan", "Seed", "Status", "Updates", "Epochs", "Test accuracy", "Time", "Folder")
+    tests = {wording.test(run["metric"]) for run in runs}
+    test = tests.pop().capitalize() if len(tests) == 1 else "Test metric"
+    header = ("Plan", "Seed", "Status", "Updates", "Epochs", test, "Time", "Folder")
     rows = [
         (
             run["plan"],
@@ -183,7 +189,7 @@ def _what_ran(runs: Sequence[Facts]) -> str:
             run["status"],
             wording.count(run["num_updates"]),
             f"{run['epoch']:.4g} of {run['num_epochs']:g}",
-            wording.percent(run["test_accuracy"]),
+            wording.value(run["test"], run["metric"]),
             wording.duration(run["wall_seconds"]),
             run["path"],
         )
@@ -199,7 +205,7 @@ def _what_ran(runs: Sequence[Facts]) -> str:
         lines.append(f"<p>{_escape(where)}</p>")
         if len(environments) > 1:
             lines.append(f'<p class="soft">{_escape(", ".join(which))}</p>')
-    return "\n".join(["<h2>What ran, on what</h2>", *lines, _table(header, rows, text=(2, 7))])
+    return "\n".join(["<h2>What ran, on what</h2>", *lines, _table(header, rows, wide=(2, 7))])
 
 
 def _run_again(runs: Sequence[Facts], out_dir: str) -> str:
@@ -220,24 +226,28 @@ def _figure(drawing: Drawing) -> str:
 def _table(
     header: Sequence[str],
     rows: Sequence[Sequence[str]],
-    text: Sequence[int] = (),
     wide: Sequence[int] = (),
+    cards: bool = False,
 ) -> str:
-    """Columns in `text` and the first are flush left; those in `wide` also wrap."""
-    styles = ["text" if column == 0 or column in text else "" for column in range(len(header))]
-    for column in wide:
-        styles[column] = "text wide"
-    styles = [f' class="{style}"' if style else "" for style in styles]
-    head = "".join(
-        f"<th{style}>{_escape(name)}</th>" for style, name in zip(styles, header, strict=True)
-    )
+    """An HTML table. On a phone it scrolls, or with `cards` each row becomes a block.
+
+    The first column and those in `wide` are flush left; the latter also wrap.
+    """
+    styles = ["" for _ in header]
+    for column in (0, *wide):
+        styles[column] = f' class="{"text wide" if column in wide else "text"}"'
+    names = [_escape(name) for name in header]
+    head = "".join(f"<th{style}>{name}</th>" for style, name in zip(styles, names, strict=True))
+    labels = [f' data-label="{name}"' if cards else "" for name in names]
     body = ""
     for row in rows:
         first = f'<th scope="row"{styles[0]}>{_escape(row[0])}</th>'
-        rest = zip(styles[1:], row[1:], strict=True)
-        body += f"<tr>{first}{''.join(f'<td{s}>{_escape(cell)}</td>' for s, cell in rest)}</tr>\n"
+        rest = zip(styles[1:], labels[1:], row[1:], strict=True)
+        cells = "".join(f"<td{style}{label}>{_escape(cell)}</td>" for style, label, cell in rest)
+        body += f"<tr>{first}{cells}</tr>\n"
+    kind = "scroll cards" if cards else "scroll"
     return (
-        '<div class="scroll" tabindex="0"><table>'
+        f'<div class="{kind}" tabindex="0"><table>'
         f"<thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>"
     )
 
