@@ -23,6 +23,8 @@ import numpy as np
 
 from batchgrow.plan.recipe import Recipe, accumulation_epochs, noise_scale, noise_scale_exact
 
+NUM_NOISE_SCALES = 128  # in plan.json
+
 
 class Segment(NamedTuple):
     """A whole number of updates of one batch size.
@@ -174,12 +176,17 @@ class Plan(abc.ABC):
         A value with `_start` is that of the first update of a segment, one with `_end` that of the
         last. With `num_devices` each segment also has a `per_device_batch_size`, which is a
         fraction if the devices do not divide the batch.
+
+        "noise_scale" has 128 values, so that plans can be compared at equal epochs: those of the
+        updates that train on the middles of 128 equal parts of the recipe's run. Values after the
+        known segments are left out.
         """
         segments = self.known(history)
         return {
             "num_examples": self.recipe.num_examples,
             "num_epochs": self.recipe.num_epochs,
             "num_updates": sum(segment.num_updates for segment in segments),
+            "noise_scale": self._noise_scales(segments),
             "segments": [self._row(segment, num_devices) for segment in segments],
         }
 
@@ -251,6 +258,21 @@ class Plan(abc.ABC):
             "noise_scale_start": noise_scale(rates[0], *setting),
             "noise_scale_end": noise_scale(rates[1], *setting),
         }
+
+    def _noise_scales(self, segments: Sequence[Segment]) -> list[float]:
+        starts = [segment.start_examples for segment in segments]
+        values = []
+        for part in range(NUM_NOISE_SCALES):
+            middle = (2 * part + 1) * self.recipe.end_examples // (2 * NUM_NOISE_SCALES)
+            position = min(middle, self.end_examples - 1)
+            if not segments or position >= segments[-1].end_examples:
+                break
+            segment = segments[bisect_right(starts, position) - 1]
+            update = (position - segment.start_examples) // segment.batch_size
+            learning_rate = self._learning_rate(segment, update)
+            setting = (segment.batch_size, segment.momentum, self.recipe.num_examples)
+            values.append(noise_scale(learning_rate, *setting))
+        return values
 
     def _extent(self, start_examples: int, end_examples: int, num_updates: int) -> dict[str, str]:
         start, end = (n / self.recipe.num_examples for n in (start_examples, end_examples))
