@@ -147,8 +147,8 @@ class JpegLoader:
             return
         remedy = "use a split that has labels"
         if label >= 0:
-            remedy = f"set the number of classes to {label + 1} or more"
-        reason = f"its label is {label}, but the model has {count} classes; {remedy}"
+            remedy = f"set the field to {label + 1} or more"
+        reason = f"its label is {label}, but task.num_classes is {count}; {remedy}"
         raise BadRecordError(record.index, record.file_name, reason)
 
 
