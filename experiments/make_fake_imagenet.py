@@ -22,8 +22,9 @@ from absl import app, flags
 from tensorflow_datasets.datasets.imagenet2012 import imagenet2012_dataset_builder
 
 NUM_LABELS = 1000
-# (share, chroma) of 1,000 files of ImageNet. The counts leave 13 of them open; 4:2:2 is assumed.
-CHROMA = ((0.761, "444"), (0.203, "420"), (0.023, "Gray"), (0.013, "422"))
+# The shares of chroma sampling in 1,000 files of ImageNet; 4:2:2 is assumed for 13 that are none of
+# the others.
+CHROMA = {"444": 0.761, "420": 0.203, "Gray": 0.023, "422": 0.013}
 EXIF_SHARE = 0.032
 JPEG_QUALITY = 95
 # Standard deviation of the grain: with it and the quality a JPEG takes about 110 KB on average.
@@ -98,8 +99,7 @@ def render(label: int, rng: np.random.Generator) -> np.ndarray:
 
 def encode(picture: np.ndarray, rng: np.random.Generator) -> bytes:
     """A JPEG whose chroma is drawn from CHROMA; a share of EXIF_SHARE has an Exif orientation."""
-    shares, kinds = zip(*CHROMA, strict=True)
-    kind = kinds[int(rng.choice(len(kinds), p=shares))]
+    kind = str(rng.choice(list(CHROMA), p=list(CHROMA.values())))
     if kind == "Gray":
         grey = np.ascontiguousarray(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)[..., None])
         jpeg = simplejpeg.encode_jpeg(grey, JPEG_QUALITY, "GRAY", kind)

@@ -260,7 +260,7 @@ def test_replaced_records_are_counted_once_when_they_are_returned(caplog):
 @pytest.mark.parametrize("num_workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_bad_record_stops_with_its_name(num_workers):
     with feed_of(Numbered(bad=[7]), num_workers=num_workers) as feed:
-        with pytest.raises(BadRecordError, match=r"bad record 7 \(7.JPEG\).*truncated"):
+        with pytest.raises(BadRecordError, match=r"bad record 7 \(7.JPEG\): JPEG file without"):
             feed.batch(np.arange(50))
 
 

@@ -112,6 +112,8 @@ class JpegLoader:
             encoded = example["image"]
             crop = self.crop(encoded, position)
             return _Record(index, name, encoded, int(example["label"]), crop)
+        except ValueError as error:
+            return BadRecordError(index, name, str(error))
         except Exception as error:  # sources raise errors of any type
             return BadRecordError(index, name, f"{type(error).__name__}: {error}")
 
