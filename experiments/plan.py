@@ -106,8 +106,8 @@ def _time(config: ConfigDict, plan: FixedPlan) -> dict[str, Any]:
         f"{_LATENCY.value:g} microseconds (not measured)",
         f"input, read ahead, for {_DEVICES_PER_HOST.value} devices a host: up to {needed:,.0f} "
         f"examples/s needed, {prepares} prepared",
-        "not counted: evaluation, checkpoints, compilation and start; that a few examples on a device "
-        "may be slower each",
+        "not counted: evaluation, checkpoints, compilation, start, and that a device may be slower "
+        "for each example if it has few",
     ]
     return prediction
 
