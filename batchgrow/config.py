@@ -17,7 +17,7 @@ from batchgrow.data.prepared import open_source
 from batchgrow.data.records import ON_BAD_RECORD
 from batchgrow.data.sources import open_dataset
 from batchgrow.data.text import TEXTS, load_text
-from batchgrow.experiment import Cadence, Execution, Experiment
+from batchgrow.experiment import MAX_EXAMPLES, Cadence, Execution, Experiment, NoiseProbe
 from batchgrow.layout import AXIS_NAME
 from batchgrow.models import make_model
 from batchgrow.names import find
@@ -54,6 +54,7 @@ def make_experiment(config: ConfigDict) -> Experiment:
     task = make_task(config)
     check_data(task, train_data, "train")
     check_data(task, test_data, "test")
+    noise = make_noise_probe(config, train_data.num_examples)
     fields = config.optimizer.to_dict()
     average_epochs = fields.pop("average_epochs")
     if average_epochs is not None and not average_epochs > 0:
@@ -66,9 +67,10 @@ def make_experiment(config: ConfigDict) -> Experiment:
         test_data=test_data,
         plan=plan,
         optimizer=make_optimizer(momentum=plan.segments[0].momentum, **fields),
-        cadence=make_cadence(config, train_data.num_examples),
+        cadence=make_cadence(config, train_data.num_examples, noise),
         seed=_at_least("seed", config.seed, 0),
         ghost_batch_size=config.ghost_batch_size or 1,
+        noise=noise,
         average_epochs=average_epochs,
         settings=json.loads(config.to_json()),
         execution=execution,
@@ -259,7 +261,29 @@ def check_data(task: Task, data: Dataset, split: str) -> None:
         check(data.arrays, split)
 
 
-def make_cadence(config: ConfigDict, num_examples: int) -> Cadence:
+def make_noise_probe(config: ConfigDict, num_examples: int) -> NoiseProbe | None:
+    """When and how `config.noise` measures the gradient noise; None if it does not.
+
+    Raises:
+      ValueError: for a wrong field.
+    """
+    noise = config.noise
+    if noise.share is None:
+        return None
+    if not 0 < noise.share <= 1:
+        raise ValueError(f"noise.share {noise.share} must be above 0 and at most 1, or None")
+    piece_size = noise.piece_size or config.ghost_batch_size
+    if piece_size is None:
+        raise ValueError("noise.piece_size is not set; set it, as there is no ghost_batch_size")
+    return NoiseProbe(
+        piece_size=piece_size,
+        num_pieces=noise.num_pieces,
+        every=round(noise.num_pieces * piece_size / noise.share),
+        horizon=noise.horizon_epochs * num_examples,
+    )
+
+
+def make_cadence(config: ConfigDict, num_examples: int, noise: NoiseProbe | None) -> Cadence:
     """How often things happen, in examples.
 
     Raises:
@@ -273,7 +297,8 @@ def make_cadence(config: ConfigDict, num_examples: int) -> Cadence:
     for name, epochs in fields.values():
         if not 0 < epochs < math.inf:
             raise ValueError(f"{name} {epochs} must be a finite number of epochs above 0")
-    return Cadence(**{k: max(1, round(epochs * num_examples)) for k, (_, epochs) in fields.items()})
+    every = {k: max(1, round(epochs * num_examples)) for k, (_, epochs) in fields.items()}
+    return Cadence(**every, noise=noise.every if noise else MAX_EXAMPLES)
 
 
 def make_execution(run: ConfigDict) -> Execution:

@@ -71,6 +71,12 @@ def get_config() -> library.ConfigDict:
     plan.num_growths = 1  # of "hybrid", before the learning rate takes over
     plan.batch_multiple = placeholder(int)  # batches are multiples of this; None: the ghost batch
 
+    noise = config.noise = ConfigDict()  # measuring the gradient noise scale
+    noise.share = placeholder(float)  # of the training examples that are also measured; None: off
+    noise.piece_size = placeholder(int)  # examples of a piece; None: the ghost batch
+    noise.num_pieces = 8  # of one measurement
+    noise.horizon_epochs = 1.0  # time constant of the averages
+
     config.log_every_epochs = 1.0  # a row of metrics.jsonl
     config.evaluate_every_epochs = 1.0
 

@@ -16,6 +16,7 @@ from batchgrow.compile import CompileAhead
 from batchgrow.experiment import Experiment, NonFiniteLoss, Outcome
 from batchgrow.layout import replicate
 from batchgrow.plan import Point, Segment
+from batchgrow.plan.noise import NoiseAverage, estimate
 from batchgrow.run import environment
 from batchgrow.run.agreement import check_agreement, check_shared, fingerprint
 from batchgrow.run.checkpoints import Checkpoints
@@ -38,6 +39,9 @@ from batchgrow.step import TrainState
 if TYPE_CHECKING:
     from batchgrow.engine import Engine
 
+# Columns of a row, and the norms that they come from (see `noise.measure`).
+NOISE_SCALES = {"gradient_noise_scale": "", "preconditioned_noise_scale": "_preconditioned"}
+
 # Fields that may differ between the processes of one run.
 OWN_TO_A_PROCESS = (
     "run.data_dir",
@@ -51,6 +55,7 @@ OWN_TO_A_PROCESS = (
 class Due(NamedTuple):
     """What is due after a dispatch."""
 
+    noise: bool
     evaluation: bool
     row: bool
     checkpoint: bool
@@ -89,6 +94,7 @@ class Run:
         self.examples_seen = 0
         self.history: list[Segment] = []
         self.measured: dict[str, float] = {}
+        self._noise: dict[str, NoiseAverage] = {}
         self._compiled: dict[str, dict[str, Any]] = {}
         self._clock = Clock()
         self._mark: Any = None
@@ -146,6 +152,7 @@ class Run:
             )
         self.measured = notes["measured"]
         self._compiled = notes["compiled"]
+        self._noise = {name: NoiseAverage(**fields) for name, fields in notes["noise"].items()}
         self._clock = Clock(notes["seconds"])
         self._mark = notes["log"]
         return state
@@ -237,7 +244,25 @@ class Run:
         evaluation = due(cadence.evaluate)
         # A row never mixes two batch sizes.
         row = evaluation or due(cadence.log) or self.current is None
-        return Due(evaluation, row, due(cadence.checkpoint))
+        noise = before // cadence.noise < self.examples_seen // cadence.noise
+        return Due(noise, evaluation, row, due(cadence.checkpoint))
+
+    def measure_noise(self, engine: "Engine", state: TrainState) -> None:
+        """Measures the gradient noise, and adds it to its averages."""
+        e, probe = self._experiment, self._experiment.noise
+        assert probe is not None
+        jax.block_until_ready(state.params)
+        with self._clock.timer("compile"):
+            executable = engine.noise().result()
+        with self._clock.timer("noise"):
+            norms = engine.measure_noise(executable, state, self.examples_seen)
+        batch_size, num_examples = probe.piece_size * probe.num_pieces, e.train_data.num_examples
+        for name, suffix in NOISE_SCALES.items():
+            if f"piece{suffix}" in norms:
+                both = norms[f"piece{suffix}"], norms[f"batch{suffix}"]
+                estimates = estimate(*both, probe.piece_size, batch_size, num_examples)
+                average = self._noise.get(name, NoiseAverage(probe.horizon))
+                self._noise[name] = average.add(*estimates, probe.every)
 
     def evaluate(self, engine: "Engine", state: TrainState) -> dict[str, float]:
         """The metrics of the test set, by column of a row."""
@@ -265,6 +290,8 @@ class Run:
         """
         sums = {name: float(value) for name, value in jax.device_get(state.sums).items()}
         metrics = self._experiment.task.summarize(sums)
+        found = {name: average.noise_scale for name, average in self._noise.items()}
+        noise = {name: scale for name, scale in found.items() if scale is not None}
         seconds, waited_for_input = self._clock.lap()
         row = {
             "examples_seen": self.examples_seen,
@@ -277,6 +304,7 @@ class Run:
             "noise_scale": point.noise_scale,
             **{f"train_{name}": value for name, value in metrics.items()},
             **test,
+            **noise,
             "examples_per_second": sums["count"] / max(seconds, 1e-9),
             "input_share": waited_for_input / max(seconds, 1e-9),
             "wall_seconds": self._clock.total(),
@@ -285,7 +313,7 @@ class Run:
         self._check_finite(metrics["loss"], point)
         if self._is_at_end():  # no later update shows what the last one did
             self._check_finite(test["test_loss"], point)
-        self.measured = metrics
+        self.measured = metrics | noise
         if self._log is not None:
             self._log.write(row)
         self._progress.row(row)
@@ -321,6 +349,7 @@ class Run:
             notes = {
                 "history": self.history,
                 "measured": self.measured,
+                "noise": {name: dataclasses.asdict(n) for name, n in self._noise.items()},
                 "compiled": self._compiled,
                 "seconds": self._clock.seconds,
                 "log": self._log.mark() if self._log is not None else None,
