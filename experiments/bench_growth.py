@@ -57,11 +57,11 @@ class Compilations:
         """Whether one was under way at this moment, in seconds of `time.perf_counter`."""
         return any(start <= moment <= end for start, end in self._intervals)
 
-    def _record(self, event: str, seconds: float, **_: Any) -> None:
+    def _record(self, event: str, duration_secs: float, **_: Any) -> None:
         in_background = threading.current_thread() is not threading.main_thread()
         if in_background and event.startswith("/jax/core/compile/"):
             now = time.perf_counter()
-            self._intervals.append((now - seconds, now))
+            self._intervals.append((now - duration_secs, now))
 
 
 @dataclass(frozen=True)

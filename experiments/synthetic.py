@@ -17,7 +17,7 @@ from batchgrow.experiment import MAX_EXAMPLES, Cadence, Execution, Experiment
 from batchgrow.layout import Layout
 from batchgrow.optimizer import make_optimizer
 from batchgrow.plan import FixedPlan, Recipe, Segment, curves
-from batchgrow.tasks.classification import Classification
+from batchgrow.tasks import Task
 
 LEARNING_RATE = 1e-3
 MOMENTUM = 0.9
@@ -44,8 +44,8 @@ class Updates:
 
 
 def experiment(
-    task: Classification,
-    image_shape: Sequence[int],
+    task: Task,
+    data: ArrayDataset,
     plan: FixedPlan,
     *,
     optimizer: optax.GradientTransformation,
@@ -53,18 +53,17 @@ def experiment(
     dtype: str,
     execution: Execution,
 ) -> Experiment:
-    """Training on noise; rows, evaluations and checkpoints are due at the end only.
+    """An experiment whose rows, evaluations and checkpoints are due at its end only.
 
     Args:
       task: what is trained.
-      image_shape: (height, width, channels).
+      data: as from `images`.
       plan: as from `make_plan`.
       optimizer: as from `make_optimizer`.
       ghost_batch_size: examples that share batch statistics.
       dtype: of the model.
       execution: how it is executed.
     """
-    data = images(plan.recipe.num_examples, image_shape, task.num_classes)
     test = ArrayDataset({name: array[:64] for name, array in data.arrays.items()})
     return Experiment(
         name="benchmark",
@@ -89,7 +88,7 @@ def from_config(
     momentum = config.recipe.momentum
     return experiment(
         library.make_task(config),
-        (image_size, image_size, 3),
+        images(num_examples, image_size, config.model.num_classes),
         make_plan([(batch_size, most_updates(batch_size))], num_examples, momentum),
         optimizer=make_optimizer(momentum=momentum, **fields),
         ghost_batch_size=config.ghost_batch_size,
@@ -130,11 +129,12 @@ def most_updates(batch_size: int) -> int:
     return (MAX_EXAMPLES - 1) // batch_size
 
 
-def images(num_examples: int, shape: Sequence[int], num_classes: int) -> ArrayDataset:
-    """Noise with random labels: uint8 `(num_examples, *shape)` and int32 `(num_examples,)`."""
+def images(num_examples: int, size: int, num_classes: int) -> ArrayDataset:
+    """Noise, uint8 `(num_examples, size, size, 3)`, with random labels."""
     generator = np.random.default_rng(0)
     labels = generator.integers(num_classes, size=num_examples, dtype=np.int32)
-    pixels = generator.integers(256, size=(num_examples, *shape), dtype=np.uint8)
+    shape = (num_examples, size, size, 3)
+    pixels = generator.integers(256, size=shape, dtype=np.uint8)
     return ArrayDataset({"image": pixels, "label": labels})
 
 

@@ -112,7 +112,7 @@ def make_experiment(
     defaults = {"num_devices": 1, "eval_batch_size": 64, "compile_ahead": False}
     return synthetic.experiment(
         Classification(network, NUM_CLASSES, mean=(synthetic.MEAN,), std=(synthetic.STD,)),
-        (image_size, image_size, 3),
+        synthetic.images(num_examples, image_size, NUM_CLASSES),
         synthetic.make_plan(segments, num_examples),
         optimizer=make_optimizer(
             "momentum", momentum=synthetic.MOMENTUM, weight_decay=synthetic.WEIGHT_DECAY
