@@ -189,7 +189,6 @@ def bench(sizes: Sequence[int]) -> list[dict[str, Any]]:
 
 def main() -> str:
     """The table."""
-    jax.config.update("jax_enable_compilation_cache", False)
     if min(_BATCH_SIZE.value, _GROWTHS.value, _REPETITIONS.value) < 1 or _FACTOR.value < 2:
         raise ValueError("--batch_size, --growths and --repetitions must be 1 or more, --factor 2")
     sizes = [_BATCH_SIZE.value * _FACTOR.value**i for i in range(_GROWTHS.value + 1)]

@@ -33,7 +33,7 @@ _JSON = flags.DEFINE_bool("json", False, "Print JSON instead of a table.")
 NUM_EXAMPLES = 2048  # on each device, or a batch, if that is more
 
 
-def main() -> int:
+def main(_: list[str]) -> int:
     """Prints a row per model and batch size."""
     logging.set_verbosity(logging.WARNING)
     rows = []

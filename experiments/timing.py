@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 from absl import flags, logging
 
 from batchgrow import train as loop
@@ -35,10 +36,11 @@ DTYPE = flags.DEFINE_enum(
 
 
 def run(main: Callable[[], str]) -> None:
-    """Parses flags and prints what `main` returns."""
+    """Parses flags and prints what `main` returns. No executable comes from a cache."""
 
-    def printed() -> int:
+    def printed(_: list[str]) -> int:
         logging.set_verbosity(logging.WARNING)
+        jax.config.update("jax_enable_compilation_cache", False)
         print(main())
         return 0
 
