@@ -5,13 +5,12 @@ import pathlib
 from setuptools import find_packages, setup
 
 HERE = pathlib.Path(__file__).parent
-VERSION = "0.1.0"
+VERSION = "0.2.0"
 
 CORE = [
     "absl-py",
     "etils[epath]",
     "flax>=0.12",
-    "grain>=0.2.18",
     "importlib_resources",  # which tensorflow_datasets takes without asking for it
     "jax>=0.10",
     "matplotlib",
@@ -40,8 +39,10 @@ EXTRAS = {
     "notebooks": NOTEBOOKS,
     "peers": ["keras", "torch", "transformers"],
     "tf": ["tensorflow-cpu"],
-    # The suite builds the pages, runs the notebooks, and reads event files as TensorBoard does.
+    # The suite builds the pages, runs the notebooks, reads event files as TensorBoard does, and
+    # takes examples from a Grain source.
     "test": [
+        "grain",
         *("hypothesis", "pre-commit", "pyright", "pytest", "pytest-xdist", "ruff", "tensorboard"),
         *DOCS,
         *NOTEBOOKS,

@@ -202,9 +202,7 @@ class Engine:
 
     def _create_state(self) -> TrainState:
         e = self._experiment
-        example = jax.tree.map(
-            lambda x: np.zeros((1, *x.shape), x.dtype), e.train_data.example
-        )
+        example = jax.tree.map(lambda x: np.zeros((1, *x.shape), x.dtype), e.train_data.example)
         averages = e.average_epochs is not None
         return step.create_state(e.task, e.optimizer, example, e.seed, averages=averages)
 
@@ -246,9 +244,7 @@ class Engine:
     def _lower_update(self, layout: Layout, max_updates: int) -> Any:
         e, decay = self._experiment, None
         if e.average_epochs is not None:
-            decay = math.exp(
-                -layout.batch_size / (e.average_epochs * e.train_data.num_examples)
-            )
+            decay = math.exp(-layout.batch_size / (e.average_epochs * e.train_data.num_examples))
         update = partial(
             step.update,
             task=e.task,

@@ -1,4 +1,4 @@
-"""An experiment: everything that a run needs, as plain values. `config.make_experiment` makes it."""
+"""An experiment: everything that a run needs, as plain values (see `config.make_experiment`)."""
 
 import dataclasses
 from collections.abc import Mapping

@@ -37,7 +37,7 @@ def get_config() -> library.ConfigDict:
     config.ghost_batch_size = placeholder(int)  # examples that share batch statistics; None: none
 
     optimizer = config.optimizer = ConfigDict()
-    optimizer.name = "momentum"  # sgd, momentum, nesterov, adam, adamw, rmsprop, adagrad, lars, lamb
+    optimizer.name = "momentum"  # see OPTIMIZERS in batchgrow/optimizer.py
     optimizer.weight_decay = 0.0  # coupled L2; decoupled for adamw and lamb
     optimizer.decay_on = "all"  # all, kernels (no norms, biases, embeddings), matrices
     optimizer.b2 = 0.999  # of adam, adamw, lamb, rmsprop

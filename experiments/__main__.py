@@ -8,7 +8,7 @@ from experiments import cli
 HERE = pathlib.Path(__file__).parent
 
 
-def main() -> int:
+def main(_: list[str]) -> int:
     """Prints the list."""
     for path in sorted(HERE.glob("*.py")):
         source = path.read_text(encoding="utf-8")

@@ -1,16 +1,16 @@
-"""How many ImageNet pictures a host prepares: this pipeline, beside tf.data on the same files.
+"""How many ImageNet images a host prepares: this pipeline, beside tf.data on the same files.
 
     python -m experiments.bench_input --data_dir=DIR [--tf] [--json]
 
-Both use all cores: this one a worker for each, tf.data AUTOTUNE. Two rates: by wall time, divided
-by the cores; and by processor time of the process and its workers, which is what remains meaningful
-where other programs use the same cores. Repetitions of the pipelines are interleaved, and the
-medians reported. This pipeline ends in uint8, to be normalised on the device; tf.data in float32,
-as its resize returns it, and for comparison in uint8. Linux only.
+Both use all cores: this one with a worker process for each, tf.data with AUTOTUNE. Two rates are
+measured: images per second of wall time, divided by the cores; and images per second of CPU time of
+the process and its workers, which stays meaningful while other programs use the same cores. The
+repetitions of the pipelines alternate, and the medians are reported. This pipeline ends in uint8,
+to be normalised on the device; tf.data in float32, as its resize returns it, and for comparison in
+uint8. Linux only.
 """
 
 import json
-import multiprocessing
 import os
 import tempfile
 import time
@@ -22,30 +22,37 @@ from typing import Any
 import numpy as np
 from absl import app, flags
 
-from batchgrow.data import imagenet, sources, stream, workers
+from batchgrow.data import jpeg, sources, stream, worker_feed, workers
 
 FLAGS = flags.FLAGS
 
 Pipeline = Callable[[], AbstractContextManager[Iterator[Any]]]
 
 
-def our_pieces(
-    source: workers.EncodedSource, piece_size: int, image_size: int, num_workers: int
-) -> workers.PieceStream:
+@contextmanager
+def our_batches(
+    source: workers.EncodedSource, batch_size: int, image_size: int, num_workers: int
+) -> Iterator[Iterator[Any]]:
     """The training stream as `experiments.imagenet` has it."""
-    load = workers.PieceLoader(
-        source,
-        partial(workers.process_positions, piece_size=piece_size),
-        stream.Stream(len(source), seed=0).indices,
-        partial(imagenet.training_crop, seed=0),
-        image_size,
-    )
-    return workers.PieceStream(load, num_workers=num_workers)
+    load = workers.JpegLoader(source, partial(jpeg.training_crop, seed=0), image_size)
+    indices = stream.Stream(len(source), seed=0).indices
+
+    def batches(feed: worker_feed.WorkerFeed) -> Iterator[Any]:
+        positions = np.arange(batch_size)
+        feed.ahead(positions)
+        while True:
+            # The next batch is requested before this one is taken, as in training.
+            feed.ahead(positions + batch_size)
+            yield feed.batch(positions)
+            positions = positions + batch_size
+
+    with worker_feed.WorkerFeed(load, indices, num_workers=num_workers) as feed:
+        yield batches(feed)
 
 
 @contextmanager
-def tf_pieces(
-    records: str, piece_size: int, image_size: int, dtype: str
+def tf_batches(
+    records: str, batch_size: int, image_size: int, dtype: str
 ) -> Iterator[Iterator[Any]]:
     """The usual tf.data pipeline over a TFRecord file.
 
@@ -63,9 +70,9 @@ def tf_pieces(
         begin, size, _ = tf.image.sample_distorted_bounding_box(
             tf.io.extract_jpeg_shape(example["image"]),
             bounding_boxes=tf.zeros([1, 0, 4]),
-            aspect_ratio_range=imagenet.ASPECT,
-            area_range=imagenet.AREA,
-            max_attempts=imagenet.MAX_TRIES,
+            aspect_ratio_range=jpeg.ASPECT,
+            area_range=jpeg.AREA,
+            max_attempts=jpeg.MAX_TRIES,
             use_image_if_no_bounding_boxes=True,
         )
         window = tf.concat([begin[:2], size[:2]], 0)
@@ -74,13 +81,13 @@ def tf_pieces(
         image = tf.image.random_flip_left_right(image)
         return {"image": tf.cast(image, dtype), "label": tf.cast(example["label"], tf.int32)}
 
-    pieces = tf.data.TFRecordDataset(records).repeat().shuffle(256)
-    pieces = pieces.map(decode, num_parallel_calls=tf.data.AUTOTUNE)
-    yield pieces.batch(piece_size).prefetch(tf.data.AUTOTUNE).as_numpy_iterator()
+    batches = tf.data.TFRecordDataset(records).repeat().shuffle(256)
+    batches = batches.map(decode, num_parallel_calls=tf.data.AUTOTUNE)
+    yield batches.batch(batch_size).prefetch(tf.data.AUTOTUNE).as_numpy_iterator()
 
 
 def write_records(source: workers.EncodedSource, path: str) -> None:
-    """The same encoded pictures as one TFRecord file."""
+    """The same encoded images as one TFRecord file."""
     import tensorflow as tf
 
     with tf.io.TFRecordWriter(path) as writer:
@@ -93,13 +100,15 @@ def write_records(source: workers.EncodedSource, path: str) -> None:
 
 
 def seconds() -> np.ndarray:
-    """(wall, processor) seconds so far; the second of this process and its living workers."""
-    processor = time.process_time()
-    for worker in multiprocessing.active_children():
-        with open(f"/proc/{worker.pid}/stat") as stat:
-            fields = stat.read().rpartition(")")[2].split()
-        processor += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-    return np.array([time.perf_counter(), processor])
+    """(wall, CPU) seconds so far; CPU time of this process and its running child processes."""
+    cpu = time.process_time()
+    for thread in os.listdir("/proc/self/task"):
+        with open(f"/proc/self/task/{thread}/children") as children:
+            for child in children.read().split():
+                with open(f"/proc/{child}/stat") as stat:
+                    fields = stat.read().rpartition(")")[2].split()
+                cpu += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return np.array([time.perf_counter(), cpu])
 
 
 def bench(source: workers.EncodedSource, num_workers: int, records: str) -> dict[str, Any]:
@@ -110,21 +119,21 @@ def bench(source: workers.EncodedSource, num_workers: int, records: str) -> dict
     Returns:
       `{"cores", "images", "image_size", "wall": {name: rate}, "processor": {name: rate}}`.
     """
-    size, image_size = FLAGS.piece_size, FLAGS.image_size
+    size, image_size = FLAGS.batch_size, FLAGS.image_size
     pipelines: dict[str, Pipeline] = {
-        "batchgrow": partial(our_pieces, source, size, image_size, num_workers)
+        "batchgrow": partial(our_batches, source, size, image_size, num_workers)
     }
     for dtype in ("float32", "uint8") if records else ():
-        pipelines[f"tf.data {dtype}"] = partial(tf_pieces, records, size, image_size, dtype)
+        pipelines[f"tf.data {dtype}"] = partial(tf_batches, records, size, image_size, dtype)
     taken: dict[str, list[np.ndarray]] = {name: [] for name in pipelines}
     for _ in range(FLAGS.repetitions):
         for name, start_pipeline in pipelines.items():
-            with start_pipeline() as pieces:
+            with start_pipeline() as batches:
                 for _ in range(4 * max(2, num_workers)):  # made while it started
-                    next(pieces)
+                    next(batches)
                 start = seconds()
-                for _ in range(FLAGS.num_pieces):
-                    next(pieces)
+                for _ in range(FLAGS.num_batches):
+                    next(batches)
                 taken[name].append(seconds() - start)
     result: dict[str, Any] = {
         "cores": num_workers,
@@ -134,7 +143,7 @@ def bench(source: workers.EncodedSource, num_workers: int, records: str) -> dict
         "processor": {},
     }
     for name, values in taken.items():
-        wall, processor = size * FLAGS.num_pieces / np.median(values, axis=0)
+        wall, processor = size * FLAGS.num_batches / np.median(values, axis=0)
         result["wall"][name] = round(wall / num_workers, 1)
         result["processor"][name] = round(processor, 1)
     return result
@@ -151,7 +160,7 @@ def table(result: dict[str, Any]) -> str:
             line += f"{rate:12.0f}{result[kind]['batchgrow'] / rate:12.2f}"
         lines.append(line)
     lines.append(
-        f"{result['images']} pictures to {result['image_size']} x {result['image_size']}, "
+        f"{result['images']} images to {result['image_size']} x {result['image_size']}, "
         f"{result['cores']} cores, medians of {FLAGS.repetitions} interleaved repetitions"
     )
     return "\n".join(lines)
@@ -174,8 +183,8 @@ if __name__ == "__main__":
     flags.DEFINE_string("split", "train", "Of the data set.")
     flags.DEFINE_integer("num_workers", 0, "Worker processes; 0 for the cores at hand.")
     flags.DEFINE_integer("image_size", 224, "Of the result, pixels.")
-    flags.DEFINE_integer("piece_size", 64, "Images in a piece.")
-    flags.DEFINE_integer("num_pieces", 20, "Pieces in a repetition.")
+    flags.DEFINE_integer("batch_size", 64, "Images in a batch.")
+    flags.DEFINE_integer("num_batches", 20, "Batches in a repetition.")
     flags.DEFINE_integer("repetitions", 7, "Of each pipeline.")
     flags.DEFINE_bool("tf", False, "Also the tf.data pipeline (pip install 'batchgrow[tf]').")
     flags.DEFINE_bool("json", False, "One line of JSON instead of the table.")

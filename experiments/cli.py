@@ -1,16 +1,18 @@
 """Flags in, one line of complaint out: what all commands share."""
 
+import contextlib
 import difflib
 import os
 import re
 import select
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from batchgrow.data.sources import BadRecordError
+from batchgrow.data.records import BadRecordError
 
 # Exit statuses
 BAD_INPUT = 2
@@ -26,34 +28,62 @@ def config_flag() -> flags.FlagHolder:
     return holder
 
 
-def run(main: Callable[..., int], *, positional: bool = False) -> None:
-    """Parses the flags, calls `main` and exits with the status it returns.
+def run(main: Callable[[list[str]], int], *, positional: bool = False) -> None:
+    """Parses the flags, calls `main` and exits with the status that it returns.
 
-    With `positional`, `main` gets the list of arguments that are no flags; otherwise there may be
-    none.
-
-    A ValueError, from a flag, a config or `main`, becomes one line and exit status 2; an error of
-    the machine or the data (`TROUBLE`) one line and exit status 1, both with their traceback under
-    --verbosity=1. Any other exception is a fault of the program and shows its traceback.
+    Args:
+      main: gets the arguments that are not flags.
+      positional: whether there may be any.
     """
+    with one_line_errors():
+        app.run(main, flags_parser=partial(parse, positional=positional))
 
-    def guarded(argv: list[str]) -> int:
-        if argv[1:] and not positional:
-            return complain(f"unexpected argument {argv[1]!r}; flags begin with --", BAD_INPUT)
+
+@contextlib.contextmanager
+def one_line_errors(statuses: Mapping[type[Exception], int] | None = None) -> Iterator[None]:
+    """Turns an error inside into one line and an exit status.
+
+    A ValueError, from a flag, a config or the command, exits with 2. An error of the machine or of
+    the data (`TROUBLE`) exits with 1. --verbosity=1 shows the traceback of both. Any other
+    exception is a fault of the program and shows its traceback.
+
+    Args:
+      statuses: of other errors.
+    """
+    try:
         try:
-            status = main(argv[1:]) if positional else main()
+            yield
+        finally:
             sys.stdout.flush()
-            return status
-        except ValueError as error:
-            return complain(error, BAD_INPUT)
-        except TROUBLE as error:
-            if isinstance(error, BrokenPipeError) and _nobody_reads():
-                return BROKEN_PIPE
-            # or a config file that is not there
-            missing = "Configuration is not available" in str(error)
-            return complain(_one_line(error, argv), BAD_INPUT if missing else 1)
+    except tuple(statuses or ()) as error:
+        sys.exit(complain(error, (statuses or {})[type(error)]))
+    except ValueError as error:
+        sys.exit(complain(error, BAD_INPUT))
+    except TROUBLE as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            sys.exit(BROKEN_PIPE)
+        # or a config file that is not there
+        missing = "Configuration is not available" in str(error)
+        sys.exit(complain(_one_line(error, sys.argv), BAD_INPUT if missing else 1))
 
-    app.run(guarded, flags_parser=_parse)
+
+def parse(argv: list[str], positional: bool = False) -> list[str]:
+    """Parses the flags; returns the arguments that are not flags. A wrong flag exits with 2."""
+    for module, defined in flags.FLAGS.flags_by_module_dict().items():
+        if module.startswith("experiments."):  # so that --help shows what commands share
+            for flag in defined:
+                flags.FLAGS.register_key_flag_for_module(argv[0], flag)
+    try:
+        rest = flags.FLAGS(argv)[1:]
+    except SystemExit:  # --help, which absl ends with status 1
+        sys.exit(0)
+    except BrokenPipeError:  # --help
+        sys.exit(BROKEN_PIPE if _nobody_reads() else 1)
+    except Exception as error:  # a config file may raise anything
+        sys.exit(complain(_one_line(error, argv), BAD_INPUT))
+    if rest and not positional:
+        sys.exit(complain(f"unexpected argument {rest[0]!r}; flags begin with --", BAD_INPUT))
+    return rest
 
 
 def complain(error: Exception | str, status: int) -> int:
@@ -73,21 +103,6 @@ def _nobody_reads() -> bool:
     return closed
 
 
-def _parse(argv: list[str]) -> list[str]:
-    for module, defined in flags.FLAGS.flags_by_module_dict().items():
-        if module.startswith("experiments."):  # so that --help shows what commands share
-            for flag in defined:
-                flags.FLAGS.register_key_flag_for_module(argv[0], flag)
-    try:
-        return flags.FLAGS(argv)
-    except SystemExit:  # --help, which absl ends with status 1
-        sys.exit(0)
-    except BrokenPipeError:  # --help
-        sys.exit(BROKEN_PIPE if _nobody_reads() else 1)
-    except Exception as error:  # a config file may raise anything
-        sys.exit(complain(_one_line(error, argv), BAD_INPUT))
-
-
 def _one_line(error: Exception, argv: list[str]) -> str:
     """The heart of what absl and ml_collections say in many lines, with a near field or flag."""
     text = str(error).strip()
@@ -97,7 +112,7 @@ def _one_line(error: Exception, argv: list[str]) -> str:
     if isinstance(error, flags.UnrecognizedFlagError):
         near = difflib.get_close_matches(error.flagname, list(flags.FLAGS), n=1)
         hint = f"; the nearest is --{near[0]}" if near else "; --help lists them"
-        return f"--{error.flagname} is no flag{hint}"
+        return f"--{error.flagname} is not a flag{hint}"
     if isinstance(error, AttributeError | KeyError):
         field = re.search(r'instead of "(\w+)"', text) or re.search(r"'(\w+)", text)
         wrong = next((a for a in argv if field and field[1] in a), "--config")

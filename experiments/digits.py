@@ -8,22 +8,22 @@ import os
 import jax
 from absl import flags
 
-from batchgrow.loop import Outcome
-from batchgrow.run.signals import Preemption
+from batchgrow.experiment import Outcome
 from batchgrow.report import read_run, text, write_report
+from batchgrow.run.signals import Preemption
 from configs import digits
-from experiments.launch import STATUS, launch, run
+from experiments.launch import STATUS, launch, train_config
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/digits", "Folder for the runs and the report.")
 
 
-def main() -> int:
+def main(_: list[str]) -> int:
     """Trains every variant, then writes and prints the report."""
     folders = []
     with Preemption() as preemption:
         for variant in digits.VARIANTS:
             workdir = os.path.join(_WORKDIR.value, variant) if _WORKDIR.value else ""
-            status = run(digits.get_config(variant), workdir)
+            status = train_config(digits.get_config(variant), workdir)
             if status or preemption.requested():
                 return status or STATUS[Outcome.PREEMPTED]
             folders.append(workdir)

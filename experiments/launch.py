@@ -6,37 +6,39 @@ Exit statuses:
   2    bad input: a flag, a config field, the run folder or the data; nothing was overwritten
   3    the training loss became infinite or NaN
   75   preempted by SIGTERM or Ctrl-C; a checkpoint is written: start the same command again
-  76   stopped at the end of a phase, as asked: start it again, on more devices if you like
+  76   stopped before a growth, as asked: start it again, on more devices if you like
   130  a second Ctrl-C; the last checkpoint is the one before
   134  another process died: JAX aborts this one, and says so ("unhealthy", "leader task")
 """
 
+import contextlib
 import faulthandler
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import jax
-from absl import flags, logging
+from absl import app, flags, logging
 
-from batchgrow.config import Config
-from batchgrow.loop import NonFiniteLoss, Outcome
+from batchgrow.config import ConfigDict, make_experiment
+from batchgrow.experiment import Experiment, NonFiniteLoss, Outcome
 from batchgrow.train import train
 from experiments import cli
 
 DIVERGED = 3
-STATUS = {Outcome.FINISHED: 0, Outcome.PREEMPTED: 75, Outcome.PHASE_END: 76}
-GO_ON = (STATUS[Outcome.PREEMPTED], STATUS[Outcome.PHASE_END])
+STATUS = {Outcome.FINISHED: 0, Outcome.PREEMPTED: 75, Outcome.GROWTH: 76}
+GO_ON = (STATUS[Outcome.PREEMPTED], STATUS[Outcome.GROWTH])
 GRACE_SECONDS = 5  # for the others to fail in the same way
 HEARTBEAT_SECONDS = 30  # a process that dies takes the others down within this time, and a bit
 
-_OVERRIDE = flags.DEFINE_bool(
+OVERRIDE = flags.DEFINE_bool(
     "override_config", False, "Go on although fields under config.run differ from the folder's."
 )
 _STOP = flags.DEFINE_bool(
-    "stop_at_phase_end", False, "End the run at the next growth, with exit status 76."
+    "stop_at_growth", False, "Stop the run before the next growth, with exit status 76."
 )
 _DATA_DIR = flags.DEFINE_string(
     "data_dir", None, "Where tensorflow_datasets keeps its data (default: $TFDS_DATA_DIR)."
@@ -52,24 +54,54 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", None, "With --coordinator_addre
 _TIMEOUT = flags.DEFINE_integer("initialization_timeout", 300, "Seconds to wait for each other.")
 
 
-def launch(main: Callable[[], int]) -> None:
+def launch(main: Callable[[list[str]], int]) -> None:
     """Parses flags, connects the processes, runs `main` and exits with the status it returns."""
+    with _leaving(), cli.one_line_errors({NonFiniteLoss: DIVERGED}):
+        app.run(main, flags_parser=_parse_and_connect)
 
-    def connected() -> int:
-        if not flags.FLAGS["verbosity"].present:
-            logging.set_verbosity(logging.WARNING)
-            # Orbax tells every step of a save, and a traceback where we say one line.
-            logging.get_absl_logger().addFilter(lambda record: "orbax" not in record.pathname)
-            sys.unraisablehook = _unraisablehook
-        connect()
-        try:
-            return main()
-        except NonFiniteLoss as error:
-            return cli.complain(error, DIVERGED)
 
+def train_config(config: ConfigDict, workdir: str) -> int:
+    """Trains with the flags of this file applied; returns the exit status."""
+    experiment = experiment_of(config)
+    outcome = train(experiment, workdir, override_config=OVERRIDE.value)
+    return status_of(experiment, workdir, outcome)
+
+
+def status_of(experiment: Experiment, workdir: str, outcome: Outcome) -> int:
+    """The exit status of a run; prints how it ended."""
+    print(f"{experiment.name}: {outcome.value} ({workdir})", file=sys.stderr)
+    return STATUS[outcome]
+
+
+def experiment_of(config: ConfigDict) -> Experiment:
+    """The experiment of a config with the flags of this file applied."""
+    with config.unlocked():
+        if _DATA_DIR.value is not None:
+            config.run.data_dir = _DATA_DIR.value
+    experiment = make_experiment(config)
+    if _STOP.value:  # without a mark in the folder's config
+        execution = replace(experiment.execution, stop_at_growth=True)
+        experiment = replace(experiment, execution=execution)
+    return experiment
+
+
+def _parse_and_connect(argv: list[str]) -> list[str]:
+    rest = cli.parse(argv)
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)
+        # Orbax logs every step of a save, and a traceback where we print one line.
+        logging.get_absl_logger().addFilter(lambda record: "orbax" not in record.pathname)
+        sys.unraisablehook = _unraisablehook
+    connect()
+    return rest
+
+
+@contextlib.contextmanager
+def _leaving() -> Iterator[None]:
+    """Lets the process end in time, whatever other processes or threads do."""
     status: Any = 1
     try:
-        cli.run(connected)
+        yield
     except SystemExit as leaving:
         status = leaving.code
         raise
@@ -78,20 +110,10 @@ def launch(main: Callable[[], int]) -> None:
             # JAX lets a process leave when all the others do; one that fails alone cannot wait.
             _after(GRACE_SECONDS, lambda: os._exit(status))
         elif status in GO_ON and not jax.distributed.is_initialized():
-            # All is written. Python would wait for a compilation under way, which may take longer
-            # than whoever sent the signal.
+            # Everything is written. Python would wait for a compilation under way, which may take
+            # longer than whoever sent the signal.
             sys.stdout.flush()
             os._exit(status)
-
-
-def run(config: Config, workdir: str) -> int:
-    """Trains with the flags of this file applied; returns the exit status."""
-    with config.unlocked():
-        if _DATA_DIR.value is not None:
-            config.run.data_dir = _DATA_DIR.value
-    outcome = train(config, workdir, override_config=_OVERRIDE.value, stop_at_phase_end=_STOP.value)
-    print(f"{config.name}:{config.variant}: {outcome.value} ({workdir})", file=sys.stderr)
-    return STATUS[outcome]
 
 
 def _unraisablehook(unraisable: Any) -> None:

@@ -3,11 +3,13 @@
     python -m experiments.make_fake_imagenet --out=DIR --num_train=1281 --num_validation=500
 
 The folder is what `tfds build imagenet2012 --file_format=array_record` leaves (version 5.1.0, same
-features, same names), so that nothing downstream can tell. What the pictures show depends on their
-class and can be learned; their sizes, bytes and share of greyscale are ImageNet's approximately.
+features, same names), so that it is read in the same way. What an image shows depends on its class
+and can be learned. Sizes in pixels and in bytes are approximately those of ImageNet; the shares of
+the kinds of JPEG are those of 1,000 of its files.
 """
 
 import os
+import struct
 import time
 from collections.abc import Iterator
 from typing import Any, ClassVar
@@ -20,7 +22,10 @@ from absl import app, flags
 from tensorflow_datasets.datasets.imagenet2012 import imagenet2012_dataset_builder
 
 NUM_LABELS = 1000
-GREYSCALE_SHARE = 0.01
+# The shares of chroma sampling in 1,000 files of ImageNet; 4:2:2 is assumed for 13 that are none of
+# the others.
+CHROMA = {"444": 0.761, "420": 0.203, "Gray": 0.023, "422": 0.013}
+EXIF_SHARE = 0.032
 JPEG_QUALITY = 95
 # Standard deviation of the grain: with it and the quality a JPEG takes about 110 KB on average.
 GRAIN = 14.0
@@ -92,12 +97,25 @@ def render(label: int, rng: np.random.Generator) -> np.ndarray:
     return cv2.merge([np.clip(channel, 0, 255).astype(np.uint8) for channel in channels])
 
 
-def encode(picture: np.ndarray, greyscale: bool) -> bytes:
-    """JPEG with 4:2:0 chroma, as nearly all of ImageNet; greyscale ones have one component."""
-    if greyscale:
+def encode(picture: np.ndarray, rng: np.random.Generator) -> bytes:
+    """A JPEG whose chroma is drawn from CHROMA; a share of EXIF_SHARE has an Exif orientation."""
+    kind = str(rng.choice(list(CHROMA), p=list(CHROMA.values())))
+    if kind == "Gray":
         grey = np.ascontiguousarray(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)[..., None])
-        return simplejpeg.encode_jpeg(grey, JPEG_QUALITY, "GRAY", "Gray")
-    return simplejpeg.encode_jpeg(picture, JPEG_QUALITY, "RGB", "420")
+        jpeg = simplejpeg.encode_jpeg(grey, JPEG_QUALITY, "GRAY", kind)
+    else:
+        jpeg = simplejpeg.encode_jpeg(picture, JPEG_QUALITY, "RGB", kind)
+    if rng.random() < EXIF_SHARE:
+        return with_orientation(jpeg, int(rng.integers(1, 9)))
+    return jpeg
+
+
+def with_orientation(jpeg: bytes, orientation: int) -> bytes:
+    """The JPEG with an Exif segment that holds only this orientation, 1 to 8."""
+    # TIFF: byte order and the place of the directory; one entry: tag 0x0112, type short, 1 value.
+    tiff = b"MM" + struct.pack(">HIHHHIHHI", 42, 8, 1, 0x0112, 3, 1, orientation, 0, 0)
+    segment = b"Exif\0\0" + tiff
+    return jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment + jpeg[2:]
 
 
 def examples(
@@ -116,7 +134,7 @@ def examples(
             file_name = f"{synsets[label]}_{index}.JPEG"
         else:
             file_name = f"ILSVRC2012_val_{index + 1:08d}.JPEG"
-        jpeg = encode(render(label, rng), greyscale=rng.random() < GREYSCALE_SHARE)
+        jpeg = encode(render(label, rng), rng)
         yield file_name, {"image": jpeg, "label": label, "file_name": file_name}
 
 

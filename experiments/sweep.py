@@ -14,11 +14,11 @@ import pathlib
 import jax
 from absl import flags
 
-from batchgrow.config import Config, check, make_schedule
-from batchgrow.loop import NonFiniteLoss, Outcome
-from batchgrow.run.signals import Preemption
+from batchgrow.experiment import Experiment, NonFiniteLoss, Outcome
 from batchgrow.report import find_runs, read_run, text, write_report
-from experiments.launch import STATUS, launch, run
+from batchgrow.run.signals import Preemption
+from batchgrow.train import train
+from experiments.launch import OVERRIDE, STATUS, experiment_of, launch, status_of
 
 _CONFIG = flags.DEFINE_string("config", None, "configs/NAME.py, whose variants are run.")
 _VARIANTS = flags.DEFINE_list("variants", [], "Which; each as after the colon of --config.")
@@ -31,15 +31,16 @@ _WORKDIR = flags.DEFINE_string("workdir", "", "Folder for the cells and the repo
 PAPER = pathlib.Path(__file__).parent / "paper.json"
 
 
-def main() -> int:
+def main(_: list[str]) -> int:
     """Runs the cells that are missing, then writes and prints the report."""
     if not (_CONFIG.value and _VARIANTS.value and _WORKDIR.value):
         raise ValueError("--config, --variants and --workdir are needed; --help has an example")
     diverged = []
     with Preemption() as preemption:
-        for config, folder in cells():
+        for experiment, folder in cells():
             try:
-                status = run(config, folder)
+                outcome = train(experiment, folder, override_config=OVERRIDE.value)
+                status = status_of(experiment, folder, outcome)
             except NonFiniteLoss as error:  # a finding: the report lists it
                 diverged.append(f"{folder}: {error}")
                 status = 0
@@ -55,11 +56,11 @@ def main() -> int:
     return 0
 
 
-def cells() -> list[tuple[Config, str]]:
-    """The config and the folder of every cell: seeds outermost, so that plans fill up alike.
+def cells() -> list[tuple[Experiment, str]]:
+    """The experiment and the folder of every cell: seeds outermost, so that plans fill up alike.
 
     Raises:
-      ValueError: for a config file, a variant or an optimizer that does not exist.
+      ValueError: for a config file, a variant, an optimizer or a field that is wrong.
     """
     path = pathlib.Path(str(_CONFIG.value))
     spec = importlib.util.spec_from_file_location(path.stem, path)
@@ -74,10 +75,9 @@ def cells() -> list[tuple[Config, str]]:
                 config = module.get_config(f"{variant},{_SIZE.value}".rstrip(","))
                 config.seed = seed
                 config.optimizer.name = optimizer or config.optimizer.name
-                check(config)
-                make_schedule(config)
                 cell = (config.variant, config.optimizer.name, str(seed))
-                grid.append((config.lock(), os.path.join(_WORKDIR.value, *cell)))
+                folder = os.path.join(_WORKDIR.value, *cell)
+                grid.append((experiment_of(config.lock()), folder))
     return grid
 
 

@@ -16,7 +16,8 @@ os.environ.setdefault(
 )
 
 import jax
+from store import bucket  # noqa: F401, a fixture
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-collect_ignore = ["member.py"]  # a program that the tests start, with arguments
+collect_ignore = ["member.py", "run_member.py"]  # programs that the tests start

@@ -1,16 +1,21 @@
 """The generated ImageNet: tfds reads it as its own, it repeats, and it can be learned."""
 
 import functools
+import io
 import json
 import os
 import subprocess
 import sys
+from collections import Counter
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from PIL import Image
 
-from batchgrow.data import imagenet, workers
+from batchgrow.data import jpeg
+from batchgrow.data.worker_feed import WorkerFeed, evaluation_batches
+from batchgrow.data.workers import JpegLoader
 from experiments import make_fake_imagenet
 
 NUM_CLASSES = 10
@@ -67,24 +72,38 @@ def test_examples_follow_from_the_seed():
 
 def test_sizes_and_bytes_are_about_those_of_imagenet():
     pairs = list(make_fake_imagenet.examples("train", 120, NUM_CLASSES, seed=4))
-    frames = np.array([imagenet._frame(example["image"])[:2] for _, example in pairs])
+    frames = np.array([jpeg._frame(example["image"])[:2] for _, example in pairs])
     assert 340 < frames[:, 0].mean() < 440 and 400 < frames[:, 1].mean() < 530
     assert 85_000 < np.mean([len(example["image"]) for _, example in pairs]) < 135_000
+
+
+def test_the_kinds_of_jpeg_have_the_shares_of_imagenet():
+    """Chroma 4:4:4, 4:2:0, 4:2:2 or none, and Exif, within four standard deviations."""
+    rng, num_files = np.random.default_rng(0), 2000
+    picture = rng.integers(0, 256, (16, 16, 3), np.uint8)
+    counts = Counter()
+    for _ in range(num_files):
+        with Image.open(io.BytesIO(make_fake_imagenet.encode(picture, rng))) as image:
+            sampling = tuple(component[1:3] for component in image.layer)  # horizontal, vertical
+            counts[sampling[0] if len(sampling) == 3 else "grey"] += 1
+            counts["Exif"] += bool(image.getexif())
+    shares = {(1, 1): 0.761, (2, 2): 0.203, (2, 1): 0.013, "grey": 0.023, "Exif": 0.032}
+    assert counts.keys() == shares.keys()
+    for kind, share in shares.items():
+        deviation = (share * (1 - share) / num_files) ** 0.5
+        assert abs(counts[kind] / num_files - share) < 4 * deviation, kind
 
 
 def test_classes_can_be_learned(data_dir):
     """Nearest class mean on 8x8 thumbnails: ten classes, chance is 10%."""
 
     def thumbnails(split):
-        pieces = workers.evaluation_pieces(
-            open_split(data_dir, split),
-            functools.partial(imagenet.evaluation_crop, image_size=8),
-            image_size=8,
-            piece_size=20,
-        )
-        pieces = list(pieces)
-        images = np.concatenate([piece["image"] for piece in pieces]).astype(float)
-        return images.reshape(len(images), -1), np.concatenate([p["label"] for p in pieces])
+        source = open_split(data_dir, split)
+        crop = functools.partial(jpeg.evaluation_crop, image_size=8)
+        with WorkerFeed(JpegLoader(source, crop, image_size=8)) as feed:
+            batches = list(evaluation_batches(feed, len(source), batch_size=20))
+        images = np.concatenate([batch["image"] for batch in batches]).astype(float)
+        return images.reshape(len(images), -1), np.concatenate([b["label"] for b in batches])
 
     images, labels = thumbnails("train")
     means = np.stack([images[labels == label].mean(0) for label in range(NUM_CLASSES)])
@@ -102,7 +121,7 @@ def test_it_refuses_to_write_over_a_data_set(data_dir):
 
 @pytest.mark.slow
 def test_the_input_benchmark_runs_without_tensorflow(data_dir):
-    arguments = ["--num_workers=1", "--num_pieces=4", "--repetitions=1", "--piece_size=32"]
+    arguments = ["--num_workers=1", "--num_batches=4", "--repetitions=1", "--batch_size=32"]
     run = subprocess.run(
         [sys.executable, "-m", "experiments.bench_input", f"--data_dir={data_dir}", "--json"]
         + [*arguments, "--image_size=64"],

@@ -16,7 +16,7 @@ SMALL = """
 --config.data.num_test_examples=60
 --config.data.image_shape=(32,32,3)
 --config.recipe.num_epochs=5
---config.recipe.global_batch_size=32
+--config.recipe.batch_size=32
 --config.recipe.boundaries_epochs=(3.0,4.0)
 --config.plan.max_batch_size=128
 --config.evaluate_every_epochs=5
@@ -39,7 +39,7 @@ def test_smoke_learns_through_two_growths(tmp_path: pathlib.Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "run/summary.json").read_text())
-    assert [phase["global_batch_size"] for phase in summary["phases"]] == [32, 64, 128]
+    assert [segment["batch_size"] for segment in summary["segments"]] == [32, 64, 128]
     assert summary["num_replaced_records"] == 0
     assert summary["final"]["test_accuracy"] >= 0.4  # chance is 0.1
     assert summary["final"]["train_loss"] < 1.8  # ln 10 is 2.3

@@ -1,24 +1,16 @@
-"""The host's image pipeline: crops, partial and scaled decoding, pieces, bad records."""
+"""Crops, partial and scaled decoding, and what happens to bad records."""
 
 import functools
 import io
-import multiprocessing
-import os
-import pathlib
-import signal
-import subprocess
-import sys
-import threading
-import time
 
 import cv2
 import numpy as np
 import pytest
 import simplejpeg
-from PIL import Image
+from PIL import Image, ImageOps
 
-from batchgrow.data import imagenet, workers
-from batchgrow.data.stream import Stream
+from batchgrow.data import jpeg, workers
+from experiments.make_fake_imagenet import with_orientation
 
 
 def picture(height=150, width=200, seed=0):
@@ -58,16 +50,16 @@ def small_source(num_examples=20):
     return ListSource([encode(picture(40 + i, 60, seed=i)) for i in range(num_examples)])
 
 
-def loader(source, piece_size=4, on_bad_record="stop", num_classes=None):
-    return workers.PieceLoader(
-        source,
-        functools.partial(workers.process_positions, piece_size=piece_size),
-        Stream(len(source), seed=3).indices,
-        functools.partial(imagenet.training_crop, seed=5),
-        image_size=16,
-        on_bad_record=on_bad_record,
-        num_classes=num_classes,
-    )
+def loader(source, on_bad_record="stop", num_classes=None):
+    crop = functools.partial(jpeg.training_crop, seed=5)
+    return workers.JpegLoader(source, crop, 16, on_bad_record, num_classes)
+
+
+def load(source, indices, first_position=0, **options):
+    """(images, labels, lines about replaced records) of the examples at these indices."""
+    images = np.empty((len(indices), 16, 16, 3), np.uint8)
+    positions = first_position + np.arange(len(indices))
+    return images, *loader(source, **options)(np.array(indices), positions, images)
 
 
 # Crops
@@ -83,7 +75,7 @@ def test_crop_boxes_follow_their_closed_form():
     size, draws = 10_000, 20_000
     rng = np.random.default_rng(0)
     top, left, height, width = np.array(
-        [imagenet.crop_box(size, size, rng) for _ in range(draws)], float
+        [jpeg.crop_box(size, size, rng) for _ in range(draws)], float
     ).T
     log_bound = np.log(4 / 3)
     mean_1 = (1 - 3 / 4) / log_bound
@@ -106,22 +98,22 @@ def test_crop_boxes_follow_their_closed_form():
     [(50, 2000, (0, 966, 50, 67)), (2000, 50, (966, 0, 67, 50)), (1, 1, (0, 0, 1, 1))],
 )
 def test_crop_of_an_extreme_picture_is_central(height, width, box):
-    assert imagenet.crop_box(height, width, np.random.default_rng(0)) == box
+    assert jpeg.crop_box(height, width, np.random.default_rng(0)) == box
 
 
 def test_half_of_the_crops_are_flipped_and_positions_differ():
-    jpeg = encode(picture())
-    crops = [imagenet.training_crop(jpeg, position, seed=1) for position in range(2000)]
+    encoded = encode(picture())
+    crops = [jpeg.training_crop(encoded, position, seed=1) for position in range(2000)]
     assert abs(np.mean([crop.flip for crop in crops]) - 0.5) < 4 * 0.5 / 2000**0.5
     assert len({crop.box for crop in crops}) > 1900
 
 
 def test_crop_follows_from_seed_and_position():
-    jpeg = encode(picture())
-    crop = imagenet.training_crop(jpeg, 123, seed=7)
-    assert imagenet.training_crop(jpeg, 123, seed=7) == crop
-    assert imagenet.training_crop(jpeg, 124, seed=7) != crop
-    assert imagenet.training_crop(jpeg, 123, seed=8) != crop
+    encoded = encode(picture())
+    crop = jpeg.training_crop(encoded, 123, seed=7)
+    assert jpeg.training_crop(encoded, 123, seed=7) == crop
+    assert jpeg.training_crop(encoded, 124, seed=7) != crop
+    assert jpeg.training_crop(encoded, 123, seed=8) != crop
 
 
 # Pixels
@@ -135,33 +127,33 @@ def test_crop_follows_from_seed_and_position():
 @pytest.mark.parametrize("scale", [1, 2, 4, 8])
 def test_decoding_the_upper_rows_alone_changes_no_pixel(options, scale):
     height, width = 171, 203
-    jpeg = encode(picture(height, width), **options)
+    encoded = encode(picture(height, width), **options)
     small = (-(-height // scale), -(-width // scale))
-    whole = simplejpeg.decode_jpeg(jpeg, min_height=small[0], min_width=small[1])
+    whole = simplejpeg.decode_jpeg(encoded, min_height=small[0], min_width=small[1])
     assert whole.shape[:2] == small
-    frame = imagenet._frame(jpeg)
+    frame = jpeg._frame(encoded)
     for bottom in range(1, height + 1):
         rows = -(-bottom // scale)
-        upper = imagenet._decode_rows(jpeg, frame, bottom, scale, exact=True)
+        upper = jpeg._decode_rows(encoded, frame, bottom, scale, exact=True)
         assert len(upper) <= -(-(bottom + 2 * scale) // scale)
         np.testing.assert_array_equal(upper[:rows], whole[:rows])
 
 
-@pytest.mark.parametrize("scale", imagenet.SCALES)
+@pytest.mark.parametrize("scale", jpeg.SCALES)
 def test_scaled_decoding_is_close_to_decoding_in_full(scale):
     """Crops of four times the area and more: against full decoding and shrinking by area."""
     size = 32
     image = picture(scale * 60, scale * 70)
-    jpeg = encode(image, quality=95)
+    encoded = encode(image, quality=95)
     differences = []
     for position in range(200):
-        crop = imagenet.training_crop(jpeg, position, seed=0)
-        if imagenet.decode_scale(crop.box, size) != scale:
+        crop = jpeg.training_crop(encoded, position, seed=0)
+        if jpeg.decode_scale(crop.box, size) != scale:
             continue
         out = np.empty((size, size, 3), np.uint8)
-        imagenet.draw(jpeg, crop, out)
+        jpeg.draw(encoded, crop, out)
         top, left, height, width = crop.box
-        whole = simplejpeg.decode_jpeg(jpeg)[top : top + height, left : left + width]
+        whole = simplejpeg.decode_jpeg(encoded)[top : top + height, left : left + width]
         reference = cv2.resize(whole, (size, size), interpolation=cv2.INTER_AREA)
         reference = reference[:, ::-1] if crop.flip else reference
         differences.append(out.astype(float) - reference)
@@ -172,19 +164,19 @@ def test_scaled_decoding_is_close_to_decoding_in_full(scale):
 
 
 def test_fast_decoding_is_close_to_exact_decoding():
-    jpeg = encode(picture())
-    frame = imagenet._frame(jpeg)
-    exact = imagenet._decode_rows(jpeg, frame, 150, 1, exact=True).astype(float)
-    difference = imagenet._decode_rows(jpeg, frame, 150, 1, exact=False) - exact
+    encoded = encode(picture())
+    frame = jpeg._frame(encoded)
+    exact = jpeg._decode_rows(encoded, frame, 150, 1, exact=True).astype(float)
+    difference = jpeg._decode_rows(encoded, frame, 150, 1, exact=False) - exact
     assert 0 < difference.std() < 3.0 and abs(difference.mean()) < 0.1  # of 0..255 levels
 
 
 def test_draw_flips_and_resizes_its_box():
-    jpeg = encode(picture(), subsampling=0, quality=100)
-    frame = imagenet._frame(jpeg)
+    encoded = encode(picture(), subsampling=0, quality=100)
+    frame = jpeg._frame(encoded)
     plain, flipped = np.empty((2, 24, 24, 3), np.uint8)
-    imagenet.draw(jpeg, imagenet.Crop(frame, (30, 100, 24, 24)), plain)
-    imagenet.draw(jpeg, imagenet.Crop(frame, (30, 100, 24, 24), flip=True), flipped)
+    jpeg.draw(encoded, jpeg.Crop(frame, (30, 100, 24, 24)), plain)
+    jpeg.draw(encoded, jpeg.Crop(frame, (30, 100, 24, 24), flip=True), flipped)
     np.testing.assert_array_equal(plain, flipped[:, ::-1])
     assert np.abs(plain.astype(int) - picture()[30:54, 100:124]).mean() < 3
 
@@ -192,9 +184,9 @@ def test_draw_flips_and_resizes_its_box():
 def test_centre_crop_is_resizing_and_cropping():
     """As Pillow's resize of the shorter side to 64, then the middle 56, up to its filter."""
     image = picture(300, 420)
-    jpeg = encode(image, subsampling=0, quality=98)
+    encoded = encode(image, subsampling=0, quality=98)
     out = np.empty((56, 56, 3), np.uint8)
-    imagenet.draw(jpeg, imagenet.evaluation_crop(jpeg, 0, image_size=56), out)
+    jpeg.draw(encoded, jpeg.evaluation_crop(encoded, 0, image_size=56), out)
     resized = np.asarray(Image.fromarray(image).resize((90, 64), Image.Resampling.BILINEAR))
     reference = resized[4:60, 17:73]
     difference = out.astype(float) - reference
@@ -203,151 +195,64 @@ def test_centre_crop_is_resizing_and_cropping():
 
 @pytest.mark.parametrize(("size", "side"), [(224, 224 / 256), (299, 299 / 342)])
 def test_centre_crop_ratios(size, side):
-    crop = imagenet.evaluation_crop(encode(picture(1024, 1100)), 0, image_size=size)
+    crop = jpeg.evaluation_crop(encode(picture(1024, 1100)), 0, image_size=size)
     assert crop.box[2] == crop.box[3] == round(1024 * side)
 
 
 def test_greyscale_becomes_three_equal_channels():
-    jpeg = encode(picture()[..., 0])
+    encoded = encode(picture()[..., 0])
     out = np.empty((32, 32, 3), np.uint8)
-    imagenet.draw(jpeg, imagenet.training_crop(jpeg, 0, seed=0), out)
+    jpeg.draw(encoded, jpeg.training_crop(encoded, 0, seed=0), out)
     assert out.std() > 1 and np.ptp(out, axis=-1).max() == 0
 
 
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda jpeg: jpeg[: len(jpeg) // 2], "cut short"),
-        (lambda jpeg: b"\x89PNG" + jpeg[4:], "not a JPEG"),
-        (lambda jpeg: jpeg[:40], "without a frame header"),
-        (lambda jpeg: b"", "not a JPEG"),
+        (lambda encoded: encoded[: len(encoded) // 2], "truncated JPEG"),
+        (lambda encoded: b"\x89PNG" + encoded[4:], "not a JPEG"),
+        (lambda encoded: encoded[:40], "without a frame header"),
+        (lambda encoded: b"", "not a JPEG"),
     ],
 )
 def test_spoilt_pictures_are_refused(spoil, message):
     with pytest.raises(ValueError, match=message):
-        imagenet.training_crop(spoil(encode(picture())), 0, seed=0)
+        jpeg.training_crop(spoil(encode(picture())), 0, seed=0)
 
 
-# Pieces
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_exif_orientation_is_ignored(orientation):
+    """An image is used as its pixels are stored, although viewers rotate it."""
+    plain = encode(picture())
+    rotated = with_orientation(plain, orientation)
+    with Image.open(io.BytesIO(rotated)) as image:
+        assert image.getexif() == {0x0112: orientation}
+        assert (ImageOps.exif_transpose(image).size != image.size) == (orientation in (6, 8))
+    images = np.empty((2, 16, 16, 3), np.uint8)
+    for file, image in zip((plain, rotated), images, strict=True):
+        jpeg.draw(file, jpeg.training_crop(file, 9, seed=0), image)
+    np.testing.assert_array_equal(*images)
 
 
-def test_pieces_hold_what_their_positions_say():
+# Loading
+
+
+def test_examples_follow_from_index_and_position():
     source = small_source()
-    with workers.PieceStream(loader(source), start=3, stop=9) as stream:
-        pieces = list(stream)
-    positions = np.concatenate([piece["position"] for piece in pieces])
-    np.testing.assert_array_equal(positions, np.arange(12, 36))
-    indices = Stream(20, seed=3).indices(np.arange(12, 36))
-    np.testing.assert_array_equal(np.concatenate([p["label"] for p in pieces]), 10 * indices)
-    first = np.empty((16, 16, 3), np.uint8)
-    jpeg = source[int(indices[0])]["image"]
-    imagenet.draw(jpeg, imagenet.training_crop(jpeg, 12, seed=5), first)
-    np.testing.assert_array_equal(pieces[0]["image"][0], first)
-    assert {name: array.dtype for name, array in pieces[0].items()} == {
-        "image": np.uint8,
-        "label": np.int32,
-        "position": np.uint32,
-    }
-
-
-def test_a_stream_started_later_goes_on_the_same():
-    source = small_source()
-    with workers.PieceStream(loader(source), stop=8) as stream:
-        whole = list(stream)
-    with workers.PieceStream(loader(source), start=5, stop=8) as stream:
-        for piece, expected in zip(stream, whole[5:], strict=True):
-            np.testing.assert_array_equal(piece["image"], expected["image"])
-
-
-@pytest.mark.slow
-def test_workers_change_nothing_and_stop_cleanly():
-    source = small_source()
-    with workers.PieceStream(loader(source), stop=7) as stream:
-        expected = list(stream)
-    with workers.PieceStream(loader(source), start=1, stop=7, num_workers=2) as stream:
-        for piece, other in zip(stream, expected[1:], strict=True):
-            for name in other:
-                np.testing.assert_array_equal(piece[name], other[name])
-    with workers.PieceStream(loader(source), num_workers=2) as stream:  # endless
-        next(stream)
-    assert not multiprocessing.active_children()
-
-
-@pytest.mark.slow
-def test_workers_outlive_the_signals_that_stop_a_run():
-    """From their very start, and they still end with the stream."""
-    with workers.PieceStream(loader(small_source()), num_workers=2) as stream:
-        done = threading.Event()
-        signaller = threading.Thread(target=signal_workers_until, args=(done,))
-        signaller.start()
-        try:
-            pieces = [next(stream) for _ in range(40)]
-        finally:
-            done.set()
-            signaller.join()
-    positions = np.concatenate([piece["position"] for piece in pieces])
-    np.testing.assert_array_equal(positions, np.arange(160))
-    assert not multiprocessing.active_children()
-
-
-def signal_workers_until(done):
-    while not done.wait(0.02):
-        for child in multiprocessing.active_children():
-            os.kill(child.pid, signal.SIGTERM)
-            os.kill(child.pid, signal.SIGINT)
-
-
-READ_AND_DIE = """
-import multiprocessing, os, signal
-from batchgrow.data import workers
-from test_imagenet_data import loader, small_source
-
-if __name__ == "__main__":
-    with workers.PieceStream(loader(small_source()), num_workers=2) as stream:
-        next(stream)
-        print(*(child.pid for child in multiprocessing.active_children()), flush=True)
-        os.kill(os.getpid(), signal.SIGKILL)
-"""
-
-
-@pytest.mark.slow
-def test_workers_end_with_a_parent_that_was_killed(tmp_path):
-    script = tmp_path / "read_and_die.py"
-    script.write_text(READ_AND_DIE)
-    root = os.path.dirname(os.path.dirname(__file__))
-    environment = os.environ | {"PYTHONPATH": f"{root}{os.pathsep}{os.path.join(root, 'tests')}"}
-    run = subprocess.run([sys.executable, script], capture_output=True, text=True, env=environment)
-    assert run.returncode == -signal.SIGKILL, run.stderr
-    left = [int(pid) for pid in run.stdout.split()]
-    assert len(left) == 2
-    deadline = time.monotonic() + 20
-    while any(map(is_running, left)) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not any(map(is_running, left))
-
-
-def is_running(pid):
-    """Whether there is such a process that is not just waiting to be reaped."""
-    try:
-        return pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
-@pytest.mark.slow
-def test_a_bad_record_in_a_worker_arrives_with_its_name():
-    source = small_source()
-    source.images[7] = source.images[7][:200]
-    with workers.PieceStream(loader(source), num_workers=1) as stream:
-        with pytest.raises(workers.BadRecordError, match=r"bad record 7 \(n01_7.JPEG\)"):
-            for _ in range(5):
-                next(stream)
+    images, labels, replaced = load(source, [3, 3, 12], first_position=2**40)
+    assert labels.dtype == np.int32 and labels.tolist() == [30, 30, 120] and replaced == []
+    expected = np.empty((16, 16, 3), np.uint8)
+    for image, index, position in zip(images, [3, 3, 12], range(2**40, 2**40 + 3), strict=True):
+        encoded = source[index]["image"]
+        jpeg.draw(encoded, jpeg.training_crop(encoded, position, seed=5), expected)
+        np.testing.assert_array_equal(image, expected)
+    assert (images[0] != images[1]).any()
 
 
 BAD = {
-    "cut short": lambda jpeg: jpeg[:-30],
-    "missing": lambda jpeg: IndexError("no such record"),
-    "undecodable": lambda jpeg: jpeg.replace(b"\xff\xdb", b"\xff\xfe"),  # no quantisation
+    "cut short": lambda encoded: encoded[:-30],
+    "missing": lambda encoded: IndexError("no such record"),
+    "undecodable": lambda encoded: encoded.replace(b"\xff\xdb", b"\xff\xfe"),  # no quantisation
 }
 
 
@@ -356,47 +261,55 @@ def test_a_bad_record_stops_with_index_and_name(kind):
     source = small_source()
     source.images[7] = BAD[kind](source.images[7])
     name = "name unknown" if kind == "missing" else "n01_7.JPEG"
-    with workers.PieceStream(loader(source), stop=5) as stream:
-        with pytest.raises(workers.BadRecordError, match=rf"bad record 7 \({name}\)"):
-            list(stream)
+    message = rf"bad record 7 \({name}\): .*; repair .* set data.on_bad_record to 'replace'"
+    with pytest.raises(workers.BadRecordError, match=message):
+        load(source, [6, 7, 8])
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_a_bad_record_is_replaced_by_the_next_and_counted(kind):
+@pytest.mark.parametrize("index", [7, 19])
+def test_a_bad_record_is_replaced_by_the_next(kind, index):
+    """The first follows the last. Only its own place changes, with the crop of that position."""
     source = small_source()
-    good = loader(source)(0)
-    where = int(np.flatnonzero(good["label"] == good["label"][1])[0])
-    index = int(good["label"][1]) // 10
+    following = (index + 1) % 20
+    good = load(source, [2, index, 4])[0]
+    expected = load(source, [2, following, 4])[0]
     source.images[index] = BAD[kind](source.images[index])
-    with workers.PieceStream(loader(source, on_bad_record="replace"), stop=1) as stream:
-        piece = next(stream)
-    assert stream.num_replaced == 1
-    assert piece["label"][where] == 10 * ((index + 1) % 20)
-    others = np.arange(4) != where
-    np.testing.assert_array_equal(piece["image"][others], good["image"][others])
-    np.testing.assert_array_equal(piece["position"], good["position"])
+    images, labels, replaced = load(source, [2, index, 4], on_bad_record="replace")
+    assert labels.tolist() == [20, 10 * following, 40]
+    np.testing.assert_array_equal(images, expected)
+    np.testing.assert_array_equal(images[[0, 2]], good[[0, 2]])
+    assert len(replaced) == 1 and replaced[0].startswith(f"bad record {index} (")
 
 
 def test_replacing_gives_up_where_everything_is_bad():
     source = ListSource([OSError("disk gone")] * 20)
-    with pytest.raises(workers.BadRecordError, match="8 bad records in a row.*disk gone"):
-        loader(source, on_bad_record="replace")(0)
+    with pytest.raises(workers.BadRecordError, match="record 10 .*disk gone; 8 records in a row"):
+        load(source, [3], on_bad_record="replace")
+
+
+def test_replacing_goes_on_up_to_the_eighth():
+    source = small_source()
+    source.images[:7] = [OSError("gone")] * 7
+    _, labels, replaced = load(source, [0], on_bad_record="replace")
+    assert labels.tolist() == [70] and len(replaced) == 7
 
 
 @pytest.mark.parametrize("on_bad_record", ["stop", "replace"])
 def test_a_label_that_is_no_class_always_stops(on_bad_record):
     """Labels are 0, 10, ..., 190."""
-    load = loader(small_source(), piece_size=20, on_bad_record=on_bad_record, num_classes=190)
-    message = r"bad record 19 \(n01_19.JPEG\): model.num_classes is 190, but its label is 190; set"
-    with pytest.raises(workers.BadRecordError, match=f"{message} the field to 191 or more"):
-        load(0)
-    assert len(loader(small_source(), piece_size=20, num_classes=191)(0)["label"]) == 20
+    message = r"bad record 19 \(n01_19.JPEG\): its label is 190, but task.num_classes is 190; set"
+    with pytest.raises(workers.BadRecordError, match=f"{message} .* to 191 or more"):
+        load(small_source(), range(20), on_bad_record=on_bad_record, num_classes=190)
+    assert len(load(small_source(), range(20), num_classes=191)[1]) == 20
 
 
 def test_a_negative_label_is_no_class():
     source = Unlabelled([encode(picture(40, 60))] * 4)
-    with pytest.raises(workers.BadRecordError, match="label is -1; take a split .* labelled"):
-        loader(source, num_classes=10)(0)
+    with pytest.raises(
+        workers.BadRecordError, match="label is -1, .*; use a split that has labels"
+    ):
+        load(source, [0], num_classes=10)
 
 
 class Unlabelled(ListSource):
@@ -405,28 +318,5 @@ class Unlabelled(ListSource):
 
 
 def test_unknown_on_bad_record():
-    with pytest.raises(ValueError, match="on_bad_record 'skip' is none of stop, replace"):
+    with pytest.raises(ValueError, match="on_bad_record is 'skip'; it must be 'stop' or 'replace'"):
         loader(small_source(1), on_bad_record="skip")
-
-
-@pytest.mark.parametrize("process_count", [1, 3])
-def test_evaluation_sees_every_example_once(process_count):
-    source = small_source(20)
-    counts, lengths = np.zeros(20, int), []
-    for process_index in range(process_count):
-        pieces = list(
-            workers.evaluation_pieces(
-                source,
-                functools.partial(imagenet.evaluation_crop, image_size=16),
-                image_size=16,
-                piece_size=3,
-                process_index=process_index,
-                process_count=process_count,
-            )
-        )
-        lengths.append(len(pieces))
-        for piece in pieces:
-            assert piece["image"].shape == (3, 16, 16, 3) and piece["mask"].dtype == np.float32
-            np.add.at(counts, piece["label"][piece["mask"] > 0] // 10, 1)
-    assert (counts == 1).all()
-    assert len(set(lengths)) == 1

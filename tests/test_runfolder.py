@@ -8,11 +8,13 @@ import sys
 import pytest
 from etils import epath
 
+from batchgrow.run.checkpoints import last_position
 from batchgrow.run.folder import FolderError, check_config, claim, read_json, write_json
 
 CONFIG = {"seed": 0, "recipe": {"boundaries": [1.0, 2.0]}, "run": {"num_devices": 1}}
 HOLD = """
 import sys, time
+from batchgrow.run.checkpoints import last_position
 from batchgrow.run.folder import claim
 with claim(sys.argv[1], is_writer=True):
     print("held", flush=True)
@@ -46,6 +48,45 @@ def test_a_workdir_is_needed() -> None:
     with pytest.raises(FolderError, match="workdir is empty"):
         with claim("", is_writer=True):
             pass
+    with pytest.raises(FolderError, match="no such user"):
+        with claim("~nobody-here/run", is_writer=True):
+            pass
+
+
+def test_the_home_folder_is_expanded(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with claim("~/run", is_writer=True) as folder:
+        assert os.fspath(folder) == str(tmp_path / "run")
+    (tmp_path / "run" / "checkpoints" / "30").mkdir(parents=True)
+    assert last_position("~/run") == 30
+
+
+def test_a_link_in_place_of_the_lock_does_not_empty_its_target(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "precious").write_text("text")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").symlink_to(tmp_path / "precious")
+    with pytest.raises(FolderError, match=r"\.lock is a symbolic link; remove it"):
+        with claim(str(tmp_path / "run"), is_writer=True):
+            pass
+    assert (tmp_path / "precious").read_text() == "text"
+
+
+@pytest.mark.parametrize("is_writer", [True, False])
+def test_a_folder_of_another_version_is_refused(tmp_path: pathlib.Path, is_writer: bool) -> None:
+    def refused(said: str) -> None:
+        with pytest.raises(FolderError, match=said):
+            with claim(str(tmp_path), is_writer=is_writer):
+                pass
+
+    (tmp_path / "config.json").write_text("{}")
+    refused("holds a run of batchgrow 0.1")
+    (tmp_path / "task.json").write_text('{"format": 3}')
+    refused("another version of batchgrow .format 3, this version has format 2")
+    (tmp_path / "task.json").write_text('{"format": 2}')
+    with claim(str(tmp_path), is_writer=is_writer):
+        pass
 
 
 @pytest.mark.parametrize("place", ["below a file", "read-only"])
@@ -105,5 +146,16 @@ def test_json_that_is_missing_or_cut_is_none(
         path.write_text(text[:size])
         assert read_json(path) is None
     assert "x.json is damaged" in caplog.text
-    path.write_bytes(b"\xff")
-    assert read_json(path) is None
+    for content in (b"\xff", b"[]"):
+        path.write_bytes(content)
+        assert read_json(path) is None
+
+
+def test_a_folder_in_place_of_a_file(tmp_path: pathlib.Path) -> None:
+    path = epath.Path(tmp_path / "config.json")
+    (tmp_path / "config.json.new").mkdir()
+    with pytest.raises(OSError, match="config.json could not be written .*new is a folder; remove"):
+        write_json(path, CONFIG)
+    path.mkdir()
+    with pytest.raises(FolderError, match=r"config.json cannot be read \(Is a directory\)"):
+        read_json(path)

@@ -1,10 +1,13 @@
-"""Encoded pictures to uint8 arrays on the host: Inception crop and flip, or resize and centre crop.
+"""JPEG bytes to uint8 images on the host: random crop and flip, or resize and centre crop.
 
-In two steps. A `Crop` is drawn from the size in the picture's header; then `draw` decodes and
-resizes. So the distribution of crops cannot depend on how pixels are made, and `draw` makes only
-those that the crop needs: it decodes nothing below the crop, and where the crop is at least twice
-as large as the result, it decodes at half, quarter or eighth size (the decoder then averages, as
-a resize should). Pixels stay uint8; they are normalised on the device.
+There are two steps. First, a `Crop` is chosen from the size in the file's header. Then `draw`
+decodes and resizes that crop. So how pixels are made does not affect how crops are distributed, and
+`draw` decodes only what it needs: no rows below the crop, and where the crop is at least twice as
+large as the result, it decodes at half, quarter or eighth size (the decoder then averages, as a
+resize should). Images stay uint8; they are normalised on the device.
+
+The Exif orientation is ignored: an image is used as its pixels are stored. The usual ImageNet
+pipelines do the same.
 """
 
 import math
@@ -17,24 +20,25 @@ import simplejpeg
 
 AREA = (0.08, 1.0)  # of the crop, as a share of the picture (Szegedy et al. 2015)
 ASPECT = (3 / 4, 4 / 3)  # width / height of the crop
-MAX_TRIES = 10
-SCALES = (8, 4, 2)  # at which the decoder has fast code
+MAX_TRIES = 10  # random crops before the central one is taken
+SCALES = (8, 4, 2)  # the decoder has fast code for these
 
 Box = tuple[int, int, int, int]  # top, left, height, width
-Frame = tuple[int, int, int]  # height, width, offset of the height in the file
+Frame = tuple[int, int, int]  # height, width, byte offset of the height in the file
 
 _thread = threading.local()
 
 
 @dataclass(frozen=True)
 class Crop:
-    """What `draw` makes of a picture.
+    """The part of an image that `draw` decodes, and how.
 
     Attributes:
-      frame: of the picture.
-      box: of the crop, within the picture.
-      flip: left to right.
-      smooth: shrink by averaging areas and decode exactly, rather than bilinearly and fast.
+      frame: of the whole image.
+      box: of the crop, in pixels of the whole image.
+      flip: whether to flip it from left to right.
+      smooth: whether to decode exactly and shrink by averaging areas. Otherwise chroma is decoded
+        in a faster way and the crop is resized bilinearly.
     """
 
     frame: Frame
@@ -44,39 +48,38 @@ class Crop:
 
 
 def training_crop(jpeg: bytes, position: int, *, seed: int) -> Crop:
-    """The random crop and flip of the picture that stands at a stream position."""
+    """The random crop and flip of the image at a stream position."""
     return random_resized_crop(jpeg, example_rng(seed, position))
 
 
 def evaluation_crop(jpeg: bytes, position: int, *, image_size: int) -> Crop:
-    """The centre crop at the usual ratio: 224 of 256, 299 of 342."""
-    del position  # of the stream: nothing is random here
+    """The centre crop with the usual ratio: 224 of 256, 299 of 342."""
+    del position  # nothing is random here
     return centre_crop(jpeg, image_size, round(image_size * 256 / 224))
 
 
 def example_rng(seed: int, position: int) -> np.random.Generator:
-    """The generator of one example's augmentation: counter-based, keyed by (seed, position)."""
+    """The random generator of one example's augmentation: Philox, keyed by (seed, position)."""
     return np.random.Generator(np.random.Philox(key=np.array([seed, position], np.uint64)))
 
 
 def random_resized_crop(jpeg: bytes, rng: np.random.Generator) -> Crop:
-    """For training: `crop_box`, flipped half of the time.
+    """For training: `crop_box`, flipped with probability 1/2.
 
     Raises:
-      ValueError: where `jpeg` is none, or cut short.
+      ValueError: if `jpeg` is not a JPEG, or is truncated.
     """
     frame = _frame(jpeg)
     return Crop(frame, crop_box(frame[0], frame[1], rng), flip=rng.random() < 0.5)
 
 
 def centre_crop(jpeg: bytes, image_size: int, resize_size: int) -> Crop:
-    """For evaluation: the middle `image_size` of the picture whose shorter side is `resize_size`.
+    """For evaluation: resize the shorter side to `resize_size`, then crop the middle `image_size`.
 
-    To resize to 256 (342) and crop 224 (299) is to crop 224/256 (299/342) of the shorter side and
-    resize that, which spares the rest.
+    This crops first, `image_size / resize_size` of the shorter side, and resizes only that.
 
     Raises:
-      ValueError: where `jpeg` is none, or cut short.
+      ValueError: if `jpeg` is not a JPEG, or is truncated.
     """
     frame = _frame(jpeg)
     height, width = frame[:2]
@@ -87,12 +90,12 @@ def centre_crop(jpeg: bytes, image_size: int, resize_size: int) -> Crop:
 def draw(jpeg: bytes, crop: Crop, out: np.ndarray) -> None:
     """Decodes and resizes a crop into `out`, uint8 (size, size, 3).
 
-    At scale s the crop's edges are rounded outwards to whole pixels of the smaller picture. Crops
-    smaller than `out` are enlarged bilinearly.
+    Decoding at 1/s of the size rounds the crop's edges outwards to whole pixels of the smaller
+    image. Crops smaller than `out` are enlarged bilinearly.
 
     Raises:
-      ValueError: where the picture cannot be decoded. Wrong bits in the middle of one are not found
-        here: the decoder goes on, with wrong pixels (ArrayRecord has checksums of its own).
+      ValueError: if the image cannot be decoded. Flipped bits inside the compressed data are not
+        detected: the decoder goes on with wrong pixels (ArrayRecord has checksums of its own).
     """
     top, left, height, width = crop.box
     scale = decode_scale(crop.box, out.shape[0])
@@ -109,8 +112,9 @@ def draw(jpeg: bytes, crop: Crop, out: np.ndarray) -> None:
 def crop_box(height: int, width: int, rng: np.random.Generator) -> Box:
     """(top, left, height, width) of a random crop, as torchvision's RandomResizedCrop draws it.
 
-    Area uniform in 8-100% of the picture, log aspect ratio uniform in 3/4 to 4/3, place uniform;
-    after ten crops that do not fit, the largest central one whose aspect is within the bounds.
+    The area is uniform in 8% to 100% of the image, the logarithm of the aspect ratio is uniform
+    between those of 3/4 and 4/3, and the place is uniform. After ten crops that do not fit, it is
+    the largest central crop whose aspect ratio is within these bounds.
     """
     low, high = math.log(ASPECT[0]), math.log(ASPECT[1])
     for _ in range(MAX_TRIES):
@@ -127,23 +131,23 @@ def crop_box(height: int, width: int, rng: np.random.Generator) -> Box:
 
 
 def decode_scale(box: Box, image_size: int) -> int:
-    """1, 2, 4 or 8: how much smaller the picture may be decoded, the crop staying large enough."""
+    """The largest of 1, 2, 4, 8 at which the decoded crop is at least as large as the result."""
     shorter = min(box[2], box[3])
     return next((scale for scale in SCALES if shorter >= scale * image_size), 1)
 
 
 def _decode_rows(jpeg: bytes, frame: Frame, bottom: int, scale: int, exact: bool) -> np.ndarray:
-    """The rows above `bottom`, and perhaps some more, decoded at 1/scale; as in the whole picture.
+    """The rows above `bottom` and perhaps a few more, at 1/scale, with the whole image's pixels.
 
-    simplejpeg decodes whole pictures, so it is told that this one ends where the crop does: a
-    decoder works from the top and stops at the height in the header. Two rows more are kept, from
-    which the chroma of the last wanted row is interpolated.
+    simplejpeg decodes whole images only, so the height in a copy of the header is set to where the
+    crop ends; the decoder stops there. It is set two rows further down, as the chroma of the last
+    row of the crop is interpolated from those rows.
 
-    Where not `exact`, chroma is repeated instead of interpolated: 5% faster, within a few levels,
-    and no bias. (The faster inverse DCT, which darkens by 0.65 levels, gains nothing more.)
+    Unless `exact`, chroma is repeated instead of interpolated: this is 5% faster, differs by a few
+    levels, and has no bias. (The faster inverse DCT gains nothing more, and is 0.65 levels darker.)
 
-    The result lives in a buffer of this thread until its next call: a fresh array for every picture
-    costs a tenth of the time, in page faults.
+    The result is in a buffer of this thread, valid until its next call. A new array for each image
+    would take 10% longer, in page faults.
     """
     height, width, offset = frame
     rows = min(height, bottom + 2 * scale)
@@ -158,7 +162,7 @@ def _decode_rows(jpeg: bytes, frame: Frame, bottom: int, scale: int, exact: bool
         min_height=minimum[0],
         min_width=minimum[1],
         buffer=_buffer(scaled[0] * scaled[1] * 3),
-        strict=False,  # the bytes of the rows left out draw a warning
+        strict=False,  # there are bytes left, of the rows below
     )
 
 
@@ -169,29 +173,30 @@ def _buffer(size: int) -> np.ndarray:
 
 
 def _frame(jpeg: bytes) -> Frame:
-    """(height, width, offset of the height in `jpeg`), from the frame header.
+    """(height, width, byte offset of the height in `jpeg`), from the frame header.
 
     Raises:
-      ValueError: where there is none, or no end marker after it (the picture is cut short; the
-        decoder would fill it up with grey).
+      ValueError: if there is no frame header, or no end marker after it: the file is truncated, and
+        the decoder would fill the missing part with grey.
     """
     if jpeg[:2] != b"\xff\xd8":
-        raise ValueError(f"not a JPEG: {len(jpeg)} bytes that start with {jpeg[:4].hex()}")
+        raise ValueError(f"not a JPEG file: {len(jpeg)} bytes that start with {jpeg[:4]!r}")
     at = 2
     while at + 9 < len(jpeg) and jpeg[at] == 0xFF:
         marker = jpeg[at + 1]
-        if marker == 0xFF:  # a fill byte
+        if marker == 0xFF:  # padding
             at += 1
             continue
-        # C0 to CF are frame headers, but for Huffman tables, extensions and arithmetic tables.
+        # C0 to CF are frame headers, except for Huffman tables (C4), extensions (C8) and arithmetic
+        # tables (CC).
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             if jpeg.rfind(b"\xff\xd9", at) < 0:
-                raise ValueError(f"JPEG cut short: {len(jpeg)} bytes without an end marker")
+                raise ValueError(f"truncated JPEG file: its {len(jpeg)} bytes have no end marker")
             size = at + 5
             height = int.from_bytes(jpeg[size : size + 2], "big")
             width = int.from_bytes(jpeg[size + 2 : size + 4], "big")
             if not height or not width:
-                raise ValueError(f"JPEG of {width} x {height} pixels")
+                raise ValueError(f"JPEG file of {width} x {height} pixels")
             return height, width, size
         at += 2 + int.from_bytes(jpeg[at + 2 : at + 4], "big")
-    raise ValueError(f"JPEG without a frame header: {len(jpeg)} bytes")
+    raise ValueError(f"JPEG file without a frame header in its {len(jpeg)} bytes")

@@ -112,6 +112,8 @@ class JpegLoader:
             encoded = example["image"]
             crop = self.crop(encoded, position)
             return _Record(index, name, encoded, int(example["label"]), crop)
+        except ValueError as error:
+            return BadRecordError(index, name, str(error))
         except Exception as error:  # sources raise errors of any type
             return BadRecordError(index, name, f"{type(error).__name__}: {error}")
 
@@ -147,8 +149,8 @@ class JpegLoader:
             return
         remedy = "use a split that has labels"
         if label >= 0:
-            remedy = f"set the number of classes to {label + 1} or more"
-        reason = f"its label is {label}, but the model has {count} classes; {remedy}"
+            remedy = f"set the field to {label + 1} or more"
+        reason = f"its label is {label}, but task.num_classes is {count}; {remedy}"
         raise BadRecordError(record.index, record.file_name, reason)
 
 

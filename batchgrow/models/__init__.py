@@ -64,6 +64,8 @@ def make_model(
         fields["dtype"] = DTYPES[fields["dtype"]]
     if "ghost_batch_size" in known:
         if ghost_batch_size is None:
-            raise ValueError(f"ghost_batch_size is not set, but {name} has ghost batch norm; set it")
+            raise ValueError(
+                f"ghost_batch_size is not set, but {name} has ghost batch norm; set it"
+            )
         fields |= {"ghost_batch_size": ghost_batch_size, "axis_name": axis_name}
     return model(**fields)

@@ -112,7 +112,7 @@ def fingerprint(data: Any) -> str:
     for path, leaf in jax.tree_util.tree_leaves_with_path(content):
         array = np.ascontiguousarray(leaf)
         head = f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}"
-        crc32 = zlib.crc32(array.view(np.uint8).reshape(-1), zlib.crc32(head.encode(), crc32))
+        crc32 = zlib.crc32(array.view(np.uint8).reshape(-1).data, zlib.crc32(head.encode(), crc32))
     return f"{data.num_examples} examples, CRC-32 {crc32:08x}"
 
 

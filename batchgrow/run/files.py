@@ -46,7 +46,7 @@ def write_whole(path: epath.Path, data: bytes) -> None:
         return
     # On a full disk writing the second file fails, and the first one stays whole.
     fresh = path.parent / f"{path.name}.new"
-    if fresh.is_dir() and not fresh.is_symlink():
+    if fresh.is_dir() and not os.path.islink(fresh):
         raise OSError(f"{fresh} is a folder; remove it")
     fresh.write_bytes(data)
     fresh.replace(path)

@@ -80,7 +80,7 @@ def _lock(folder: epath.Path, stack: contextlib.ExitStack) -> None:
             f"workdir {folder}: {error}; pip install -e '.[{os.fspath(folder)[:2]}]'"
         ) from error
     except OSError as error:
-        if error.errno == errno.ELOOP and lock.is_symlink():
+        if error.errno == errno.ELOOP and os.path.islink(lock):
             raise FolderError(f"{lock} is a symbolic link; remove it") from error
         raise FolderError(
             f"workdir {folder}: cannot be written ({error.strerror or error}); choose another "

@@ -250,11 +250,13 @@ class RunLog:
 class EventFile:
     """The TensorBoard events of a run: a new file for each start.
 
-    The file of a resumed run begins with a copy of the events before the mark, and the older files
-    are removed. It has one START event, its first. On reading it, a TensorBoard that is open
-    discards everything it has read of the older files. A START event within the file would not do:
-    it discards the events from a given step on, and the steps of some events are examples, those of
-    others updates.
+    The file of a resumed run begins with a copy of the events before the mark. It has one START
+    event, its first. On reading it, a TensorBoard that is open discards all it has read of older
+    files. A START event within the file would not do: it discards the events from a given step on,
+    and the steps of some events are examples, those of others updates.
+
+    The file before is emptied, and those before that are removed. TensorBoard would not find the
+    next file if the one it reads were gone.
 
     `tensorboardX.SummaryWriter` is not used: on a full disk its thread dies and the run hangs.
 
@@ -268,7 +270,7 @@ class EventFile:
         folder.mkdir(parents=True, exist_ok=True)
         # An empty folder of an object store does not exist.
         files = list(folder.iterdir()) if folder.exists() else []
-        before = [path for path in files if path.name.startswith(EVENTS)]
+        before = sorted(path for path in files if path.name.startswith(EVENTS))
         path = folder / f"{EVENTS}.{time.time_ns()}"
         if mark and (old := _find(before, Extent(*mark["file"]))):
             self._began, self._texts = mark["began"], mark["texts"]
@@ -285,8 +287,11 @@ class EventFile:
             left = rows.rows()
             while some := list(islice(left, ROWS_PER_WRITE)):
                 self.write(some)
-        for old in before:
+        for old in before[:-1]:
             old.unlink(missing_ok=True)
+        for old in before[-1:]:
+            with as_oserror():
+                old.write_bytes(b"")
 
     def write(self, rows: Iterable[Row]) -> None:
         """Writes each finite number against examples seen and against updates; seconds once.

@@ -1,0 +1,97 @@
+"""A small language model by each plan, a report, and a sample of what the last model writes.
+
+python -m experiments.shakespeare
+"""
+
+import os
+import sys
+
+import jax
+from absl import flags
+from etils import epath
+
+from batchgrow import layout
+from batchgrow.config import make_experiment
+from batchgrow.data.prepared import is_prepared
+from batchgrow.data.text import decode, encode, load_text
+from batchgrow.engine import Engine
+from batchgrow.experiment import Experiment, Outcome
+from batchgrow.report import read_run, text, write_report
+from batchgrow.run.checkpoints import Checkpoints
+from batchgrow.run.signals import Preemption
+from batchgrow.tasks import Variables
+from batchgrow.tasks.language import LanguageModel, sample
+from configs import shakespeare
+from experiments.launch import STATUS, launch, run
+
+_WORKDIR = flags.DEFINE_string("workdir", "runs/shakespeare", "Folder for runs and report.")
+_SAMPLE = flags.DEFINE_integer("sample", 500, "Characters to write at the end.", lower_bound=0)
+
+
+def main() -> int:
+    """Trains every variant, writes and prints the report, and prints a sample."""
+    configs = {variant: shakespeare.get_config(variant + _text()) for variant in shakespeare.VARIANTS}
+    folders = []
+    with Preemption() as preemption:
+        for variant, config in configs.items():
+            workdir = os.path.join(_WORKDIR.value, variant) if _WORKDIR.value else ""
+            status = run(config, workdir)
+            if status or preemption.requested():
+                return status or STATUS[Outcome.PREEMPTED]
+            folders.append(workdir)
+    written = _write(config, folders[-1])
+    if jax.process_index() != 0:
+        return 0
+    out = os.path.join(_WORKDIR.value, "report")
+    print(text(write_report([read_run(folder) for folder in folders], out)))
+    print(f"\nreport: {os.path.join(out, 'index.html')}\n\n{written}")
+    return 0
+
+
+def _text() -> str:
+    """Which text to train on, as the end of a variant."""
+    if is_prepared("tiny_shakespeare", flags.FLAGS.data_dir or ""):
+        return ""
+    print(
+        "tiny_shakespeare is not prepared in the data folder (see --data_dir); training on the "
+        "help texts that ship with Python instead",
+        file=sys.stderr,
+    )
+    return ",python_topics"
+
+
+def _write(config: shakespeare.ConfigDict, workdir: str) -> str:
+    """A text by the last model of a run."""
+    experiment = make_experiment(config)
+    data, task = config.data, experiment.task
+    vocabulary = load_text(data.name, data.train_split, config.run.data_dir).vocabulary
+    assert isinstance(task, LanguageModel)
+    tokens = sample(
+        task.model,
+        last_variables(experiment, workdir),
+        encode("\n", vocabulary),
+        _SAMPLE.value,
+        jax.random.key(config.seed),
+        context=data.context,
+    )
+    return decode(tokens, vocabulary)
+
+
+def last_variables(experiment: Experiment, workdir: str) -> Variables:
+    """The variables of the newest checkpoint of a run, as an evaluation uses them."""
+    checkpoints = Checkpoints(
+        epath.Path(workdir),
+        keep=experiment.execution.keep_checkpoints,
+        metric=experiment.task.metrics[0],
+        config=experiment.settings,
+    )
+    mesh = layout.make_mesh(experiment.execution.num_devices)
+    with Engine(experiment, mesh) as engine, checkpoints:
+        restored = checkpoints.restore(engine.state)
+    if restored is None:
+        raise ValueError(f"{workdir} has no checkpoint; train it first")
+    return jax.device_get(restored[1].evaluated)
+
+
+if __name__ == "__main__":
+    launch(main)
