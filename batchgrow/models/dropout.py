@@ -1,7 +1,7 @@
 """Dropout whose masks depend on the examples alone, not on how a batch is split.
 
-Models use `nn.Dropout` as any Flax module does, and `apply` makes it draw the mask of example i from
-`keys[i]`. With keys folded from (seed, stream position), a run has the same masks on any devices,
+Models use `nn.Dropout` as any Flax module does, and `apply` makes it draw the mask of example i
+from `keys[i]`. With keys folded from (seed, stream position), a run has the same masks on any devices,
 with any micro-batches, and after a resume.
 """
 
