@@ -84,7 +84,7 @@ def last_variables(experiment: Experiment, workdir: str) -> Variables:
         epath.Path(workdir),
         keep=experiment.execution.keep_checkpoints,
         metric=experiment.task.metrics[0],
-        config=experiment.settings,
+        config=dict(experiment.settings),
     )
     mesh = layout.make_mesh(experiment.execution.num_devices)
     with Engine(experiment, mesh) as engine, checkpoints:

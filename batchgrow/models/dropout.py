@@ -1,8 +1,8 @@
 """Dropout whose masks depend on the examples alone, not on how a batch is split.
 
 Models use `nn.Dropout` as any Flax module does, and `apply` makes it draw the mask of example i
-from `keys[i]`. With keys folded from (seed, stream position), a run has the same masks on any devices,
-with any micro-batches, and after a resume.
+from `keys[i]`. With keys folded from (seed, stream position), a run has the same masks on any
+devices, with any micro-batches, and after a resume.
 """
 
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ def apply(
       model: a Flax module. Its only random numbers are the masks of `nn.Dropout`.
       variables: {"params": ..., **model_state}.
       inputs: arrays `(examples, ...)`.
-      keys: typed PRNG keys `(examples,)`, of which training with dropout has need.
+      keys: typed PRNG keys `(examples,)`, needed in training with dropout.
       train: whether model state (e.g. "batch_stats") is updated and dropout is active.
 
     Returns:
