@@ -22,7 +22,7 @@ from batchgrow.layout import AXIS_NAME
 from batchgrow.models import make_model
 from batchgrow.names import find
 from batchgrow.optimizer import OPTIMIZERS, make_optimizer, uses_momentum
-from batchgrow.plan import FixedPlan, Plan, Recipe, curves, grow, hybrid
+from batchgrow.plan import Plan, Recipe, curves, follow, grow, hybrid
 from batchgrow.tasks import Task
 from batchgrow.tasks.classification import Classification
 from batchgrow.tasks.language import LanguageModel
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 ConfigDict = Any
 
 CURVES = ("constant", "step", "exponential", "inverse_time", "cosine", "polynomial")
-PLANS = ("decay", "hybrid", "grow")
+PLANS = ("decay", "hybrid", "grow", "follow")
 TASKS: dict[str, Callable[..., Task]] = {
     "classification": Classification,
     "language": LanguageModel,
@@ -60,13 +60,15 @@ def make_experiment(config: ConfigDict) -> Experiment:
     if average_epochs is not None and not average_epochs > 0:
         raise ValueError(f"optimizer.average_epochs {average_epochs} must be above 0, or None")
     _at_least("optimizer.weight_decay", config.optimizer.weight_decay, 0)
+    first = plan.next((), {})
+    assert first is not None
     return Experiment(
         name=f"{config.name}:{config.variant}",
         task=task,
         train_data=train_data,
         test_data=test_data,
         plan=plan,
-        optimizer=make_optimizer(momentum=plan.segments[0].momentum, **fields),
+        optimizer=make_optimizer(momentum=first.momentum, **fields),
         cadence=make_cadence(config, train_data.num_examples, noise),
         seed=_at_least("seed", config.seed, 0),
         ghost_batch_size=config.ghost_batch_size or 1,
@@ -77,7 +79,7 @@ def make_experiment(config: ConfigDict) -> Experiment:
     )
 
 
-def make_plan(config: ConfigDict, num_examples: int) -> FixedPlan:
+def make_plan(config: ConfigDict, num_examples: int) -> Plan:
     """The plan that a config describes.
 
     Args:
@@ -121,9 +123,30 @@ def make_plan(config: ConfigDict, num_examples: int) -> FixedPlan:
                 return hybrid(reference, num_growths=plan.num_growths, **options)
             case "grow":
                 return grow(reference, **options)
+            case "follow":
+                return _follow(config, reference, options)
     except ValueError as error:
         raise ValueError(f"recipe or plan: {error}") from error
     raise ValueError(f"unknown plan.name {plan.name!r}; choose {', '.join(PLANS)}")
+
+
+def _follow(config: ConfigDict, recipe: Recipe, options: dict[str, Any]) -> Plan:
+    plan = config.plan
+    if config.noise.share is None:
+        raise ValueError(
+            "plan.name 'follow' needs the measured noise; set noise.share, say to 0.01"
+        )
+    if plan.initial_multiple != 1.0 or plan.momentum is not None:
+        raise ValueError(
+            "plan.name 'follow' has neither plan.initial_multiple nor plan.momentum; leave them"
+        )
+    names = ("max_batch_size", "batch_multiple", "exponent", "ladder")
+    return follow(
+        recipe,
+        factor=plan.factor,
+        decide_every_epochs=plan.decide_every_epochs,
+        **{name: options[name] for name in names},
+    )
 
 
 def make_curve(recipe: ConfigDict, optimizer: str) -> curves.Curve:

@@ -19,6 +19,8 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
+NOISE_SCALE = "gradient_noise_scale"  # the column of rows that holds B_simple
+
 
 def estimate(
     piece: Any, batch: Any, piece_size: int, batch_size: int, num_examples: int | None = None

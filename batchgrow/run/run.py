@@ -16,7 +16,7 @@ from batchgrow.compile import CompileAhead
 from batchgrow.experiment import Experiment, NonFiniteLoss, Outcome
 from batchgrow.layout import replicate
 from batchgrow.plan import Point, Segment
-from batchgrow.plan.noise import NoiseAverage, estimate
+from batchgrow.plan.noise import NOISE_SCALE, NoiseAverage, estimate
 from batchgrow.run import environment
 from batchgrow.run.agreement import check_agreement, check_shared, fingerprint
 from batchgrow.run.checkpoints import Checkpoints
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from batchgrow.engine import Engine
 
 # Columns of a row, and the norms that they come from (see `noise.measure`).
-NOISE_SCALES = {"gradient_noise_scale": "", "preconditioned_noise_scale": "_preconditioned"}
+NOISE_SCALES = {NOISE_SCALE: "", "preconditioned_noise_scale": "_preconditioned"}
 
 # Fields that may differ between the processes of one run.
 OWN_TO_A_PROCESS = (
@@ -100,6 +100,7 @@ class Run:
         self._mark: Any = None
         self._log: RunLog | None = None
         self._has_begun = False
+        self._save_soon = False
         with ExitStack() as stack:
             self._folder = stack.enter_context(claim(workdir, is_writer=self._is_writer))
             check_shared(self._folder)
@@ -197,7 +198,14 @@ class Run:
             segment = self._plan.next(self.history, self.measured)
             if segment is None:
                 return None
+            late = self._plan.known(self.history) == tuple(self.history)
+            grows = bool(self.history) and segment.batch_size != self.history[-1].batch_size
+            self._save_soon = late and grows  # so that a resumed run takes the same decision
             self.history.append(segment)
+            if self._save_soon:
+                self._progress.say(f"the batch grows to {segment.batch_size}: {self._reason()}")
+                if self._is_writer:
+                    self._write_plan()
         return self.current
 
     @contextlib.contextmanager
@@ -245,7 +253,8 @@ class Run:
         # A row never mixes two batch sizes.
         row = evaluation or due(cadence.log) or self.current is None
         noise = before // cadence.noise < self.examples_seen // cadence.noise
-        return Due(noise, evaluation, row, due(cadence.checkpoint))
+        checkpoint, self._save_soon = due(cadence.checkpoint) or self._save_soon, False
+        return Due(noise, evaluation, row, checkpoint)
 
     def measure_noise(self, engine: "Engine", state: TrainState) -> None:
         """Measures the gradient noise, and adds it to its averages."""
@@ -380,6 +389,10 @@ class Run:
     def _is_at_end(self) -> bool:
         complete = self.current is None and bool(self.history)
         return complete and self._plan.next(self.history, self.measured) is None
+
+    def _reason(self) -> str:
+        """What a plan that decides late knew."""
+        return ", ".join(f"{name} {value:.4g}" for name, value in self.measured.items())
 
     def _write_plan(self) -> None:
         plan = self._plan.to_dict(self.history, num_devices=self._mesh.size)
