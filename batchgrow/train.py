@@ -4,6 +4,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 
 from batchgrow import layout
+from batchgrow.compile import enable_compilation_cache
 from batchgrow.engine import Engine
 from batchgrow.experiment import Experiment, NonFiniteLoss, Outcome
 from batchgrow.plan import Point
@@ -49,6 +50,7 @@ def train(
         run = stack.enter_context(Run(experiment, workdir, mesh, override_config=override_config))
         if run.is_finished:
             return Outcome.FINISHED
+        enable_compilation_cache(experiment.execution.compilation_cache_dir)
         engine = stack.enter_context(Engine(experiment, mesh))
         restored = run.restore(engine.state)
         for batch_size in run.batch_sizes():
