@@ -60,8 +60,9 @@ def create_state(
     """
 
     def init(key: jax.Array) -> tuple[dict[str, Any], Any]:
-        variables = dict(task.init(key, example))
-        outputs = task.loss(variables, example, example_keys(seed, jnp.zeros(1, int)), train=False)
+        arrays = jax.tree.map(jnp.asarray, example)  # NumPy's cannot be indexed by traced arrays
+        variables = dict(task.init(key, arrays))
+        outputs = task.loss(variables, arrays, None, train=False)
         return variables, outputs.metrics
 
     key = jax.random.fold_in(jax.random.key(seed), 0)
