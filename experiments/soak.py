@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -77,13 +77,13 @@ def soak(
         told = list(run.faults(kinds))
         found, expected = faults.rows(run.workdir), faults.rows(reference)
         arrays = (faults.final_arrays(path, reference) for path in (run.workdir, reference))
-        lost = [row for row in expected if row not in found]
+        lost, told_lost = [row for row in expected if row not in found], sum(run.told.values())
         same = found == [row for row in expected if row not in lost]
-        same = same and len(lost) <= run.told_lost and all(map(np.array_equal, *arrays))
+        same = same and len(lost) <= told_lost and all(map(np.array_equal, *arrays))
         totals.update(
             runs=1,
-            rows_lost=max(0, len(lost) - run.told_lost),
-            rows_lost_and_told=min(len(lost), run.told_lost),
+            rows_lost=max(0, len(lost) - told_lost),
+            rows_lost_and_told=min(len(lost), told_lost),
             rows_twice=len(found) - len({row["examples_seen"] for row in found}),
             checkpoints_lost=sum(was_lost for _, _, was_lost in told),
             runs_identical=int(same),
@@ -136,13 +136,13 @@ class _Disturbed:
     """A run in `workdir` that faults interrupt.
 
     Attributes:
-      told_lost: rows that the run said were lost.
+      told: rows that a start said were lost, by the checkpoint that it resumed from.
     """
 
     workdir: pathlib.Path
     num_processes: int
     rng: random.Random
-    told_lost: int = 0
+    told: dict[int, int] = field(default_factory=dict)
 
     def faults(self, kinds: dict[str, Counter]) -> Iterator[tuple[str, bool, bool]]:
         """Faults and restarts until the run has had its share, then to the end.
@@ -167,12 +167,13 @@ class _Disturbed:
                 if not faults.damage(self.workdir, kind, rng):
                     continue
             codes, right = self._strike(fault)
-            self.told_lost += faults.rows_told_lost(self.workdir)
             struck = kind in (*faults.RUNNING, faults.PAUSE, faults.SECOND)
             if not any(codes) and (ended or struck):
                 continue  # the run had ended before the fault could happen
             # Of a damaged checkpoint the one before is the newest that is complete.
             whole = before[:-1] if kind in faults.DAMAGE[:2] else before
+            if lost := faults.rows_told_lost(self.workdir):
+                self.told[max(whole, default=0)] = lost
             position = resumed_at(self.workdir)
             yield kind, right, position is not None and position < max(whole, default=0)
         yield faults.CUT_JSON, self._finish(), False
