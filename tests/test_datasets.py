@@ -1,137 +1,119 @@
-"""The order of the training stream, and the batches that are read from it."""
+"""Data sets: examples by index, their shapes, and evaluation batches."""
 
-import grain
+from typing import Any
+
+import jax
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from batchgrow.data import feed
-from batchgrow.data import stream as stream_module
-from batchgrow.data.sources import Images, load_images
-from batchgrow.data.stream import Stream, take
+from batchgrow.data.datasets import (
+    ArrayDataset,
+    InMemory,
+    SourceDataset,
+    evaluation_batches,
+)
+from batchgrow.data.sources import load_images, open_dataset
+from batchgrow.data.tables import load_table
 
 
-def numbered_images(num_examples: int) -> Images:
-    """Image i is filled with i, and its label is i."""
+def numbered(num_examples: int) -> ArrayDataset:
+    """Example i has an image filled with i, and the number i."""
     numbers = np.arange(num_examples)
     image = np.broadcast_to(numbers[:, None, None, None], (num_examples, 3, 3, 1))
-    return Images(image.astype(np.uint8), numbers.astype(np.int32))
+    return ArrayDataset({"image": image.astype(np.uint8), "number": numbers.astype(np.int32)})
 
 
-@settings(max_examples=30, deadline=None)
-@given(num_examples=st.integers(1, 60), seed=st.integers(0, 2**31), epoch=st.integers(0, 10**6))
-def test_each_epoch_is_a_permutation(num_examples, seed, epoch):
-    positions = np.arange(epoch * num_examples, (epoch + 1) * num_examples)
-    indices = Stream(num_examples, seed).indices(positions)
-    assert sorted(indices.tolist()) == list(range(num_examples))
+def as_list(data: ArrayDataset) -> SourceDataset:
+    return SourceDataset([data.gather(np.array(i)) for i in range(data.num_examples)])
 
 
-@settings(max_examples=30, deadline=None)
-@given(
-    num_examples=st.integers(1, 20),
-    sizes=st.lists(st.integers(1, 25), min_size=1, max_size=10),
-    start=st.integers(0, 100),
-)
-def test_order_does_not_depend_on_how_it_is_cut(num_examples, sizes, start):
-    """Batches of any sizes, across epochs, are the stream; so is one that starts in the middle."""
-    stream = Stream(num_examples, seed=3)
-    end = start + sum(sizes)
-    whole = stream.indices(np.arange(end))
-    cuts = np.cumsum([start, *sizes])
-    parts = [stream.indices(np.arange(a, b)) for a, b in zip(cuts, cuts[1:], strict=False)]
-    np.testing.assert_array_equal(np.concatenate(parts), whole[start:])
+@pytest.mark.parametrize("shape", [(), (5,), (2, 3), (2, 3, 4)])
+def test_examples_are_gathered_in_any_shape(shape):
+    arrays, source = numbered(50), as_list(numbered(50))
+    indices = np.random.default_rng(0).integers(0, 50, shape)
+    for data in (arrays, source):
+        found = data.gather(indices)
+        np.testing.assert_array_equal(found["number"], indices)
+        assert found["image"].shape == (*shape, 3, 3, 1)
+        np.testing.assert_array_equal(found["image"][..., 0, 0, 0], indices)
+    on_device = jax.tree.map(jax.numpy.asarray, arrays.arrays)
+    taken = arrays.take(on_device, jax.numpy.asarray(indices))
+    jax.tree.map(np.testing.assert_array_equal, taken, arrays.gather(indices))
 
 
-def test_epochs_and_seeds_have_orders_of_their_own():
-    orders = [
-        tuple(Stream(30, seed).indices(np.arange(30 * epoch, 30 * (epoch + 1))).tolist())
-        for seed in range(3)
-        for epoch in range(3)
+def test_shapes_of_an_example():
+    expected = {
+        "image": jax.ShapeDtypeStruct((3, 3, 1), np.uint8),
+        "number": jax.ShapeDtypeStruct((), np.int32),
+    }
+    for data in (numbered(5), as_list(numbered(5))):
+        assert data.example == expected
+        assert data.num_examples == 5
+    assert isinstance(numbered(5), InMemory) and not isinstance(as_list(numbered(5)), InMemory)
+
+
+def test_arrays_of_unequal_length_are_refused():
+    with pytest.raises(ValueError, match="unequal length .x 1,000, y 999.: give one entry"):
+        ArrayDataset({"x": np.zeros(1000), "y": np.zeros(999)})
+
+
+@pytest.mark.parametrize("process_count", [1, 2])
+@pytest.mark.parametrize(("num_examples", "batch_size"), [(10, 4), (8, 4), (3, 8), (1, 2)])
+def test_evaluation_covers_every_example_once(num_examples, batch_size, process_count):
+    parts = [
+        list(evaluation_batches(numbered(num_examples), batch_size, process, process_count))
+        for process in range(process_count)
     ]
-    assert len(set(orders)) == 9
-
-
-def test_order_is_pinned():
-    """A resumed run relies on the order being the same for ever."""
-    order = [3, 6, 4, 0, 7, 5, 2, 1, 1, 4, 6, 5, 7, 3, 2, 0]
-    assert Stream(8, 0).indices(np.arange(16)).tolist() == order
-
-
-def test_only_the_epochs_of_a_batch_are_drawn(monkeypatch):
-    """At epoch 1000 nothing is drawn for the thousand before."""
-    drawn = []
-    permutation = stream_module._permutation
-
-    def record(num_examples, seed, epoch):
-        drawn.append(epoch)
-        return permutation(num_examples, seed, epoch)
-
-    monkeypatch.setattr(stream_module, "_permutation", record)
-    Stream(10, 0).indices(np.arange(10_005, 10_025)[::-1])
-    assert drawn == [1000, 1001, 1002]
-
-
-def test_any_shape_of_positions():
-    stream = Stream(10, 0)
-    assert stream.indices(np.empty((0, 4))).shape == (0, 4)
-    positions = np.arange(24).reshape(2, 3, 4)
-    indices = stream.indices(positions)
-    assert indices.shape == (2, 3, 4)
-    np.testing.assert_array_equal(indices.ravel(), stream.indices(np.arange(24)))
-
-
-def test_resident_and_streamed_feeds_give_the_same_examples():
-    images = numbered_images(50)
-    resident, streamed = feed.ResidentFeed(images, 4), feed.StreamedFeed(images, 4)
-    positions = np.arange(40, 64).reshape(2, 3, 4)
-    there, here = resident.batch(positions), streamed.batch(positions)
-    np.testing.assert_array_equal(images.image[there["index"]], here["image"])
-    np.testing.assert_array_equal(images.label[there["index"]], here["label"])
-    np.testing.assert_array_equal(there["position"], here["position"])
-    np.testing.assert_array_equal(there["position"], positions)
-    for source, batch in ((resident, there), (streamed, here)):
-        found = {name: (leaf.shape[3:], leaf.dtype) for name, leaf in batch.items()}
-        assert found == {name: (s, np.dtype(d)) for name, (s, d) in source.spec.items()}
-
-
-@pytest.mark.parametrize(("num_examples", "batch_size"), [(10, 4), (8, 4), (3, 8), (1, 1)])
-def test_padded_batches_hold_every_example_once(num_examples, batch_size):
-    batches = list(feed.padded_batches(numbered_images(num_examples), batch_size))
-    assert {len(batch["mask"]) for batch in batches} == {batch_size}
-    labels = np.concatenate([batch["label"][batch["mask"] == 1] for batch in batches])
-    assert labels.tolist() == list(range(num_examples))
-    pixels = np.concatenate([batch["image"][batch["mask"] == 1, 0, 0, 0] for batch in batches])
-    assert pixels.tolist() == list(range(num_examples))
+    assert len({len(batches) for batches in parts}) == 1  # all processes evaluate together
+    batches = [batch for batches in parts for batch in batches]
+    assert {len(batch["mask"]) for batch in batches} == {batch_size // process_count}
+    seen: list[Any] = []
+    for batch in batches:
+        numbers = batch["examples"]["number"][batch["mask"] == 1]
+        np.testing.assert_array_equal(
+            batch["examples"]["image"][batch["mask"] == 1, 0, 0, 0], numbers
+        )
+        seen += numbers.tolist()
+    assert sorted(seen) == list(range(num_examples))
 
 
 def test_digits_are_split_without_overlap():
-    train, test = load_images("digits", "train"), load_images("digits", "test")
-    assert (train.image.shape, test.image.shape) == ((1437, 8, 8, 1), (360, 8, 8, 1))
-    assert train.image.dtype == np.uint8 and train.image.max() == 240
-    together = {image.tobytes() for image in np.concatenate([train.image, test.image])}
+    train, test = (load_images("digits", split).arrays for split in ("train", "test"))
+    assert train["image"].shape == (1437, 8, 8, 1) and test["image"].shape == (360, 8, 8, 1)
+    assert train["image"].dtype == np.uint8 and train["image"].max() == 240
+    together = {image.tobytes() for image in np.concatenate([train["image"], test["image"]])}
     assert len(together) == 1797
-    assert set(train.label) == set(test.label) == set(range(10))
+    assert set(train["label"]) == set(test["label"]) == set(range(10))
 
 
-SOURCES = {
-    "list": [{"row": np.full(3, i, np.float32), "label": i} for i in range(6)],
-    "grain": grain.MapDataset.range(6).map(
-        lambda i: {"row": np.full(3, i, np.float32), "label": i}
-    ),
-}
+def test_the_table_is_split_without_overlap():
+    train, test = (load_table("diabetes", split) for split in ("train", "test"))
+    assert train["x"].shape == (353, 10) and test["x"].shape == (89, 10)
+    assert train["y"].shape == (353, 1) and train["y"].dtype == np.float32
+    rows = np.concatenate([train["x"], test["x"]])
+    assert len({row.tobytes() for row in rows}) == 442
+    np.testing.assert_allclose(rows.mean(0), 0, atol=1e-6)
+    np.testing.assert_allclose((rows**2).mean(0), 1, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", SOURCES)
-def test_take_stacks_the_examples_of_any_source(name):
-    batch = take(SOURCES[name], [4, 0, 4])
-    assert set(batch) == {"row", "label"}
-    assert batch["row"].dtype == np.float32
-    np.testing.assert_array_equal(batch["row"], [[4.0] * 3, [0.0] * 3, [4.0] * 3])
-    np.testing.assert_array_equal(batch["label"], [4, 0, 4])
+def one_more_than_train(split: str) -> ArrayDataset:
+    return numbered(8 + (split != "train"))
 
 
-def test_take_from_an_array_is_indexing():
-    array, stream = np.arange(24.0).reshape(12, 2), Stream(12, seed=3)
-    index = stream.indices(range(9, 15))
-    np.testing.assert_array_equal(take(array, index), array[index])
+def test_a_data_set_of_your_own_by_module_and_function():
+    name = "test_datasets:one_more_than_train"
+    assert open_dataset(name, "train").num_examples == 8
+    assert open_dataset(name, "test").num_examples == 9
+    with pytest.raises(ValueError, match="data.name 'test_datasets:none' cannot be imported"):
+        open_dataset("test_datasets:none", "train")
+
+
+@pytest.mark.parametrize("name", ["digits", "diabetes", "python_topics"])
+def test_unknown_splits_name_the_known(name):
+    with pytest.raises(ValueError, match=f"{name} has no split 'validation'.*choose .*train"):
+        open_dataset(name, "validation", context=8)
+
+
+def test_a_text_needs_a_context():
+    with pytest.raises(ValueError, match="data.context is not set"):
+        open_dataset("python_topics", "train")
