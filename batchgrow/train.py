@@ -45,6 +45,7 @@ def train(
       MemoryError: if a device is too small for one ghost batch.
       OSError: if the run folder cannot be written any more.
     """
+    enable_compilation_cache(experiment.execution.compilation_cache_dir)
     plan, mesh = experiment.plan, layout.make_mesh(experiment.execution.num_devices)
     with ExitStack() as stack:
         run = stack.enter_context(Run(experiment, workdir, mesh, override_config=override_config))
