@@ -10,6 +10,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from batchgrow.compile import CompileAhead
@@ -221,7 +222,7 @@ class Run:
             "compile_seconds": updates.times[batch_size].compile_seconds,
             "cache_hit": updates.times[batch_size].cache_hit,
             "waited_seconds": self._clock.seconds["compile"] - before,
-            "num_microbatches": updates.finished(batch_size).layout.num_microbatches,
+            "num_microbatches": updates.start(batch_size).result().layout.num_microbatches,
         }
 
     def dispatches(self, segment: Segment, most: int) -> Iterator[list[Point]]:
@@ -326,8 +327,9 @@ class Run:
         if self._log is not None:
             self._log.write(row)
         self._progress.row(row)
-        zeros = jax.tree.map(lambda x: x * 0, jax.device_get(state.sums))
-        return state.replace(sums=replicate(zeros, self._mesh))
+        zeros = jax.tree.map(np.zeros_like, jax.device_get(state.sums))
+        changed: Any = state
+        return changed.replace(sums=replicate(zeros, self._mesh))
 
     def reason_to_stop(self, asked: bool) -> Outcome | None:
         """Why the run stops here, or None. Every process asks once after each dispatch.
