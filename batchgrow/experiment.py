@@ -118,7 +118,8 @@ class Experiment:
     Attributes:
       name: shown in messages and in the report.
       task: the model, its loss and its metrics.
-      train_data, test_data: the data sets.
+      train_data: the training set.
+      test_data: the test set.
       plan: the segments of the run, and with them batch sizes and learning rates.
       optimizer: from gradients to the direction that the learning rate scales.
       cadence: when to log, evaluate and save.
