@@ -50,5 +50,5 @@ def get_config(variant: str = "decaying_lr") -> library.ConfigDict:
             config.plan.name = "grow"
             config.plan.max_batch_size = 200
         case _:
-            raise ValueError(f"unknown variant {variant!r}: choose {', '.join(VARIANTS)}")
+            raise ValueError(f"unknown variant {variant!r}; choose {', '.join(VARIANTS)}")
     return config

@@ -91,7 +91,7 @@ def get_config(variant: str = "decaying_lr") -> library.ConfigDict:
             config.plan.name = "grow"
             config.plan.exponent = 0.5
         case _:
-            raise ValueError(f"unknown variant {name!r}: choose {', '.join(VARIANTS)}")
+            raise ValueError(f"unknown variant {name!r}; choose {', '.join(VARIANTS)}")
     return config
 
 
