@@ -119,8 +119,9 @@ class Engine:
         self._arrays: Any = None
         self._read_until = 0
         self.updates: CompileAhead[int] = CompileAhead(self._compile_update)
+        others = {"evaluation": self._compile_evaluation, "noise": self._compile_noise}
         self._others: CompileAhead[str] = CompileAhead(
-            lambda name: getattr(self, f"_compile_{name}")(), pool=self.updates.pool
+            lambda name: others[name](), pool=self.updates.pool
         )
 
     def __enter__(self) -> "Engine":
