@@ -186,8 +186,8 @@ def make_task(config: ConfigDict, axis_name: str | None = AXIS_NAME) -> Task:
         **model_fields,
     )
     make = find(fields.pop("name"), TASKS, "task.name")
-    if make is Classification:
-        fields["num_classes"] = config.model.num_classes
+    if make is Classification and "num_classes" not in fields:
+        fields["num_classes"] = config.model.get("num_classes", 0)
     if make is LanguageModel and config.data.name in TEXTS:
         text = load_text(config.data.name, config.data.train_split, config.run.data_dir)
         fields["bytes_per_token"] = text.bytes_per_token

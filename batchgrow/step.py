@@ -60,9 +60,9 @@ def create_state(
     """
 
     def init(key: jax.Array) -> tuple[dict[str, Any], Any]:
-        arrays = jax.tree.map(jnp.asarray, example)  # NumPy's cannot be indexed by traced arrays
-        variables = dict(task.init(key, arrays))
-        outputs = task.loss(variables, arrays, None, train=False)
+        examples = jax.tree.map(jnp.asarray, example)
+        variables = dict(task.init(key, examples))
+        outputs = task.loss(variables, examples, None, train=False)
         return variables, outputs.metrics
 
     key = jax.random.fold_in(jax.random.key(seed), 0)

@@ -1,7 +1,8 @@
 """Data sets: examples by index, in memory or behind any source that gives one example at a time."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -51,23 +52,24 @@ class ArrayDataset:
     """Arrays whose first axis counts examples.
 
     Attributes:
-      arrays: of equal length, by name.
+      arrays: a pytree of arrays of equal length.
 
     Raises:
       ValueError: if there is no array or their lengths differ.
     """
 
-    arrays: Mapping[str, np.ndarray]
+    arrays: Any
 
     def __post_init__(self) -> None:
-        lengths = {name: len(array) for name, array in self.arrays.items()}
-        if len(set(lengths.values())) != 1:
-            shown = ", ".join(f"{name} {length:,}" for name, length in lengths.items())
+        lengths = [(path, len(array)) for path, array in jax.tree.leaves_with_path(self.arrays)]
+        if len({length for _, length in lengths}) != 1:
+            keystr = partial(jax.tree_util.keystr, simple=True, separator=".")
+            shown = ", ".join(f"{keystr(path)} {length:,}" for path, length in lengths)
             raise ValueError(f"arrays of unequal length ({shown}): give one entry for each example")
 
     @property
     def num_examples(self) -> int:
-        return len(next(iter(self.arrays.values())))
+        return len(jax.tree.leaves(self.arrays)[0])
 
     @property
     def example(self) -> Any:
