@@ -70,6 +70,8 @@ def train(
                 engine.prepare(segment.batch_size, run.batch_sizes())
                 engine.read_ahead(plan.known(run.history), run.examples_seen)
 
+                if due.noise:
+                    run.measure_noise(engine, state)
                 test = run.evaluate(engine, state) if due.evaluation else {}
                 if due.row:
                     state = run.write_row(state, points[-1], test)

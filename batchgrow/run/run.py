@@ -10,25 +10,25 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from batchgrow.compile import CompileAhead
 from batchgrow.experiment import Experiment, NonFiniteLoss, Outcome
 from batchgrow.layout import replicate
 from batchgrow.plan import Point, Segment
-from batchgrow.run import environment
-from batchgrow.run.agreement import check_agreement, check_shared, fingerprint
+from batchgrow.run.agreement import check_agreement, check_shared, facts_of
 from batchgrow.run.checkpoints import Checkpoints
 from batchgrow.run.folder import (
     FORMAT,
     FolderError,
     check_config,
     claim,
-    flatten,
     read_json,
     write_json,
 )
 from batchgrow.run.log import Clock, RunLog
+from batchgrow.run.noise_meter import NoiseMeter
 from batchgrow.run.progress import Progress
 from batchgrow.run.signals import Preemption
 from batchgrow.run.summary import compared, hyper_parameters, summarize
@@ -38,19 +38,11 @@ from batchgrow.step import TrainState
 if TYPE_CHECKING:
     from batchgrow.engine import Engine
 
-# Fields that may differ between the processes of one run.
-OWN_TO_A_PROCESS = (
-    "run.data_dir",
-    "run.num_workers",
-    "run.compilation_cache_dir",
-    "run.progress",
-    "run.tensorboard",
-)
-
 
 class Due(NamedTuple):
     """What is due after a dispatch."""
 
+    noise: bool
     evaluation: bool
     row: bool
     checkpoint: bool
@@ -89,15 +81,17 @@ class Run:
         self.examples_seen = 0
         self.history: list[Segment] = []
         self.measured: dict[str, float] = {}
+        self._noise = NoiseMeter(experiment)
         self._compiled: dict[str, dict[str, Any]] = {}
         self._clock = Clock()
         self._mark: Any = None
         self._log: RunLog | None = None
         self._has_begun = False
+        self._save_soon = False
         with ExitStack() as stack:
             self._folder = stack.enter_context(claim(workdir, is_writer=self._is_writer))
             check_shared(self._folder)
-            check_agreement(self._facts())
+            check_agreement(facts_of(experiment, self._settings, self._folder))
             self._preemption = stack.enter_context(Preemption())
             config, plan, summary = (
                 read_json(self._folder / f"{name}.json") for name in ("config", "plan", "summary")
@@ -146,6 +140,7 @@ class Run:
             )
         self.measured = notes["measured"]
         self._compiled = notes["compiled"]
+        self._noise.restore(notes["noise"])
         self._clock = Clock(notes["seconds"])
         self._mark = notes["log"]
         return state
@@ -190,7 +185,14 @@ class Run:
             segment = self._plan.next(self.history, self.measured)
             if segment is None:
                 return None
+            late = self._plan.known(self.history) == tuple(self.history)
+            grows = bool(self.history) and segment.batch_size != self.history[-1].batch_size
+            self._save_soon = late and grows  # so that a resumed run takes the same decision
             self.history.append(segment)
+            if self._save_soon:
+                self._progress.say(f"the batch grows to {segment.batch_size}: {self._reason()}")
+                if self._is_writer:
+                    self._write_plan()
         return self.current
 
     @contextlib.contextmanager
@@ -206,7 +208,7 @@ class Run:
             "compile_seconds": updates.times[batch_size].compile_seconds,
             "cache_hit": updates.times[batch_size].cache_hit,
             "waited_seconds": self._clock.seconds["compile"] - before,
-            "num_microbatches": updates.finished(batch_size).layout.num_microbatches,
+            "num_microbatches": updates.start(batch_size).result().layout.num_microbatches,
         }
 
     def dispatches(self, segment: Segment, most: int) -> Iterator[list[Point]]:
@@ -237,7 +239,18 @@ class Run:
         evaluation = due(cadence.evaluate)
         # A row never mixes two batch sizes.
         row = evaluation or due(cadence.log) or self.current is None
-        return Due(evaluation, row, due(cadence.checkpoint))
+        noise = before // cadence.noise < self.examples_seen // cadence.noise
+        checkpoint, self._save_soon = due(cadence.checkpoint) or self._save_soon, False
+        return Due(noise, evaluation, row, checkpoint)
+
+    def measure_noise(self, engine: "Engine", state: TrainState) -> None:
+        """Measures the gradient noise, and adds it to its averages."""
+        jax.block_until_ready(state.params)
+        with self._clock.timer("compile"):
+            executable = engine.noise().result()
+        with self._clock.timer("noise"):
+            norms = engine.measure_noise(executable, state, self.examples_seen)
+        self._noise.add(norms)
 
     def evaluate(self, engine: "Engine", state: TrainState) -> dict[str, float]:
         """The metrics of the test set, by column of a row."""
@@ -265,6 +278,7 @@ class Run:
         """
         sums = {name: float(value) for name, value in jax.device_get(state.sums).items()}
         metrics = self._experiment.task.summarize(sums)
+        noise = self._noise.columns()
         seconds, waited_for_input = self._clock.lap()
         row = {
             "examples_seen": self.examples_seen,
@@ -277,6 +291,7 @@ class Run:
             "noise_scale": point.noise_scale,
             **{f"train_{name}": value for name, value in metrics.items()},
             **test,
+            **noise,
             "examples_per_second": sums["count"] / max(seconds, 1e-9),
             "input_share": waited_for_input / max(seconds, 1e-9),
             "wall_seconds": self._clock.total(),
@@ -285,12 +300,13 @@ class Run:
         self._check_finite(metrics["loss"], point)
         if self._is_at_end():  # no later update shows what the last one did
             self._check_finite(test["test_loss"], point)
-        self.measured = metrics
+        self.measured = metrics | noise
         if self._log is not None:
             self._log.write(row)
         self._progress.row(row)
-        zeros = jax.tree.map(lambda x: x * 0, jax.device_get(state.sums))
-        return state.replace(sums=replicate(zeros, self._mesh))
+        zeros = jax.tree.map(np.zeros_like, jax.device_get(state.sums))
+        changed: Any = state
+        return changed.replace(sums=replicate(zeros, self._mesh))
 
     def reason_to_stop(self, asked: bool) -> Outcome | None:
         """Why the run stops here, or None. Every process asks once after each dispatch.
@@ -321,6 +337,7 @@ class Run:
             notes = {
                 "history": self.history,
                 "measured": self.measured,
+                "noise": self._noise.notes(),
                 "compiled": self._compiled,
                 "seconds": self._clock.seconds,
                 "log": self._log.mark() if self._log is not None else None,
@@ -352,28 +369,13 @@ class Run:
         complete = self.current is None and bool(self.history)
         return complete and self._plan.next(self.history, self.measured) is None
 
+    def _reason(self) -> str:
+        """What a plan that decides late knew."""
+        return ", ".join(f"{name} {value:.4g}" for name, value in self.measured.items())
+
     def _write_plan(self) -> None:
         plan = self._plan.to_dict(self.history, num_devices=self._mesh.size)
         write_json(self._folder / "plan.json", plan)
-
-    def _facts(self) -> dict[str, str]:
-        """What must be the same on all processes, by name."""
-        if jax.process_count() == 1:
-            return {}
-        e = self._experiment
-        fields = {
-            name: str(value)
-            for name, value in flatten(self._settings).items()
-            if name not in OWN_TO_A_PROCESS
-        }
-        data = {"train": e.train_data, "test": e.test_data}
-        return fields | {
-            "workdir": str(self._folder),
-            "plan": json.dumps(self._plan.to_dict()),
-            **{f"{split} data": fingerprint(found) for split, found in data.items()},
-            "versions": json.dumps(environment.versions()),
-            "commit": str(environment.commit()),
-        }
 
     def _check_finite(self, loss: float, point: Point) -> None:
         """Raises NonFiniteLoss, on every process alike, if the loss up to `point` is not finite."""
