@@ -225,10 +225,17 @@ class Run:
         before: Any = state.sums["loss"]
         return self._clock.timer("input", counts=before.is_ready)
 
-    def advance(self, points: Sequence[Point]) -> Due:
-        """Notes that these updates were dispatched, and says what is due after them."""
+    def advance(self, state: TrainState, points: Sequence[Point]) -> Due:
+        """Notes that these updates were dispatched, and says what is due after them.
+
+        Args:
+          state: the state after them.
+          points: the updates.
+        """
         before, self.examples_seen = self.examples_seen, points[-1].end_examples
         self._progress.advance(self.examples_seen - before)
+        if self.current is None:  # The plan may decide by the metrics up to here.
+            self.measured = self._experiment.task.summarize(_sums(state))
         cadence, at_end = self._experiment.cadence, self._is_at_end()
 
         def due(every: int) -> bool:
@@ -263,7 +270,7 @@ class Run:
         Raises:
           NonFiniteLoss: if the loss is not finite, on every process alike.
         """
-        sums = {name: float(value) for name, value in jax.device_get(state.sums).items()}
+        sums = _sums(state)
         metrics = self._experiment.task.summarize(sums)
         seconds, waited_for_input = self._clock.lap()
         row = {
@@ -394,6 +401,10 @@ class Run:
             f"batch size {point.batch_size}, learning rate {point.learning_rate:.4g}); {good}; "
             "lower recipe.learning_rate or add recipe.warmup_epochs, in a new workdir"
         )
+
+
+def _sums(state: TrainState) -> dict[str, float]:
+    return {name: float(value) for name, value in jax.device_get(state.sums).items()}
 
 
 def _same_segments(a: Sequence[Segment], b: Sequence[Segment]) -> bool:
