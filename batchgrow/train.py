@@ -65,10 +65,11 @@ def train(
                 with run.input_timer(state):
                     batches = engine.feed.batch(update.dispatch_positions(points))
                 state = update(state, batches, points)
+                run.advance(points)
                 engine.prepare(segment.batch_size, run.batch_sizes())
-                engine.read_ahead(plan.known(run.history), points[-1].end_examples)
+                engine.read_ahead(plan.known(run.history), run.examples_seen)
 
-                due = run.advance(state, points)
+                due = run.measure(engine, state)
                 test = run.evaluate(engine, state) if due.evaluation else {}
                 if due.row:
                     state = run.write_row(state, points[-1], test)

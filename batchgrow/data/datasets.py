@@ -23,7 +23,7 @@ class Dataset(Protocol):
 
     @property
     def example(self) -> Any:
-        """The shapes and dtypes of one example, a pytree of `jax.ShapeDtypeStruct`s."""
+        """The shapes and dtypes of one example, a pytree of `jax.ShapeDtypeStruct`."""
         ...
 
     def gather(self, indices: np.ndarray) -> Batch:

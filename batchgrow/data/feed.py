@@ -18,6 +18,9 @@ HostBatch = dict[str, Any]
 class Feed(Protocol):
     """Where training batches come from.
 
+    A feed that reads in the background also has `read_ahead(positions)`. It starts to read what
+    `batch` will be asked for next, in the same order, and returns whether there was room.
+
     Attributes:
       arrays: host arrays that every device holds, or ().
       example: an example as the host sends it, a pytree of `jax.ShapeDtypeStruct`s.
@@ -38,11 +41,8 @@ class Feed(Protocol):
         """From what the host sent, and `arrays`, to what the task takes; traced in the step."""
         ...
 
-    def read_ahead(self, positions: np.ndarray) -> bool:
-        """Starts to read what `batch` will be asked for next, in the same order.
-
-        Returns whether it wants to read further ahead.
-        """
+    def peek(self, positions: np.ndarray) -> HostBatch:
+        """As `batch`, for any positions; what is read ahead stays as it is."""
         ...
 
     def close(self) -> None:
@@ -74,8 +74,8 @@ class ResidentFeed:
     def examples(self, batch: HostBatch, arrays: Any) -> Any:
         return self._data.take(arrays, batch["index"])
 
-    def read_ahead(self, positions: np.ndarray) -> bool:
-        return False
+    def peek(self, positions: np.ndarray) -> HostBatch:
+        return self.batch(positions)
 
     def close(self) -> None:
         pass
@@ -105,8 +105,8 @@ class StreamedFeed:
     def examples(self, batch: HostBatch, arrays: Any) -> Any:
         return batch["examples"]
 
-    def read_ahead(self, positions: np.ndarray) -> bool:
-        return False
+    def peek(self, positions: np.ndarray) -> HostBatch:
+        return self.batch(positions)
 
     def close(self) -> None:
         pass

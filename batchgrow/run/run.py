@@ -10,25 +10,25 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from batchgrow.compile import CompileAhead
 from batchgrow.experiment import Experiment, NonFiniteLoss, Outcome
 from batchgrow.layout import replicate
 from batchgrow.plan import Point, Segment
-from batchgrow.run import environment
-from batchgrow.run.agreement import check_agreement, check_shared, fingerprint
+from batchgrow.run.agreement import check_agreement, check_shared, facts_of
 from batchgrow.run.checkpoints import Checkpoints
 from batchgrow.run.folder import (
     FORMAT,
     FolderError,
     check_config,
     claim,
-    flatten,
     read_json,
     write_json,
 )
 from batchgrow.run.log import Clock, RunLog
+from batchgrow.run.noise_meter import NoiseMeter
 from batchgrow.run.progress import Progress
 from batchgrow.run.signals import Preemption
 from batchgrow.run.summary import compared, hyper_parameters, summarize
@@ -37,15 +37,6 @@ from batchgrow.step import TrainState
 
 if TYPE_CHECKING:
     from batchgrow.engine import Engine
-
-# Fields that may differ between the processes of one run.
-OWN_TO_A_PROCESS = (
-    "run.data_dir",
-    "run.num_workers",
-    "run.compilation_cache_dir",
-    "run.progress",
-    "run.tensorboard",
-)
 
 
 class Due(NamedTuple):
@@ -86,18 +77,20 @@ class Run:
         self._plan = experiment.plan
         self._mesh = mesh
         self._is_writer = jax.process_index() == 0
-        self.examples_seen = 0
+        self.examples_seen = self._before = 0
         self.history: list[Segment] = []
         self.measured: dict[str, float] = {}
+        self._noise = NoiseMeter(experiment)
         self._compiled: dict[str, dict[str, Any]] = {}
         self._clock = Clock()
         self._mark: Any = None
         self._log: RunLog | None = None
         self._has_begun = False
+        self._save_soon = False
         with ExitStack() as stack:
             self._folder = stack.enter_context(claim(workdir, is_writer=self._is_writer))
             check_shared(self._folder)
-            check_agreement(self._facts())
+            check_agreement(facts_of(experiment, self._settings, self._folder))
             self._preemption = stack.enter_context(Preemption())
             config, plan, summary = (
                 read_json(self._folder / f"{name}.json") for name in ("config", "plan", "summary")
@@ -146,6 +139,7 @@ class Run:
             )
         self.measured = notes["measured"]
         self._compiled = notes["compiled"]
+        self._noise.restore(notes["noise"])
         self._clock = Clock(notes["seconds"])
         self._mark = notes["log"]
         return state
@@ -190,7 +184,14 @@ class Run:
             segment = self._plan.next(self.history, self.measured)
             if segment is None:
                 return None
+            late = self._plan.known(self.history) == tuple(self.history)
+            grows = bool(self.history) and segment.batch_size != self.history[-1].batch_size
+            self._save_soon = late and grows  # so that a resumed run takes the same decision
             self.history.append(segment)
+            if self._save_soon:
+                self._progress.say(f"the batch grows to {segment.batch_size}: {self._reason()}")
+                if self._is_writer:
+                    self._write_plan()
         return self.current
 
     @contextlib.contextmanager
@@ -206,7 +207,7 @@ class Run:
             "compile_seconds": updates.times[batch_size].compile_seconds,
             "cache_hit": updates.times[batch_size].cache_hit,
             "waited_seconds": self._clock.seconds["compile"] - before,
-            "num_microbatches": updates.finished(batch_size).layout.num_microbatches,
+            "num_microbatches": updates.start(batch_size).result().layout.num_microbatches,
         }
 
     def dispatches(self, segment: Segment, most: int) -> Iterator[list[Point]]:
@@ -225,26 +226,38 @@ class Run:
         before: Any = state.sums["loss"]
         return self._clock.timer("input", counts=before.is_ready)
 
-    def advance(self, state: TrainState, points: Sequence[Point]) -> Due:
-        """Notes that these updates were dispatched, and says what is due after them.
+    def advance(self, points: Sequence[Point]) -> None:
+        """Notes that these updates were dispatched."""
+        self._before, self.examples_seen = self.examples_seen, points[-1].end_examples
+        self._progress.advance(self.examples_seen - self._before)
 
-        Args:
-          state: the state after them.
-          points: the updates.
-        """
-        before, self.examples_seen = self.examples_seen, points[-1].end_examples
-        self._progress.advance(self.examples_seen - before)
-        if self.current is None:  # The plan may decide by the metrics up to here.
-            self.measured = self._experiment.task.summarize(_sums(state))
-        cadence, at_end = self._experiment.cadence, self._is_at_end()
-
-        def due(every: int) -> bool:
-            return at_end or before // every < self.examples_seen // every
-
-        evaluation = due(cadence.evaluate)
+    def measure(self, engine: "Engine", state: TrainState) -> Due:
+        """Measures what the plan may decide by, and says what is due after the last dispatch."""
+        cadence = self._experiment.cadence
+        if self._has_passed(cadence.noise):
+            self._measure_noise(engine, state)
         # A row never mixes two batch sizes.
-        row = evaluation or due(cadence.log) or self.current is None
-        return Due(evaluation, row, due(cadence.checkpoint))
+        row = self.current is None or self._has_passed(cadence.log, cadence.evaluate)
+        if row:
+            self.measured = self._experiment.task.summarize(_sums(state)) | self._noise.columns()
+        at_end = self._is_at_end()
+        evaluation = at_end or self._has_passed(cadence.evaluate)
+        checkpoint = at_end or self._save_soon or self._has_passed(cadence.checkpoint)
+        self._save_soon = False
+        return Due(evaluation, row, checkpoint)
+
+    def _has_passed(self, *intervals: int) -> bool:
+        """Whether the last dispatch reached a multiple of one of the intervals."""
+        return any(self._before // every < self.examples_seen // every for every in intervals)
+
+    def _measure_noise(self, engine: "Engine", state: TrainState) -> None:
+        """Measures the gradient noise, and adds it to its averages."""
+        jax.block_until_ready(state.params)
+        with self._clock.timer("compile"):
+            executable = engine.noise().result()
+        with self._clock.timer("noise"):
+            norms = engine.measure_noise(executable, state, self.examples_seen)
+        self._noise.add(norms)
 
     def evaluate(self, engine: "Engine", state: TrainState) -> dict[str, float]:
         """The metrics of the test set, by column of a row."""
@@ -270,8 +283,8 @@ class Run:
         Raises:
           NonFiniteLoss: if the loss is not finite, on every process alike.
         """
-        sums = _sums(state)
-        metrics = self._experiment.task.summarize(sums)
+        noise = self._noise.columns()
+        metrics = {k: value for k, value in self.measured.items() if k not in noise}
         seconds, waited_for_input = self._clock.lap()
         row = {
             "examples_seen": self.examples_seen,
@@ -284,7 +297,8 @@ class Run:
             "noise_scale": point.noise_scale,
             **{f"train_{name}": value for name, value in metrics.items()},
             **test,
-            "examples_per_second": sums["count"] / max(seconds, 1e-9),
+            **noise,
+            "examples_per_second": float(state.sums["count"]) / max(seconds, 1e-9),
             "input_share": waited_for_input / max(seconds, 1e-9),
             "wall_seconds": self._clock.total(),
             **{f"{name}_seconds": self._clock.seconds[name] for name in TIMERS},
@@ -292,12 +306,12 @@ class Run:
         self._check_finite(metrics["loss"], point)
         if self._is_at_end():  # no later update shows what the last one did
             self._check_finite(test["test_loss"], point)
-        self.measured = metrics
         if self._log is not None:
             self._log.write(row)
         self._progress.row(row)
-        zeros = jax.tree.map(lambda x: x * 0, jax.device_get(state.sums))
-        return state.replace(sums=replicate(zeros, self._mesh))
+        zeros = jax.tree.map(np.zeros_like, jax.device_get(state.sums))
+        changed: Any = state
+        return changed.replace(sums=replicate(zeros, self._mesh))
 
     def reason_to_stop(self, asked: bool) -> Outcome | None:
         """Why the run stops here, or None. Every process asks once after each dispatch.
@@ -328,6 +342,7 @@ class Run:
             notes = {
                 "history": self.history,
                 "measured": self.measured,
+                "noise": self._noise.notes(),
                 "compiled": self._compiled,
                 "seconds": self._clock.seconds,
                 "log": self._log.mark() if self._log is not None else None,
@@ -359,28 +374,13 @@ class Run:
         complete = self.current is None and bool(self.history)
         return complete and self._plan.next(self.history, self.measured) is None
 
+    def _reason(self) -> str:
+        """What a plan that decides late knew."""
+        return ", ".join(f"{name} {value:.4g}" for name, value in self.measured.items())
+
     def _write_plan(self) -> None:
         plan = self._plan.to_dict(self.history, num_devices=self._mesh.size)
         write_json(self._folder / "plan.json", plan)
-
-    def _facts(self) -> dict[str, str]:
-        """What must be the same on all processes, by name."""
-        if jax.process_count() == 1:
-            return {}
-        e = self._experiment
-        fields = {
-            name: str(value)
-            for name, value in flatten(self._settings).items()
-            if name not in OWN_TO_A_PROCESS
-        }
-        data = {"train": e.train_data, "test": e.test_data}
-        return fields | {
-            "workdir": str(self._folder),
-            "plan": json.dumps(self._plan.to_dict()),
-            **{f"{split} data": fingerprint(found) for split, found in data.items()},
-            "versions": json.dumps(environment.versions()),
-            "commit": str(environment.commit()),
-        }
 
     def _check_finite(self, loss: float, point: Point) -> None:
         """Raises NonFiniteLoss, on every process alike, if the loss up to `point` is not finite."""

@@ -24,7 +24,8 @@ class Classification:
       model: called as `model(images, train=...)` with float32 images `(examples, h, w, c)`; gives
         logits `(examples, num_classes)`.
       num_classes: the number of classes.
-      mean, std: of 0..255 pixels, for each channel or for all.
+      mean: of 0..255 pixels, for each channel or for all.
+      std: likewise.
       augment: of the training images: "none", "flip" or "crop_flip" (see `data.augment`).
       label_smoothing: probability that training spreads evenly over all classes.
 
