@@ -78,4 +78,4 @@ def train(
                     run.save(state, points[-1], test)
                 if stop:
                     return run.stop(stop)
-        return run.finish()
+        return run.finish(engine)

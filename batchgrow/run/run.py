@@ -355,13 +355,14 @@ class Run:
         self._checkpoints.wait()
         return outcome
 
-    def finish(self) -> Outcome:
+    def finish(self, engine: "Engine") -> Outcome:
         """Writes the summary; returns when everything is on disk."""
         self._checkpoints.wait()
         if self._log is not None:
             e, num_updates = self._experiment, sum(s.num_updates for s in self.history)
+            rows, num_replaced = list(self._log.rows()), getattr(engine.feed, "num_replaced", 0)
             summary = summarize(
-                e, self._mesh, list(self._log.rows()), self.history, self._compiled, self._clock
+                e, self._mesh, rows, self.history, self._compiled, self._clock, num_replaced
             )
             self._log.finish(
                 hyper_parameters(e, self._settings, num_updates), compared(e.task, summary)
