@@ -47,7 +47,7 @@ def test_no_cycles():
     ("importer", "allowed"),
     [
         ("batchgrow", ("batchgrow",)),
-        ("configs", ("batchgrow.config", "configs")),
+        ("configs", ("batchgrow.config", "batchgrow.data.text", "configs")),
         ("batchgrow.plan", ("batchgrow.plan",)),
         ("batchgrow.plan.curves", ()),
         ("batchgrow.plan.recipe", ("batchgrow.plan.curves",)),
