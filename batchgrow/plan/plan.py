@@ -1,9 +1,13 @@
 """Plans: which batch size, learning rate and momentum each update of a run has.
 
 A plan chooses the batch size B and the momentum m. The learning rate follows from the recipe's own
-batch size B0, momentum m0 and curve, so that the noise scale stays the recipe's:
+batch size B0, momentum m0 and curve, so that the effective step stays the recipe's:
 
-    learning_rate(t) = curve(t) * (B(t) / B0) * (1 - m) / (1 - m0)
+    learning_rate(t) = curve(t) * (B(t) / B0)**p * gain(m0) / gain(m)
+
+For SGD with momentum p = 1 and gain(m) = 1 / (1 - m), which keeps the noise scale. For Adam p = 1/2
+and gain = 1 (see `batchgrow.plan.coupling`). An update takes the curve at the mean position of the
+updates of the recipe that it replaces.
 
 Time is counted in examples seen, because updates of different batch sizes are not comparable. A run
 is a sequence of segments. Each is a whole number of updates of one batch size. `decay`, `grow` and
@@ -21,7 +25,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from batchgrow.plan.recipe import Recipe, accumulation_epochs, noise_scale, noise_scale_exact
+from batchgrow.plan.recipe import Recipe, accumulation_epochs, noise_scale_exact
 
 NUM_NOISE_SCALES = 128  # in plan.json
 
@@ -65,8 +69,9 @@ class Point(NamedTuple):
       batch_size: B, the examples of the update on all devices together.
       learning_rate: of the update.
       momentum: m.
-      noise_scale: learning_rate * N / (B * (1 - m)).
-      noise_scale_exact: learning_rate / (1 - m) * (N / B - 1).
+      noise_scale: learning_rate * N / (B * (1 - m)). None for optimizers that do not have one.
+      noise_scale_exact: learning_rate / (1 - m) * (N / B - 1), or None.
+      diffusion: learning_rate * sqrt(N / B) of normalised steps, such as Adam's, or None.
       accumulation_epochs: B / (N * (1 - m)), the epochs over which momentum averages gradients.
     """
 
@@ -77,9 +82,16 @@ class Point(NamedTuple):
     batch_size: int
     learning_rate: float
     momentum: float
-    noise_scale: float
-    noise_scale_exact: float
+    noise_scale: float | None
+    noise_scale_exact: float | None
+    diffusion: float | None
     accumulation_epochs: float
+
+    @property
+    def noise(self) -> dict[str, float]:
+        """The noise scale or the diffusion by its name; empty if the optimizer has neither."""
+        both = {"noise_scale": self.noise_scale, "diffusion": self.diffusion}
+        return {name: value for name, value in both.items() if value is not None}
 
     @property
     def end_examples(self) -> int:
@@ -101,11 +113,13 @@ class Plan(abc.ABC):
 
     Attributes:
       recipe: what the plan follows.
-      exponent: p in `learning_rate = curve * (B / B0)**p * (1 - m) / (1 - m0)`. Usually 1.
+      exponent: p in `learning_rate = curve * (B / B0)**p * gain(m0) / gain(m)`. 0: the learning rate
+        does not depend on the batch size.
     """
 
     recipe: Recipe
     exponent: float
+    bound: str = ""  # The rule that limits the largest batch size; "" if nothing does.
 
     @property
     def end_examples(self) -> int:
@@ -165,7 +179,8 @@ class Plan(abc.ABC):
     def learning_rates(self, segment: Segment) -> np.ndarray:
         """Returns the learning rates of all updates of a segment: float64, shape (num_updates,)."""
         starts = segment.start_examples + segment.batch_size * np.arange(segment.num_updates)
-        nominal = np.maximum(starts, segment.nominal_start_examples)
+        middles = starts + self._lead(segment)
+        nominal = np.maximum(middles, segment.nominal_start_examples)
         return self._scaled(self.recipe.learning_rates_at(nominal), segment)
 
     def to_dict(
@@ -179,16 +194,22 @@ class Plan(abc.ABC):
 
         "noise_scale" has 128 values, so that plans can be compared at equal epochs: those of the
         updates that train on the middles of 128 equal parts of the recipe's run. Values after the
-        known segments are left out.
+        known segments are left out. For optimizers with normalised steps they are called
+        "diffusion", also in the segments.
         """
         segments = self.known(history)
-        return {
+        result: dict[str, Any] = {
             "num_examples": self.recipe.num_examples,
             "num_epochs": self.recipe.num_epochs,
             "num_updates": sum(segment.num_updates for segment in segments),
-            "noise_scale": self._noise_scales(segments),
-            "segments": [self._row(segment, num_devices) for segment in segments],
         }
+        if self.recipe.tokens_per_example is not None:
+            result["tokens_per_example"] = self.recipe.tokens_per_example
+        if self.recipe.coupling.noise is not None:
+            result[self.recipe.coupling.noise] = self._noises(segments)
+        if self.bound:
+            result["bound"] = self.bound
+        return result | {"segments": [self._row(segment, num_devices) for segment in segments]}
 
     def table(self, history: Sequence[Segment] = (), num_devices: int | None = None) -> str:
         """Returns the known segments as rounded text of at most 100 columns, one line each."""
@@ -202,7 +223,9 @@ class Plan(abc.ABC):
                 line["per device"] = f"{row['per_device_batch_size']:.6g}"
             line["learning rate"] = _span(row, "learning_rate")
             line["momentum"] = f"{row['momentum']:g}"
-            line["noise scale"] = _span(row, "noise_scale")
+            noise = self.recipe.coupling.noise
+            if noise is not None:
+                line[noise.replace("_", " ")] = _span(row, noise)
             lines.append(line)
         end = plan["segments"][-1]["end_examples"] if lines else 0
         lines.append({"segment": "total", **self._extent(0, end, plan["num_updates"])})
@@ -210,13 +233,18 @@ class Plan(abc.ABC):
         cells = [names, *([line.get(name, "") for name in names] for line in lines)]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         gap = "  " if sum(widths) + 2 * (len(widths) - 1) <= 100 else " "
-        return "\n".join(gap.join(map(str.rjust, row, widths)).rstrip() for row in cells)
+        text = [gap.join(map(str.rjust, row, widths)).rstrip() for row in cells]
+        if self.bound:
+            text.append(f"largest batch bound by: {self.bound}")
+        return "\n".join(text)
 
     def _point(self, segment: Segment, index: int, updates_before: int, update: int) -> Point:
         """Returns update number `update` of the segment."""
         start = segment.start_examples + update * segment.batch_size
         learning_rate = self._learning_rate(segment, update)
         setting = (segment.batch_size, segment.momentum, self.recipe.num_examples)
+        name, value = self.recipe.coupling.noise, self._noise(learning_rate, segment)
+        is_scale = name == "noise_scale"
         return Point(
             start_examples=start,
             update=updates_before + update,
@@ -225,23 +253,34 @@ class Plan(abc.ABC):
             batch_size=segment.batch_size,
             learning_rate=learning_rate,
             momentum=segment.momentum,
-            noise_scale=noise_scale(learning_rate, *setting),
-            noise_scale_exact=noise_scale_exact(learning_rate, *setting),
+            noise_scale=value if is_scale else None,
+            noise_scale_exact=noise_scale_exact(learning_rate, *setting) if is_scale else None,
+            diffusion=value if name == "diffusion" else None,
             accumulation_epochs=accumulation_epochs(*setting),
         )
 
     def _learning_rate(self, segment: Segment, update: int) -> float:
         start = segment.start_examples + update * segment.batch_size
-        nominal = max(start, segment.nominal_start_examples)
+        nominal = max(start + self._lead(segment), segment.nominal_start_examples)
         return self._scaled(self.recipe.learning_rate_at(nominal), segment)
+
+    def _lead(self, segment: Segment) -> int:
+        """Examples from the start of an update to the mean start of those that it replaces."""
+        return max(0, segment.batch_size - self.recipe.batch_size) // 2
 
     def _scaled(self, on_curve: Any, segment: Segment) -> Any:
         growth = (segment.batch_size / self.recipe.batch_size) ** self.exponent
+        if not self.recipe.coupling.sums_momentum:
+            return on_curve * growth
         return on_curve * growth * ((1 - segment.momentum) / (1 - self.recipe.momentum))
+
+    def _noise(self, learning_rate: float, segment: Segment) -> float | None:
+        size, momentum = segment.batch_size, segment.momentum
+        measure = self.recipe.coupling.measure
+        return measure(learning_rate, size, momentum, self.recipe.num_examples)
 
     def _row(self, segment: Segment, num_devices: int | None) -> dict[str, Any]:
         rates = [self._learning_rate(segment, n) for n in (0, segment.num_updates - 1)]
-        setting = (segment.batch_size, segment.momentum, self.recipe.num_examples)
         row: dict[str, Any] = {
             "start_examples": segment.start_examples,
             "end_examples": segment.end_examples,
@@ -251,15 +290,17 @@ class Plan(abc.ABC):
         if num_devices is not None:
             whole, rest = divmod(segment.batch_size, num_devices)
             row["per_device_batch_size"] = segment.batch_size / num_devices if rest else whole
-        return row | {
+        row |= {
             "learning_rate_start": rates[0],
             "learning_rate_end": rates[1],
             "momentum": segment.momentum,
-            "noise_scale_start": noise_scale(rates[0], *setting),
-            "noise_scale_end": noise_scale(rates[1], *setting),
         }
+        name = self.recipe.coupling.noise
+        if name is not None:
+            row[f"{name}_start"], row[f"{name}_end"] = (self._noise(r, segment) for r in rates)
+        return row
 
-    def _noise_scales(self, segments: Sequence[Segment]) -> list[float]:
+    def _noises(self, segments: Sequence[Segment]) -> list[Any]:
         starts = [segment.start_examples for segment in segments]
         values = []
         for part in range(NUM_NOISE_SCALES):
@@ -269,16 +310,19 @@ class Plan(abc.ABC):
                 break
             segment = segments[bisect_right(starts, position) - 1]
             update = (position - segment.start_examples) // segment.batch_size
-            learning_rate = self._learning_rate(segment, update)
-            setting = (segment.batch_size, segment.momentum, self.recipe.num_examples)
-            values.append(noise_scale(learning_rate, *setting))
+            values.append(self._noise(self._learning_rate(segment, update), segment))
         return values
 
     def _extent(self, start_examples: int, end_examples: int, num_updates: int) -> dict[str, str]:
         start, end = (n / self.recipe.num_examples for n in (start_examples, end_examples))
+        tokens = self.recipe.tokens_per_example
+        if tokens is None:
+            amount = {"examples": f"{end_examples - start_examples:,}"}
+        else:
+            amount = {"tokens": f"{tokens * (end_examples - start_examples):,}"}
         return {
             "epochs": f"{start:.2f}-{end:.2f}",
-            "examples": f"{end_examples - start_examples:,}",
+            **amount,
             "updates": f"{num_updates:,}",
         }
 
@@ -291,11 +335,13 @@ class FixedPlan(Plan):
       recipe: what the plan follows.
       segments: at least one; the first starts at example 0, each other where the last one ends.
       exponent: as in `Plan`.
+      bound: the rule that limits the largest batch size; "" if nothing does.
     """
 
     recipe: Recipe
     segments: tuple[Segment, ...]
     exponent: float = 1.0
+    bound: str = ""
 
     @property
     def num_updates(self) -> int:
