@@ -21,8 +21,9 @@ from batchgrow.experiment import Cadence, Execution, Experiment
 from batchgrow.layout import AXIS_NAME
 from batchgrow.models import make_model
 from batchgrow.names import find
-from batchgrow.optimizer import OPTIMIZERS, make_optimizer, uses_momentum
+from batchgrow.optimizer import OPTIMIZERS, optimizer_by_batch
 from batchgrow.plan import FixedPlan, Plan, Recipe, curves, grow, hybrid
+from batchgrow.plan.coupling import coupling_of
 from batchgrow.tasks import Task
 from batchgrow.tasks.classification import Classification
 from batchgrow.tasks.language import LanguageModel
@@ -65,7 +66,12 @@ def make_experiment(config: ConfigDict) -> Experiment:
         train_data=train_data,
         test_data=test_data,
         plan=plan,
-        optimizer=make_optimizer(momentum=plan.segments[0].momentum, **fields),
+        optimizer=optimizer_by_batch(
+            batch_size=plan.recipe.batch_size,
+            exponent=plan.exponent,
+            momentum=plan.segments[0].momentum,
+            **fields,
+        ),
         cadence=make_cadence(config, train_data.num_examples),
         seed=_at_least("seed", config.seed, 0),
         ghost_batch_size=config.ghost_batch_size or 1,
@@ -90,8 +96,9 @@ def make_plan(config: ConfigDict, num_examples: int) -> FixedPlan:
     name = config.optimizer.name
     if name not in OPTIMIZERS:
         raise ValueError(f"unknown optimizer.name {name!r}; choose {', '.join(OPTIMIZERS)}")
-    momentum = recipe.momentum if uses_momentum(name) else 0.0
-    if plan.momentum is not None and not uses_momentum(name):
+    uses_momentum = coupling_of(name).uses_momentum
+    momentum = recipe.momentum if uses_momentum else 0.0
+    if plan.momentum is not None and not uses_momentum:
         raise ValueError(
             f"plan.momentum {plan.momentum}: the optimizer {name!r} has no momentum; set "
             "plan.momentum to None or choose another optimizer"
@@ -111,16 +118,25 @@ def make_plan(config: ConfigDict, num_examples: int) -> FixedPlan:
             curve=make_curve(recipe, name),
             num_examples=num_examples,
             num_epochs=recipe.num_epochs,
+            optimizer=name,
+            tokens_per_example=config.data.get("context"),
         )
-        match plan.name:
-            case "decay":
-                return grow(reference, num_growths=0, **options)
-            case "hybrid":
-                return hybrid(reference, num_growths=plan.num_growths, **options)
-            case "grow":
-                return grow(reference, **options)
+        found = _follow(reference, plan, options)
     except ValueError as error:
         raise ValueError(f"recipe or plan: {error}") from error
+    for warning in found.warnings:
+        log.warning("plan: %s", warning)
+    return found
+
+
+def _follow(recipe: Recipe, plan: ConfigDict, options: dict[str, Any]) -> FixedPlan:
+    match plan.name:
+        case "decay":
+            return grow(recipe, num_growths=0, **options)
+        case "hybrid":
+            return hybrid(recipe, num_growths=plan.num_growths, **options)
+        case "grow":
+            return grow(recipe, **options)
     raise ValueError(f"unknown plan.name {plan.name!r}; choose {', '.join(PLANS)}")
 
 

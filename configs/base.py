@@ -40,9 +40,17 @@ def get_config() -> library.ConfigDict:
     optimizer.name = "momentum"  # see OPTIMIZERS in batchgrow/optimizer.py
     optimizer.weight_decay = 0.0  # coupled L2; decoupled for adamw and lamb
     optimizer.decay_on = "all"  # all, kernels (no norms, biases, embeddings), matrices
-    optimizer.b2 = 0.999  # of adam, adamw, lamb, rmsprop
+    optimizer.b2 = 0.999  # of adam, adamw, lamb
     optimizer.epsilon = 1e-8  # of adam, adamw, lamb, rmsprop, adagrad
+    optimizer.betas_follow_batch = False  # b1, b2 keep their half-life in examples as it grows
+    optimizer.b1_floor = 0.5  # with betas_follow_batch
+    optimizer.b2_floor = 0.9  # with betas_follow_batch
+    optimizer.decay_follows_batch = True  # adamw's decay keeps its time constant in examples
+    optimizer.rmsprop_decay = 0.9  # of rmsprop
+    optimizer.rmsprop_bias_correction = False  # of rmsprop; as published
+    optimizer.adagrad_initial = 0.0  # of adagrad: the sum of squares at the start
     optimizer.trust_coefficient = 0.001  # of lars
+    optimizer.debias_momentum = False  # of momentum and nesterov: full rate from the first update
     optimizer.clip_norm = placeholder(float)  # most global norm of the gradient; None: no clipping
     optimizer.average_epochs = placeholder(float)  # evaluate an average of the weights over these
 
@@ -65,8 +73,8 @@ def get_config() -> library.ConfigDict:
     plan.name = "decay"  # decay, hybrid, grow
     plan.max_batch_size = placeholder(float)  # None: a tenth of the training set; inf: no limit
     plan.initial_multiple = 1.0  # of batch and learning rate, from the start
-    plan.momentum = placeholder(float)  # the batch follows it; None: the recipe's
-    plan.exponent = 1.0  # of the coupling lr ~ B^exponent
+    plan.momentum = placeholder(float)  # the batch follows it for SGD; None: the recipe's
+    plan.exponent = placeholder(float)  # of lr ~ B^exponent; None: the optimizer's own
     plan.ladder = 2.0  # factor of a growth where the curve is smooth
     plan.num_growths = 1  # of "hybrid", before the learning rate takes over
     plan.batch_multiple = placeholder(int)  # batches are multiples of this; None: the ghost batch

@@ -86,6 +86,7 @@ def get_config(variant: str = "decaying_lr") -> ConfigDict:
             config.plan.name = "decay"
         case "increasing_batch":
             config.plan.name = "grow"
+            config.plan.exponent = 1.0
         case "square_root":
             config.plan.name = "grow"
             config.plan.exponent = 0.5

@@ -15,6 +15,7 @@ largest batch bound by: max_batch_size=5120
 
 import math
 from bisect import bisect_left
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -27,9 +28,10 @@ NUM_SAMPLES = 1024  # In a run; a bump narrower than the distance of two samples
 SAMPLES_PER_EPOCH = 16  # If that is more, for curves that repeat every epoch.
 MAX_SAMPLES = 100_000
 # A rung of a smooth curve has at least so many times 1 / (1 - m) updates, unless the user sets the
-# cap. With fewer, the momentum lags behind the curve: on a noisy quadratic with a cosine curve the
-# final loss is then too high by about 1 / (5 x this number).
+# cap. With fewer, the momentum lags behind the curve. On a noisy quadratic with a cosine curve of 10
+# epochs, the final loss is 3.3 times that of the recipe without this rule and 1.04 times with it.
 RUNG_TIME_CONSTANTS = 20
+FEW_TIME_CONSTANTS = 10  # With fewer updates times (1 - m) in a segment, the user is warned.
 SMALLEST_JUMP = 0.01  # Relative. A smaller change between adjacent examples counts as smooth.
 NEGLIGIBLE = 1e-6  # Relative to the maximum. float32 curves reach 0 in steps of this size.
 
@@ -116,8 +118,9 @@ def grow(
         if len(batch_sizes) - 1 == num_growths:
             bound = bound or ("" if num_growths == 0 else f"num_growths={num_growths}")
             break
-        if batch_size == limit:
+        if batch_size * fall.factor > limit:
             bound = _limit_rule(max_batch_size)
+        if batch_size == limit:
             break
         grown = min(batch_size * fall.factor, limit)
         if max_batch_size is None and fall.rung_examples * (1 - momentum) < (
@@ -130,7 +133,15 @@ def grow(
             batch_sizes[fall.position] = nearest(batch_size, batch_multiple)
     changes = set(batch_sizes.values()) != {recipe.batch_size}
     segments = make_segments(batch_sizes, recipe, descent.jumps, momentum)
-    return FixedPlan(recipe, segments, check_exponent(recipe, exponent, changes), bound)
+    exponent = check_exponent(recipe, exponent, changes)
+    warnings = check_segments(recipe, segments)
+    if abs(batch_sizes[0] - min(first, limit)) >= 1:
+        warnings = (
+            f"the first batch size {min(first, limit):g} is rounded to {batch_sizes[0]}, a "
+            f"multiple of {batch_multiple}; the learning rate follows",
+            *warnings,
+        )
+    return FixedPlan(recipe, segments, exponent, bound, warnings)
 
 
 def _check_options(
@@ -148,6 +159,30 @@ def _check_options(
         raise ValueError(f"ladder={ladder} must be above 1 (math.inf: grow at jumps only)")
     if num_growths is not None:
         check_whole("num_growths", num_growths, least=0)
+
+
+def check_segments(recipe: Recipe, segments: Sequence[Segment]) -> tuple[str, ...]:
+    """Returns one line for each thing that makes a plan differ from its recipe in practice."""
+    warnings = []
+    usual = recipe.batch_size / (1 - recipe.momentum)
+    larger = [s for s in segments if s.batch_size / (1 - s.momentum) > usual]
+    short = [s for s in larger if s.num_updates * (1 - s.momentum) < FEW_TIME_CONSTANTS]
+    if short:
+        worst = min(short, key=lambda segment: segment.num_updates * (1 - segment.momentum))
+        of_all = f"{len(short)} of {len(segments)} segments are"
+        warnings.append(
+            f"{of_all} short: {worst.num_updates} updates of {worst.batch_size} examples are "
+            f"{worst.num_updates * (1 - worst.momentum):.2g} times 1 / (1 - momentum), and fewer "
+            f"than {FEW_TIME_CONSTANTS} times are too few for the momentum {worst.momentum:g} to "
+            "forget earlier gradients; use a smaller max_batch_size or momentum, or more epochs"
+        )
+    most = max(segment.batch_size for segment in segments)
+    if most > recipe.num_examples:
+        warnings.append(
+            f"the largest batch size {most} is more than the training set of "
+            f"{recipe.num_examples} examples; use a smaller max_batch_size"
+        )
+    return tuple(warnings)
 
 
 def check_recipe(recipe: Any) -> None:
@@ -209,7 +244,9 @@ def _limit(recipe: Recipe, max_batch_size: float | None, first: int, batch_multi
 def _limit_rule(max_batch_size: float | None) -> str:
     if max_batch_size is None:
         return "a tenth of the training set"
-    return "the training set" if max_batch_size == math.inf else f"max_batch_size={max_batch_size:g}"
+    return (
+        "the training set" if max_batch_size == math.inf else f"max_batch_size={max_batch_size:g}"
+    )
 
 
 class Descent(NamedTuple):

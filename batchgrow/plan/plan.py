@@ -25,9 +25,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from batchgrow.plan import describe
 from batchgrow.plan.recipe import Recipe, accumulation_epochs, noise_scale_exact
-
-NUM_NOISE_SCALES = 128  # in plan.json
 
 
 class Segment(NamedTuple):
@@ -186,64 +185,19 @@ class Plan(abc.ABC):
     def to_dict(
         self, history: Sequence[Segment] = (), num_devices: int | None = None
     ) -> dict[str, Any]:
-        """Returns the known segments as plain numbers, ready for JSON.
-
-        A value with `_start` is that of the first update of a segment, one with `_end` that of the
-        last. With `num_devices` each segment also has a `per_device_batch_size`, which is a
-        fraction if the devices do not divide the batch.
-
-        "noise_scale" has 128 values, so that plans can be compared at equal epochs: those of the
-        updates that train on the middles of 128 equal parts of the recipe's run. Values after the
-        known segments are left out. For optimizers with normalised steps they are called
-        "diffusion", also in the segments.
-        """
-        segments = self.known(history)
-        result: dict[str, Any] = {
-            "num_examples": self.recipe.num_examples,
-            "num_epochs": self.recipe.num_epochs,
-            "num_updates": sum(segment.num_updates for segment in segments),
-        }
-        if self.recipe.tokens_per_example is not None:
-            result["tokens_per_example"] = self.recipe.tokens_per_example
-        if self.recipe.coupling.noise is not None:
-            result[self.recipe.coupling.noise] = self._noises(segments)
-        if self.bound:
-            result["bound"] = self.bound
-        return result | {"segments": [self._row(segment, num_devices) for segment in segments]}
+        """Returns the known segments as plain numbers, ready for JSON (see `describe.to_dict`)."""
+        return describe.to_dict(self, history, num_devices)
 
     def table(self, history: Sequence[Segment] = (), num_devices: int | None = None) -> str:
         """Returns the known segments as rounded text of at most 100 columns, one line each."""
-        plan = self.to_dict(history, num_devices)
-        lines = []
-        for index, row in enumerate(plan["segments"]):
-            extent = row["start_examples"], row["end_examples"], row["num_updates"]
-            line = {"segment": str(index), **self._extent(*extent)}
-            line["batch"] = str(row["batch_size"])
-            if num_devices is not None:
-                line["per device"] = f"{row['per_device_batch_size']:.6g}"
-            line["learning rate"] = _span(row, "learning_rate")
-            line["momentum"] = f"{row['momentum']:g}"
-            noise = self.recipe.coupling.noise
-            if noise is not None:
-                line[noise.replace("_", " ")] = _span(row, noise)
-            lines.append(line)
-        end = plan["segments"][-1]["end_examples"] if lines else 0
-        lines.append({"segment": "total", **self._extent(0, end, plan["num_updates"])})
-        names = list(lines[0])
-        cells = [names, *([line.get(name, "") for name in names] for line in lines)]
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        gap = "  " if sum(widths) + 2 * (len(widths) - 1) <= 100 else " "
-        text = [gap.join(map(str.rjust, row, widths)).rstrip() for row in cells]
-        if self.bound:
-            text.append(f"largest batch bound by: {self.bound}")
-        return "\n".join(text)
+        return describe.table(self, history, num_devices)
 
     def _point(self, segment: Segment, index: int, updates_before: int, update: int) -> Point:
         """Returns update number `update` of the segment."""
         start = segment.start_examples + update * segment.batch_size
-        learning_rate = self._learning_rate(segment, update)
+        learning_rate = self.learning_rate_of(segment, update)
         setting = (segment.batch_size, segment.momentum, self.recipe.num_examples)
-        name, value = self.recipe.coupling.noise, self._noise(learning_rate, segment)
+        name, value = self.recipe.coupling.noise, self.noise_of(learning_rate, segment)
         is_scale = name == "noise_scale"
         return Point(
             start_examples=start,
@@ -259,7 +213,8 @@ class Plan(abc.ABC):
             accumulation_epochs=accumulation_epochs(*setting),
         )
 
-    def _learning_rate(self, segment: Segment, update: int) -> float:
+    def learning_rate_of(self, segment: Segment, update: int) -> float:
+        """Returns the learning rate of update number `update` of a segment."""
         start = segment.start_examples + update * segment.batch_size
         nominal = max(start + self._lead(segment), segment.nominal_start_examples)
         return self._scaled(self.recipe.learning_rate_at(nominal), segment)
@@ -274,57 +229,11 @@ class Plan(abc.ABC):
             return on_curve * growth
         return on_curve * growth * ((1 - segment.momentum) / (1 - self.recipe.momentum))
 
-    def _noise(self, learning_rate: float, segment: Segment) -> float | None:
+    def noise_of(self, learning_rate: float, segment: Segment) -> float | None:
+        """Returns the noise scale or the diffusion at this learning rate; None without either."""
         size, momentum = segment.batch_size, segment.momentum
         measure = self.recipe.coupling.measure
         return measure(learning_rate, size, momentum, self.recipe.num_examples)
-
-    def _row(self, segment: Segment, num_devices: int | None) -> dict[str, Any]:
-        rates = [self._learning_rate(segment, n) for n in (0, segment.num_updates - 1)]
-        row: dict[str, Any] = {
-            "start_examples": segment.start_examples,
-            "end_examples": segment.end_examples,
-            "num_updates": segment.num_updates,
-            "batch_size": segment.batch_size,
-        }
-        if num_devices is not None:
-            whole, rest = divmod(segment.batch_size, num_devices)
-            row["per_device_batch_size"] = segment.batch_size / num_devices if rest else whole
-        row |= {
-            "learning_rate_start": rates[0],
-            "learning_rate_end": rates[1],
-            "momentum": segment.momentum,
-        }
-        name = self.recipe.coupling.noise
-        if name is not None:
-            row[f"{name}_start"], row[f"{name}_end"] = (self._noise(r, segment) for r in rates)
-        return row
-
-    def _noises(self, segments: Sequence[Segment]) -> list[Any]:
-        starts = [segment.start_examples for segment in segments]
-        values = []
-        for part in range(NUM_NOISE_SCALES):
-            middle = (2 * part + 1) * self.recipe.end_examples // (2 * NUM_NOISE_SCALES)
-            position = min(middle, self.end_examples - 1)
-            if not segments or position >= segments[-1].end_examples:
-                break
-            segment = segments[bisect_right(starts, position) - 1]
-            update = (position - segment.start_examples) // segment.batch_size
-            values.append(self._noise(self._learning_rate(segment, update), segment))
-        return values
-
-    def _extent(self, start_examples: int, end_examples: int, num_updates: int) -> dict[str, str]:
-        start, end = (n / self.recipe.num_examples for n in (start_examples, end_examples))
-        tokens = self.recipe.tokens_per_example
-        if tokens is None:
-            amount = {"examples": f"{end_examples - start_examples:,}"}
-        else:
-            amount = {"tokens": f"{tokens * (end_examples - start_examples):,}"}
-        return {
-            "epochs": f"{start:.2f}-{end:.2f}",
-            **amount,
-            "updates": f"{num_updates:,}",
-        }
 
 
 @dataclass(frozen=True)
@@ -336,12 +245,14 @@ class FixedPlan(Plan):
       segments: at least one; the first starts at example 0, each other where the last one ends.
       exponent: as in `Plan`.
       bound: the rule that limits the largest batch size; "" if nothing does.
+      warnings: a line for each thing that makes the plan differ from the recipe in practice.
     """
 
     recipe: Recipe
     segments: tuple[Segment, ...]
     exponent: float = 1.0
     bound: str = ""
+    warnings: tuple[str, ...] = ()
 
     @property
     def num_updates(self) -> int:
@@ -419,11 +330,3 @@ class FixedPlan(Plan):
     @cached_property
     def _updates_before(self) -> list[int]:
         return list(accumulate((segment.num_updates for segment in self.segments), initial=0))
-
-
-def _span(row: dict[str, Any], key: str) -> str:
-    start, end = (
-        f"{value:,.0f}" if 1000 <= value < 1e6 else f"{value:.3g}"
-        for value in (row[f"{key}_start"], row[f"{key}_end"])
-    )
-    return start if start == end else f"{start}..{end}"

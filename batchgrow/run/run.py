@@ -274,7 +274,7 @@ class Run:
             "batch_size": point.batch_size,
             "learning_rate": point.learning_rate,
             "momentum": point.momentum,
-            "noise_scale": point.noise_scale,
+            **point.noise,
             **{f"train_{name}": value for name, value in metrics.items()},
             **test,
             "examples_per_second": sums["count"] / max(seconds, 1e-9),
