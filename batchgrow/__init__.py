@@ -3,6 +3,7 @@
 These parts are for training loops of your own. Each works without the others:
 
 - `Recipe`, `curves`, `decay`, `grow`, `hybrid`, `Plan`, `FixedPlan`: turn a recipe into a plan.
+- `ramp`: a plan whose batch sizes you give; `from_megatron`, `to_megatron` read and write them.
 - `from_optax`, `to_optax`: do the same with optax schedules, which count updates.
 - `Stream`: says which example is at each position of the training stream; `take` stacks them.
 - `CompileAhead`: compiles the next batch size while the current one trains.
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from batchgrow.plan.growth import decay, grow, hybrid
     from batchgrow.plan.optax_schedules import from_optax, to_optax
     from batchgrow.plan.plan import FixedPlan, Plan, Point, Segment
+    from batchgrow.plan.ramp import from_megatron, ramp, to_megatron
     from batchgrow.plan.recipe import Recipe
 
 __all__ = [
@@ -35,10 +37,13 @@ __all__ = [
     "Stream",
     "curves",
     "decay",
+    "from_megatron",
     "from_optax",
     "grow",
     "hybrid",
+    "ramp",
     "take",
+    "to_megatron",
     "to_optax",
 ]
 

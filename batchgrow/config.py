@@ -22,7 +22,7 @@ from batchgrow.layout import AXIS_NAME
 from batchgrow.models import make_model
 from batchgrow.names import find
 from batchgrow.optimizer import OPTIMIZERS, optimizer_by_batch
-from batchgrow.plan import FixedPlan, Plan, Recipe, curves, grow, hybrid
+from batchgrow.plan import FixedPlan, Plan, Recipe, curves, from_megatron, grow, hybrid, ramp
 from batchgrow.plan.coupling import coupling_of
 from batchgrow.tasks import Task
 from batchgrow.tasks.classification import Classification
@@ -34,8 +34,8 @@ log = logging.getLogger(__name__)
 # An ml_collections.ConfigDict, whose fields no type checker knows.
 ConfigDict = Any
 
-CURVES = ("constant", "step", "exponential", "inverse_time", "cosine", "polynomial")
-PLANS = ("decay", "hybrid", "grow")
+CURVES = ("constant", "step", "exponential", "inverse_time", "cosine", "polynomial", "wsd")
+PLANS = ("decay", "hybrid", "grow", "ramp")
 TASKS: dict[str, Callable[..., Task]] = {
     "classification": Classification,
     "language": LanguageModel,
@@ -73,7 +73,7 @@ def make_experiment(config: ConfigDict) -> Experiment:
             **fields,
         ),
         cadence=make_cadence(config, train_data.num_examples),
-        seed=_at_least("seed", config.seed, 0),
+        seed=_seed(config.seed),
         ghost_batch_size=config.ghost_batch_size or 1,
         average_epochs=average_epochs,
         settings=json.loads(config.to_json()),
@@ -137,6 +137,10 @@ def _follow(recipe: Recipe, plan: ConfigDict, options: dict[str, Any]) -> FixedP
             return hybrid(recipe, num_growths=plan.num_growths, **options)
         case "grow":
             return grow(recipe, **options)
+        case "ramp":
+            batches = from_megatron(plan.batches, recipe.batch_size)
+            names = ("batch_multiple", "momentum", "exponent")
+            return ramp(recipe, batches, **{name: options[name] for name in names})
     raise ValueError(f"unknown plan.name {plan.name!r}; choose {', '.join(PLANS)}")
 
 
@@ -168,6 +172,9 @@ def make_curve(recipe: ConfigDict, optimizer: str) -> curves.Curve:
         case "polynomial":
             final = recipe.final_learning_rate
             curve = curves.polynomial(rate, recipe.num_epochs, recipe.power, final)
+        case "wsd":
+            final = recipe.final_learning_rate
+            curve = curves.wsd(rate, recipe.num_epochs, recipe.decay_epochs, recipe.power, final)
         case _:
             raise ValueError(f"unknown recipe.curve {recipe.curve!r}; choose {', '.join(CURVES)}")
     return curves.with_warmup(curve, recipe.warmup_epochs, recipe.warmup_learning_rate)
@@ -305,6 +312,13 @@ def make_execution(run: ConfigDict) -> Execution:
             _at_least(f"run.{name}", run[name], 1)
     fields: Mapping[str, Any] = run.to_dict()
     return Execution(**{k: v for k, v in fields.items() if k in Execution.__dataclass_fields__})
+
+
+def _seed(seed: int) -> int:
+    """The seed; beyond 32 bits it would collide with the number of the epoch."""
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed {seed} must be 0 or more and below 2**32 = {2**32}")
+    return seed
 
 
 def _at_least(name: str, value: Any, least: int) -> Any:

@@ -58,23 +58,28 @@ def get_config() -> library.ConfigDict:
     recipe.num_epochs = 0.0
     recipe.batch_size = 0
     recipe.momentum = 0.9  # of optimizers that have one; b1 of adam, adamw and lamb
-    recipe.curve = "step"  # constant, step, exponential, inverse_time, cosine, polynomial
+    recipe.curve = "step"  # constant, step, exponential, inverse_time, cosine, polynomial, wsd
     recipe.learning_rate = placeholder(float)  # initial; None: that of learning_rates
     recipe.learning_rates = ConfigDict()  # initial, by optimizer
     recipe.boundaries_epochs = (0.0,)  # of "step"
     recipe.factor = 1.0  # of "step", at each boundary
     recipe.decay_rate = 1.0  # per epoch, of "exponential" and "inverse_time"
-    recipe.final_learning_rate = 0.0  # of "cosine" and "polynomial"
-    recipe.power = 1.0  # of "polynomial"
+    recipe.final_learning_rate = 0.0  # of "cosine", "polynomial", "wsd"
+    recipe.power = 1.0  # of "polynomial" and "wsd"
+    recipe.decay_epochs = 0.0  # of "wsd": the last ones, in which the learning rate decays
     recipe.warmup_epochs = 0.0  # linear, from warmup_learning_rate
     recipe.warmup_learning_rate = 0.0
 
     plan = config.plan = ConfigDict()  # how the recipe's noise scale is kept
-    plan.name = "decay"  # decay, hybrid, grow
-    plan.max_batch_size = placeholder(float)  # None: a tenth of the training set; inf: no limit
+    plan.name = "decay"  # decay, hybrid, grow, ramp
+    plan.max_batch_size = placeholder(float)  # None: by N/10 and the curve; inf: no limit
     plan.initial_multiple = 1.0  # of batch and learning rate, from the start
     plan.momentum = placeholder(float)  # the batch follows it for SGD; None: the recipe's
     plan.exponent = placeholder(float)  # of lr ~ B^exponent; None: the optimizer's own
+    # Of "ramp": "EXAMPLE:BATCH EXAMPLE:BATCH ...", or "START INCREMENT EXAMPLES" up to
+    # recipe.batch_size, as Megatron-LM's --rampup-batch-size. With plan.exponent = 0 the learning
+    # rate does not follow.
+    plan.batches = ""
     plan.ladder = 2.0  # factor of a growth where the curve is smooth
     plan.num_growths = 1  # of "hybrid", before the learning rate takes over
     plan.batch_multiple = placeholder(int)  # batches are multiples of this; None: the ghost batch

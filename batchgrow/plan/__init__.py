@@ -5,6 +5,7 @@
 
 from batchgrow.plan.growth import decay, grow, hybrid
 from batchgrow.plan.plan import FixedPlan, Plan, Point, Segment
+from batchgrow.plan.ramp import from_megatron, ramp, to_megatron
 from batchgrow.plan.recipe import Recipe, noise_scale
 
 __all__ = [
@@ -14,7 +15,10 @@ __all__ = [
     "Recipe",
     "Segment",
     "decay",
+    "from_megatron",
     "grow",
     "hybrid",
     "noise_scale",
+    "ramp",
+    "to_megatron",
 ]

@@ -270,6 +270,7 @@ class Run:
             "examples_seen": self.examples_seen,
             "updates": point.update + 1,
             "epoch": self.examples_seen / self._plan.recipe.num_examples,
+            **self._tokens_seen(),
             "segment": point.segment,
             "batch_size": point.batch_size,
             "learning_rate": point.learning_rate,
@@ -291,6 +292,10 @@ class Run:
         self._progress.row(row)
         zeros = jax.tree.map(lambda x: x * 0, jax.device_get(state.sums))
         return state.replace(sums=replicate(zeros, self._mesh))
+
+    def _tokens_seen(self) -> dict[str, int]:
+        tokens = self._plan.recipe.tokens_per_example
+        return {} if tokens is None else {"tokens_seen": tokens * self.examples_seen}
 
     def reason_to_stop(self, asked: bool) -> Outcome | None:
         """Why the run stops here, or None. Every process asks once after each dispatch.
