@@ -211,7 +211,7 @@ def scale_by_changing_adam(b1: float, b2: float, epsilon: float) -> optax.Gradie
 
 
 def _debias(momentum: float, later: int) -> optax.GradientTransformation:
-    """Divides by 1 - m^(t + later), t counted from 1: a constant gradient then gives g / (1 - m)."""
+    """Divides by 1 - m^(t + later), t from 1 on: a constant gradient then gives g / (1 - m)."""
 
     def init(params: Params) -> jax.Array:
         return jnp.full((), momentum**later, jnp.float32)

@@ -1,6 +1,6 @@
 """What each optimizer keeps when the batch grows: exact second moments on a noisy quadratic.
 
-The loss is h w^2 / 2. The gradient of a batch of B examples is h w + s e / sqrt(B), e of variance 1.
+The loss is h w^2 / 2. The gradient of B examples is h w + s e / sqrt(B), with e of variance 1.
 """
 
 import math

@@ -28,8 +28,8 @@ NUM_SAMPLES = 1024  # In a run; a bump narrower than the distance of two samples
 SAMPLES_PER_EPOCH = 16  # If that is more, for curves that repeat every epoch.
 MAX_SAMPLES = 100_000
 # A rung of a smooth curve has at least so many times 1 / (1 - m) updates, unless the user sets the
-# cap. With fewer, the momentum lags behind the curve. On a noisy quadratic with a cosine curve of 10
-# epochs, the final loss is 3.3 times that of the recipe without this rule and 1.04 times with it.
+# cap. With fewer, the momentum lags behind the curve. On a noisy quadratic with a cosine curve of
+# 10 epochs, the final loss is 3.3 times the recipe's without this rule and 1.04 times with it.
 RUNG_TIME_CONSTANTS = 20
 FEW_TIME_CONSTANTS = 10  # With fewer updates times (1 - m) in a segment, the user is warned.
 SMALLEST_JUMP = 0.01  # Relative. A smaller change between adjacent examples counts as smooth.
@@ -109,7 +109,7 @@ def grow(
     _check_options(initial_multiple, momentum, ladder, batch_multiple, num_growths)
     gain = coupling.gain(momentum) / coupling.gain(recipe.momentum)
     first = recipe.batch_size * initial_multiple * gain
-    limit = _limit(recipe, max_batch_size, nearest(first, batch_multiple), batch_multiple)
+    limit = batch_limit(recipe, max_batch_size, nearest(first, batch_multiple), batch_multiple)
     batch_size = min(first, limit)  # Not rounded, so that factors multiply exactly.
     batch_sizes = {0: nearest(batch_size, batch_multiple)}
     bound = _limit_rule(max_batch_size) if first > limit else ""
@@ -226,7 +226,9 @@ def _round(number: float) -> int:
     return math.floor(number + 0.5)
 
 
-def _limit(recipe: Recipe, max_batch_size: float | None, first: int, batch_multiple: int) -> int:
+def batch_limit(
+    recipe: Recipe, max_batch_size: float | None, first: int, batch_multiple: int
+) -> int:
     """Returns the largest batch size allowed, a multiple of batch_multiple."""
     if max_batch_size is None:
         return max(first, recipe.num_examples // 10 // batch_multiple * batch_multiple)

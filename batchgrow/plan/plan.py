@@ -112,8 +112,8 @@ class Plan(abc.ABC):
 
     Attributes:
       recipe: what the plan follows.
-      exponent: p in `learning_rate = curve * (B / B0)**p * gain(m0) / gain(m)`. 0: the learning rate
-        does not depend on the batch size.
+      exponent: p in `learning_rate = curve * (B / B0)**p * gain(m0) / gain(m)`. With 0 the
+        learning rate does not depend on the batch size.
     """
 
     recipe: Recipe

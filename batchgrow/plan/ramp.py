@@ -51,8 +51,8 @@ def ramp(
       batches: a table of (first example, batch size); or the batch size as a function of the epoch.
         A function is followed in steps: the batch is the highest of recipe.batch_size * ladder^k,
         for whole k of any sign, that is at most the function.
-      exponent: p in learning rate = curve * (B / recipe.batch_size)^p. 0: the learning rate does not
-        follow the batch. None: the exponent of the optimizer, which keeps the effective step.
+      exponent: p in learning rate = curve * (B / recipe.batch_size)^p. With 0 the learning rate
+        does not follow the batch. None: the optimizer's exponent, which keeps the effective step.
       momentum: m of the plan, by default that of the recipe.
       ladder: a number above 1, for a function.
       batch_multiple: batch sizes are rounded to the nearest multiple of this number.
