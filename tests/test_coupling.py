@@ -119,10 +119,8 @@ def test_unknown_optimizers_are_refused() -> None:
 
 def test_half_lives_in_examples() -> None:
     for growth in (0.25, 4.0, 16.0):
-        half_life = math.log(0.5) / math.log(0.999)
-        assert math.log(0.5) / math.log(decay_at(0.999, growth)) * growth == pytest.approx(
-            half_life
-        )
+        half_lives = [math.log(0.5) / math.log(b) for b in (0.999, decay_at(0.999, growth))]
+        assert half_lives[1] * growth == pytest.approx(half_lives[0])
     assert decay_at(0.999, 4) == pytest.approx(1 - 4 * 0.001, rel=1e-5)  # Malladi et al.
     assert decay_at(0.9, 64, floor=0.5) == 0.5
     assert decay_at(0.3, 64, floor=0.5) == 0.3  # a smaller one is the user's

@@ -58,7 +58,7 @@ def test_jumps_of_the_curve_stay_where_they_are() -> None:
 
 
 def test_a_curve_of_the_batch_climbs_a_ladder() -> None:
-    """Linear from 16 to 144 in 4 epochs: rungs of 16, 32, 64 and 128 where the line reaches them."""
+    """Linear from 16 to 144 in 4 epochs: the rungs are where the line reaches them."""
     plan = ramp(RECIPE, lambda epoch: 16 + 32 * epoch)
     assert [s.batch_size for s in plan.segments] == [16, 32, 64, 128]
     starts = [s.nominal_start_examples for s in plan.segments]

@@ -5,11 +5,11 @@ An update computes gradients and then sums them over all devices. Input is prepa
     update_seconds = max(a + b * B / n + allreduce, B * h / n / input_rate)
     allreduce = 2 (n - 1) / n * bytes / bandwidth + hops(n) * latency
 
-for batch size B on n devices, h of them on the largest host, and an all-reduce of float32 gradients that does not overlap with
-computation. a is the time that an update takes for any number of examples: launching programs,
-applying the optimizer, and reading the parameters. It is why a larger batch is faster on the same
-devices; `fit` finds a and b from two measured batch sizes. Not counted: evaluation, checkpoints,
-compilation and start-up.
+for batch size B on n devices, h of them on the largest host, and an all-reduce of float32 gradients
+that does not overlap with computation. a is the time that an update takes for any number of
+examples: launching programs, applying the optimizer, reading the parameters. It is why a larger
+batch is faster on the same devices; `fit` finds a and b from two measured batch sizes. Not counted:
+evaluation, checkpoints, compilation and start-up.
 """
 
 import math

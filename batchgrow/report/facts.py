@@ -151,9 +151,9 @@ def same_noise_scale(plans: Sequence[Mapping[str, Any]]) -> bool | None:
     its noise scales within one batch, the largest there, and the ranges must meet.
     """
     names = {wording.noise_name(plan) for plan in plans}
-    if len(plans) < 2 or len(names) > 1 or None in names:
+    name = names.pop() if len(names) == 1 else None
+    if len(plans) < 2 or name is None:
         return None
-    name = names.pop()
     # plan.json has the values at the middles of equal parts of the run.
     size = min(len(plan[name]) for plan in plans)
     middles = np.arange(size * NOISE_GRID) / NOISE_GRID

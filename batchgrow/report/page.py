@@ -90,10 +90,10 @@ NOISE = {
     "noise_scale": "Noise scale = learning rate × training examples / (batch size × "
     "(1 − momentum)). Plans with the same noise scale over the epochs are expected to train "
     "alike. A plan has the noise scale of its recipe if its exponent is 1.",
-    "diffusion": "Diffusion = learning rate × √(training examples / batch size): how far noise moves "
-    "a parameter in an epoch if each step is normalised, as Adam's. Plans with the same diffusion "
-    "over the epochs are expected to train alike. A plan has the diffusion of its recipe if its "
-    "exponent is 1/2.",
+    "diffusion": "Diffusion = learning rate × √(training examples / batch size): how far noise "
+    "moves a parameter in an epoch if each step is normalised, as Adam's. Plans with the same "
+    "diffusion over the epochs are expected to train alike. A plan has the diffusion of its recipe "
+    "if its exponent is 1/2.",
 }
 
 
