@@ -121,7 +121,7 @@ def make_plan(config: ConfigDict, num_examples: int) -> FixedPlan:
             optimizer=name,
             tokens_per_example=config.data.get("context"),
         )
-        found = _follow(reference, plan, options)
+        found = _plan_of(reference, plan, options)
     except ValueError as error:
         raise ValueError(f"recipe or plan: {error}") from error
     for warning in found.warnings:
@@ -129,7 +129,7 @@ def make_plan(config: ConfigDict, num_examples: int) -> FixedPlan:
     return found
 
 
-def _follow(recipe: Recipe, plan: ConfigDict, options: dict[str, Any]) -> FixedPlan:
+def _plan_of(recipe: Recipe, plan: ConfigDict, options: dict[str, Any]) -> FixedPlan:
     match plan.name:
         case "decay":
             return grow(recipe, num_growths=0, **options)

@@ -119,6 +119,7 @@ class Plan(abc.ABC):
     recipe: Recipe
     exponent: float
     bound: str = ""  # The rule that limits the largest batch size; "" if nothing does.
+    warnings: tuple[str, ...] = ()  # What makes the plan differ from the recipe in practice.
 
     @property
     def end_examples(self) -> int:
