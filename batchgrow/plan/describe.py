@@ -1,15 +1,27 @@
 """A plan as plain numbers and as text."""
 
-from __future__ import annotations
-
 from bisect import bisect_right
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
-if TYPE_CHECKING:
-    from batchgrow.plan.plan import Plan, Segment
+from batchgrow.plan.recipe import Recipe
+from batchgrow.plan.segments import Segment
 
 NUM_NOISE_SCALES = 128  # in plan.json
+
+
+class Plan(Protocol):
+    """What this file needs of a `batchgrow.plan.plan.Plan`."""
+
+    @property
+    def recipe(self) -> Recipe: ...
+    @property
+    def bound(self) -> str: ...
+    @property
+    def end_examples(self) -> int: ...
+    def known(self, history: Sequence[Segment] = ()) -> tuple[Segment, ...]: ...
+    def learning_rate_of(self, segment: Segment, update: int) -> float: ...
+    def noise_of(self, learning_rate: float, segment: Segment) -> float | None: ...
 
 
 def to_dict(
