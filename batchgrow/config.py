@@ -21,8 +21,19 @@ from batchgrow.experiment import MAX_EXAMPLES, Cadence, Execution, Experiment, N
 from batchgrow.layout import AXIS_NAME
 from batchgrow.models import make_model
 from batchgrow.names import find
-from batchgrow.optimizer import OPTIMIZERS, make_optimizer, uses_momentum
-from batchgrow.plan import Plan, Recipe, curves, follow, grow, hybrid
+from batchgrow.optimizer import OPTIMIZERS, optimizer_by_batch
+from batchgrow.plan import (
+    FixedPlan,
+    Plan,
+    Recipe,
+    curves,
+    follow,
+    from_megatron,
+    grow,
+    hybrid,
+    ramp,
+)
+from batchgrow.plan.coupling import coupling_of
 from batchgrow.tasks import Task
 from batchgrow.tasks.classification import Classification
 from batchgrow.tasks.language import LanguageModel
@@ -33,8 +44,8 @@ log = logging.getLogger(__name__)
 # An ml_collections.ConfigDict, whose fields no type checker knows.
 ConfigDict = Any
 
-CURVES = ("constant", "step", "exponential", "inverse_time", "cosine", "polynomial")
-PLANS = ("decay", "hybrid", "grow", "follow")
+CURVES = ("constant", "step", "exponential", "inverse_time", "cosine", "polynomial", "wsd")
+PLANS = ("decay", "hybrid", "grow", "ramp", "follow")
 TASKS: dict[str, Callable[..., Task]] = {
     "classification": Classification,
     "language": LanguageModel,
@@ -68,9 +79,14 @@ def make_experiment(config: ConfigDict) -> Experiment:
         train_data=train_data,
         test_data=test_data,
         plan=plan,
-        optimizer=make_optimizer(momentum=first.momentum, **fields),
+        optimizer=optimizer_by_batch(
+            batch_size=plan.recipe.batch_size,
+            exponent=plan.exponent,
+            momentum=first.momentum,
+            **fields,
+        ),
         cadence=make_cadence(config, train_data.num_examples, noise),
-        seed=_at_least("seed", config.seed, 0),
+        seed=_seed(config.seed),
         ghost_batch_size=config.ghost_batch_size or 1,
         noise=noise,
         average_epochs=average_epochs,
@@ -94,8 +110,9 @@ def make_plan(config: ConfigDict, num_examples: int) -> Plan:
     name = config.optimizer.name
     if name not in OPTIMIZERS:
         raise ValueError(f"unknown optimizer.name {name!r}; choose {', '.join(OPTIMIZERS)}")
-    momentum = recipe.momentum if uses_momentum(name) else 0.0
-    if plan.momentum is not None and not uses_momentum(name):
+    uses_momentum = coupling_of(name).uses_momentum
+    momentum = recipe.momentum if uses_momentum else 0.0
+    if plan.momentum is not None and not uses_momentum:
         raise ValueError(
             f"plan.momentum {plan.momentum}: the optimizer {name!r} has no momentum; set "
             "plan.momentum to None or choose another optimizer"
@@ -115,18 +132,31 @@ def make_plan(config: ConfigDict, num_examples: int) -> Plan:
             curve=make_curve(recipe, name),
             num_examples=num_examples,
             num_epochs=recipe.num_epochs,
+            optimizer=name,
+            tokens_per_example=config.data.get("context"),
         )
-        match plan.name:
-            case "decay":
-                return grow(reference, num_growths=0, **options)
-            case "hybrid":
-                return hybrid(reference, num_growths=plan.num_growths, **options)
-            case "grow":
-                return grow(reference, **options)
-            case "follow":
-                return _follow(config, reference, options)
+        if plan.name == "follow":
+            return _follow(config, reference, options)
+        found = _plan_of(reference, plan, options)
     except ValueError as error:
         raise ValueError(f"recipe or plan: {error}") from error
+    for warning in found.warnings:
+        log.warning("plan: %s", warning)
+    return found
+
+
+def _plan_of(recipe: Recipe, plan: ConfigDict, options: dict[str, Any]) -> FixedPlan:
+    match plan.name:
+        case "decay":
+            return grow(recipe, num_growths=0, **options)
+        case "hybrid":
+            return hybrid(recipe, num_growths=plan.num_growths, **options)
+        case "grow":
+            return grow(recipe, **options)
+        case "ramp":
+            batches = from_megatron(plan.batches, recipe.batch_size)
+            names = ("batch_multiple", "momentum", "exponent")
+            return ramp(recipe, batches, **{name: options[name] for name in names})
     raise ValueError(f"unknown plan.name {plan.name!r}; choose {', '.join(PLANS)}")
 
 
@@ -178,6 +208,9 @@ def make_curve(recipe: ConfigDict, optimizer: str) -> curves.Curve:
         case "polynomial":
             final = recipe.final_learning_rate
             curve = curves.polynomial(rate, recipe.num_epochs, recipe.power, final)
+        case "wsd":
+            final = recipe.final_learning_rate
+            curve = curves.wsd(rate, recipe.num_epochs, recipe.decay_epochs, recipe.power, final)
         case _:
             raise ValueError(f"unknown recipe.curve {recipe.curve!r}; choose {', '.join(CURVES)}")
     return curves.with_warmup(curve, recipe.warmup_epochs, recipe.warmup_learning_rate)
@@ -338,6 +371,13 @@ def make_execution(run: ConfigDict) -> Execution:
             _at_least(f"run.{name}", run[name], 1)
     fields: Mapping[str, Any] = run.to_dict()
     return Execution(**{k: v for k, v in fields.items() if k in Execution.__dataclass_fields__})
+
+
+def _seed(seed: int) -> int:
+    """The seed; beyond 32 bits it would collide with the number of the epoch."""
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed {seed} must be 0 or more and below 2**32 = {2**32}")
+    return seed
 
 
 def _at_least(name: str, value: Any, least: int) -> Any:

@@ -14,11 +14,9 @@ import pathlib
 import jax
 from absl import flags
 
-from batchgrow.experiment import Experiment, NonFiniteLoss, Outcome
+from batchgrow.experiment import Experiment
 from batchgrow.report import find_runs, read_run, text, write_report
-from batchgrow.run.signals import Preemption
-from batchgrow.train import train
-from experiments.launch import OVERRIDE, STATUS, experiment_of, launch, status_of
+from experiments.launch import experiment_of, launch, run_cells
 
 _CONFIG = flags.DEFINE_string("config", None, "configs/NAME.py, whose variants are run.")
 _VARIANTS = flags.DEFINE_list("variants", [], "Which; each as after the colon of --config.")
@@ -35,23 +33,12 @@ def main(_: list[str]) -> int:
     """Runs the cells that are missing, then writes and prints the report."""
     if not (_CONFIG.value and _VARIANTS.value and _WORKDIR.value):
         raise ValueError("--config, --variants and --workdir are needed; --help has an example")
-    diverged = []
-    with Preemption() as preemption:
-        for experiment, folder in cells():
-            try:
-                outcome = train(experiment, folder, override_config=OVERRIDE.value)
-                status = status_of(experiment, folder, outcome)
-            except NonFiniteLoss as error:  # a finding: the report lists it
-                diverged.append(f"{folder}: {error}")
-                status = 0
-            if status or preemption.requested():
-                return status or STATUS[Outcome.PREEMPTED]
-    if jax.process_index() != 0:
-        return 0
+    status = run_cells(cells())
+    if status or jax.process_index() != 0:
+        return status
     runs = [read_run(folder) for folder in find_runs([_WORKDIR.value])]
     out = os.path.join(_WORKDIR.value, "report")
     print(text(write_report(runs, out, paper_of(_CONFIG.value))))
-    print("".join(f"\ndiverged: {line}" for line in diverged))
     print(f"report: {os.path.join(out, 'index.html')}")
     return 0
 
