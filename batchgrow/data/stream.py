@@ -9,7 +9,6 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any, Protocol
 
-import jax
 import numpy as np
 
 
@@ -53,6 +52,8 @@ class Stream:
 def take(source: RandomAccess, indices: Iterable[int]) -> Any:
     """The examples at these indices, stacked leaf by leaf: arrays `(number of indices, ...)`.
 
+    Needs JAX, unlike the rest of this file.
+
     >>> source = [{"text": np.arange(3) + i, "label": i} for i in range(10)]
     >>> batch = take(source, [7, 2])
     >>> batch["text"].tolist(), batch["label"].tolist()
@@ -62,6 +63,8 @@ def take(source: RandomAccess, indices: Iterable[int]) -> Any:
       source: whose examples are pytrees of equal structure and shapes.
       indices: at least one.
     """
+    import jax  # Not above, so that streams need NumPy only.
+
     examples = [source[int(index)] for index in indices]
     return jax.tree.map(lambda *leaves: np.stack(leaves), *examples)
 
