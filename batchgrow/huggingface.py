@@ -38,8 +38,8 @@ class PlanMixin:
     - `per_device_train_batch_size` is the most examples of one pass on one device. What an update
       needs beyond that is accumulated.
     - The order of the examples is that of the JAX engine for `data_seed`, or else `seed`.
-    - Logs have `examples_seen` and the `batch_size` of the last update too. "epoch" goes from 0 to 1
-      over the run.
+    - Logs have `examples_seen` and the `batch_size` of the last update too. "epoch" goes from 0 to
+      1 over the run.
 
     Args:
       plan: made for the length of `train_dataset`.

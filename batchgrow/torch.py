@@ -1,15 +1,15 @@
 """PyTorch: a batch sampler and a learning-rate scheduler that follow a plan.
 
-    sampler = PlanBatchSampler(plan, dataset, seed=0)
-    loader = DataLoader(dataset, batch_sampler=sampler, num_workers=4)
-    scheduler = PlanLR(optimizer, plan)
-    for step, (inputs, targets) in sampler.steps(loader):
-        loss = loss_fn(model(inputs), targets) / step.num_microbatches
-        loss.backward()
-        if step.ends_update:
-            optimizer.step()
-            optimizer.zero_grad()
-            scheduler.step()
+sampler = PlanBatchSampler(plan, dataset, seed=0)
+loader = DataLoader(dataset, batch_sampler=sampler, num_workers=4)
+scheduler = PlanLR(optimizer, plan)
+for step, (inputs, targets) in sampler.steps(loader):
+    loss = loss_fn(model(inputs), targets) / step.num_microbatches
+    loss.backward()
+    if step.ends_update:
+        optimizer.step()
+        optimizer.zero_grad()
+        scheduler.step()
 """
 
 from bisect import bisect_right
