@@ -1,7 +1,8 @@
 """Prints, converts and plots plans without a config file, and sends runs to a tracker.
 
-    python -m batchgrow plan --batch_size=128 --momentum=0.9 --num_examples=50000 --num_epochs=200 \\
-        --learning_rate=0.1 --curve=step --boundaries_epochs=60,120,160 --factor=0.2
+    python -m batchgrow plan --batch_size=128 --momentum=0.9 --num_examples=50000 \\
+        --num_epochs=200 --learning_rate=0.1 --curve=step --boundaries_epochs=60,120,160 \\
+        --factor=0.2
     python -m batchgrow plan ... --to=csv --out=plan.csv
     python -m batchgrow plan --from=plan.csv --to=megatron
     python -m batchgrow track RUN --wandb PROJECT --follow
