@@ -14,7 +14,7 @@ One Lightning epoch is one segment of the plan. Lightning counts micro-batches m
 `accumulate_grad_batches` from the start of an epoch, so this number may change only there.
 """
 
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator
 from typing import Any
 
 from lightning.pytorch import LightningDataModule
@@ -44,7 +44,7 @@ class PlanData(LightningDataModule):
     def __init__(
         self,
         plan: FixedPlan,
-        dataset: Sized,
+        dataset: Any,
         *,
         seed: int = 0,
         max_batch_size: int | None = None,
