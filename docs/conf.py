@@ -20,5 +20,5 @@ maximum_signature_line_length = 88
 nitpick_ignore_regex = [
     (r"py:.*", r"(jax|jnp|np|numpy|optax|flax|nn|epath|etils|ml_collections)(\..*)?"),
     (r"py:.*", r"(collections|pathlib|typing)\..*|bool|bytes|dict|float|int|str|range|tuple|None"),
-    (r"py:class", r"batchgrow\.executables\.Key"),  # a type variable
+    (r"py:class", r"batchgrow\.compile\.Key"),  # a type variable
 ]

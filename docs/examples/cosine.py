@@ -7,7 +7,7 @@ import optax
 from flax.training.train_state import TrainState
 from sklearn.datasets import load_breast_cancer
 
-from batchgrow import Schedule, decay, from_optax, grow, to_optax
+from batchgrow import FixedPlan, decay, from_optax, grow, to_optax
 
 table, labels = load_breast_cancer(return_X_y=True)  # 569 rows, 30 columns
 order = np.random.default_rng(0).permutation(len(labels))
@@ -36,12 +36,12 @@ def train_step(state, rows, targets):
     return state.apply_gradients(grads=jax.grad(loss_fn)(state.params, rows, targets))
 
 
-def fit(schedule: Schedule) -> str:
-    tx = optax.sgd(to_optax(schedule), momentum=0.9)  # was: optax.sgd(cosine, ...)
+def fit(plan: FixedPlan) -> str:
+    tx = optax.sgd(to_optax(plan), momentum=0.9)  # was: optax.sgd(cosine, ...)
     state = TrainState.create(apply_fn=model.apply, params=params, tx=tx)
     rng = np.random.default_rng(0)
     stream = np.concatenate([rng.permutation(N) for _ in range(21)])
-    for point in schedule.points():  # was: for update in range(1137)
+    for point in plan.points():  # was: for update in range(1137)
         index = stream[point.positions]
         state = train_step(state, table[index], labels[index])
     train_loss = loss_fn(state.params, table[:N], labels[:N])

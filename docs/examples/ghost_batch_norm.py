@@ -1,4 +1,4 @@
-"""Batch norm that does not notice the batch size; here the batch grows by hand."""
+"""Batch norm whose statistics do not depend on the batch size; the batch grows by hand."""
 
 import flax.linen as nn
 import jax

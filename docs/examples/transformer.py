@@ -8,7 +8,7 @@ import numpy as np
 import optax
 from flax.training.train_state import TrainState
 
-from batchgrow import Recipe, Schedule, Stream, curves, decay, grow, take, to_optax
+from batchgrow import FixedPlan, Recipe, Stream, curves, decay, grow, take, to_optax
 
 LENGTH, N = 32, 2048  # characters that the model sees; examples
 text = np.frombuffer("".join(topics.values()).encode("ascii", "replace"), np.uint8)
@@ -41,10 +41,10 @@ def train_step(state, text):
     return state.apply_gradients(grads=jax.grad(loss_fn)(state.params, text))
 
 
-def fit(schedule: Schedule) -> str:
-    tx = optax.adam(to_optax(schedule))
+def fit(plan: FixedPlan) -> str:
+    tx = optax.adam(to_optax(plan))
     state = TrainState.create(apply_fn=model.apply, params=params, tx=tx)
-    for point in schedule.points():
+    for point in plan.points():
         batch = take(source, stream.indices(point.positions))
         state = train_step(state, batch["text"])
     loss = loss_fn(state.params, take(source, range(N))["text"])
