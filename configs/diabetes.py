@@ -28,7 +28,6 @@ def get_config(variant: str = "decaying_lr") -> ConfigDict:
 
     config.model.name = "mlp"
     config.model.features = (32, 32)
-    config.model.outputs = 1
     config.model.dropout = 0.2
 
     config.optimizer.name = "momentum"

@@ -23,7 +23,7 @@ The recipe's rate falls by 10 in all, so the batch grows 12 -> 24 -> 48 -> 96 an
 
 from ml_collections import ConfigDict
 
-from batchgrow.data.text import ASCII, TextDataset, load_text
+from batchgrow.data.text import TextDataset, load_text
 from configs import base
 
 VARIANTS = ("decaying_lr", "increasing_batch", "square_root")
@@ -48,7 +48,6 @@ def get_config(variant: str = "decaying_lr") -> ConfigDict:
     config.model.layers = 4
     config.model.heads = 4
     config.model.channels = 128
-    config.model.context = CONTEXT
     config.model.dropout = 0.0
     config.model.bias = False
     config.model.dtype = "float32"
@@ -70,13 +69,11 @@ def get_config(variant: str = "decaying_lr") -> ConfigDict:
     if text == "python_topics":
         config.data.name = "python_topics"
         config.data.test_split = "test"
-        config.model.vocab_size = len(ASCII)
         tokens = load_text("python_topics", "train").tokens
         num_examples = TextDataset(tokens, CONTEXT).num_examples
     else:
         config.data.name = "tiny_shakespeare"
         config.data.test_split = "validation+test"
-        config.model.vocab_size = 65
         num_examples = SHAKESPEARE_EXAMPLES
     config.data.num_train_examples = num_examples
     set_length(config, num_examples)

@@ -42,7 +42,8 @@ def test_growth_plans_use_the_same_examples():
 
 
 def test_model_is_nanogpts():
-    task = make_task(shakespeare.get_config("decaying_lr,python_topics"))
+    config = shakespeare.get_config("decaying_lr,python_topics")
+    task = make_task(config, facts={"vocab_size": 96, "context": 64})
     tokens = {"tokens": np.zeros((1, 65), np.uint8)}
     variables = jax.eval_shape(task.init, jax.random.key(0), tokens)
     size = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))

@@ -35,8 +35,8 @@ def open_part(source: Source, part: Part) -> Dataset:
       source: its `name` is one of
 
         - "digits", "diabetes", "tiny_shakespeare" or "python_topics";
-        - "npz:PATH" or a path that ends in .npz, "images:FOLDER", "text:PATH", "csv:PATH"; "{split}"
-          in it stands for the name of the split;
+        - "npz:PATH" or a path that ends in .npz, "images:FOLDER", "text:PATH", "csv:PATH", in which
+          "{split}" stands for the name of the split;
         - "hf:NAME", of Hugging Face;
         - "tfds:NAME" or another name: images of tensorflow_datasets;
         - "module:function" of your own, called with the name of the split. It returns a `Dataset`,
@@ -65,7 +65,9 @@ def open_part(source: Source, part: Part) -> Dataset:
         text = load_text(name, split, source.data_dir)
         return TextDataset(text.tokens, source.context, facts=text.facts)
     is_table = name in TABLES
-    arrays = load_table(name, split) if is_table else load_images(name, split, source.data_dir).arrays
+    arrays = (
+        load_table(name, split) if is_table else load_images(name, split, source.data_dir).arrays
+    )
     return make_dataset(arrays, source, part, whole=source.test_share is None)
 
 
@@ -123,8 +125,8 @@ def load_images(name: str, split: str, data_dir: str = "") -> ArrayDataset:
     if not examples or not {"image", "label"} <= examples[0].keys():
         has = ", ".join(examples[0]) if examples else "no examples"
         raise ValueError(
-            f"data.name {name!r} has {has}; of tensorflow_datasets, only data sets with 'image' and "
-            "'label' can be read by name: write a module:function that returns yours"
+            f"data.name {name!r} has {has}; of tensorflow_datasets, only data sets with 'image' "
+            "and 'label' can be read by name: write a module:function that returns yours"
         )
     return ArrayDataset(
         {
