@@ -56,7 +56,7 @@ def make_experiment(config: ConfigDict) -> Experiment:
     if average_epochs is not None and not average_epochs > 0:
         raise ValueError(f"optimizer.average_epochs {average_epochs} must be above 0, or None")
     settings = json.loads(config.to_json())
-    settings["model"] |= model_fields(config, facts)
+    settings["model"] |= json.loads(json.dumps(model_fields(config, facts)))
     return Experiment(
         name=f"{config.name}:{config.variant}" if config.variant else config.name,
         task=task,
@@ -277,7 +277,9 @@ def model_fields(config: ConfigDict, facts: Mapping[str, Any]) -> dict[str, Any]
       ValueError: if a size is given that does not fit the data.
     """
     fields = config.model.to_dict()
-    for name, comparison in {"vocab_size": "or more", "context": "or more", "outputs": ""}.items():
+    outputs = "or more" if "num_classes" in facts else ""
+    at_least = {"vocab_size": "or more", "context": "or more", "outputs": outputs}
+    for name, comparison in at_least.items():
         given, found = fields.get(name), facts.get(name)
         if given is None or found is None or given == found or (comparison and given > found):
             continue

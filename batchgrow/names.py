@@ -35,18 +35,23 @@ def find(name: str, known: Mapping[str, Any], field: str) -> Any:
 
 def parameters(function: Callable[..., Any]) -> dict[str, bool]:
     """The keyword arguments that `function` takes, and whether it needs them; {} if unknown."""
-    try:
-        found = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):
-        return {}
-    named = (p for p in found if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
-    return {p.name: p.default is p.empty for p in named}
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return {p.name: p.default is p.empty for p in _parameters(function) if p.kind in kinds}
 
 
 def takes_any(function: Callable[..., Any]) -> bool:
     """Whether `function` has **keyword arguments."""
-    found = inspect.signature(function).parameters.values()
-    return any(p.kind is p.VAR_KEYWORD for p in found)
+    return any(p.kind is p.VAR_KEYWORD for p in _parameters(function))
+
+
+def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
+    # A metaclass, such as that of NNX, hides the arguments of __init__.
+    is_class = isinstance(function, type) and function.__init__ is not object.__init__
+    try:
+        found = inspect.signature(function.__init__ if is_class else function).parameters.values()
+    except (TypeError, ValueError):
+        return []
+    return list(found)[1:] if is_class else list(found)
 
 
 def call(function: Callable[..., Any], fields: Mapping[str, Any], field: str) -> Any:

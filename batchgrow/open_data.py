@@ -15,7 +15,7 @@ from batchgrow.tasks import Task
 
 # An ml_collections.ConfigDict, whose fields no type checker knows.
 ConfigDict = Any
-FROM_BOTH = ("num_classes", "vocab_size")  # facts that must cover training and test data
+FROM_BOTH = ("num_classes", "outputs", "vocab_size")  # facts that must cover training and test data
 
 
 def open_with(config: ConfigDict, part: Part, inputs: Any) -> Dataset:

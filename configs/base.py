@@ -22,7 +22,7 @@ def get_config() -> library.ConfigDict:
     task.augment = "none"  # of training images: none, flip, crop_flip
     task.mean = placeholder(tuple)  # of each channel or of all; None: 0..255 becomes 0..1
     task.std = placeholder(tuple)  # likewise
-    task.label_smoothing = 0.0
+    task.label_smoothing = 0.0  # probability that training spreads evenly over all classes
 
     data = config.data = ConfigDict()
     data.name = ""  # npz:, images:, text: or csv:PATH; hf: or tfds:NAME; module:function; or digits

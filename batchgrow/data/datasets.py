@@ -103,7 +103,7 @@ class SourceDataset:
 
     def gather(self, indices: np.ndarray) -> Batch:
         flat = take(self.source, indices.ravel())
-        return jax.tree.map(lambda leaf: leaf.reshape(*indices.shape, *leaf.shape[1:]), flat)
+        return jax.tree.map(lambda leaf: leaf.reshape((*indices.shape, *leaf.shape[1:])), flat)
 
 
 def shapes_of(tree: Any) -> Any:

@@ -25,6 +25,8 @@ def open_npz(source: Source, part: Part) -> Dataset:
       ValueError: if the file is no .npz, or its arrays cannot be used (see `make_dataset`).
     """
     path = source.path(part)
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"data.name {source.name!r}: {path} is not an .npz file")
     try:
         with np.load(path, allow_pickle=False) as file:
             names, split = list(file), source.split(part)
@@ -34,8 +36,8 @@ def open_npz(source: Source, part: Part) -> Dataset:
                 for name in names
                 if name.endswith(suffix)
             }
-    except (OSError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
-        raise ValueError(f"data.name {source.name!r}: {path} is not an .npz file") from error
+    except (OSError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"data.name {source.name!r}: {path} cannot be read ({error})") from error
     has_parts = bool(suffix) and source.test_share is None
     return make_dataset(arrays, source, part, whole=source.has_paths or has_parts)
 

@@ -3,13 +3,12 @@
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import cv2
 import numpy as np
 
 from batchgrow.data.datasets import ArrayDataset, Dataset, SourceDataset
-from batchgrow.data.source import Source
+from batchgrow.data.source import Source, classes
 
 MEMORY_SHARE = 0.5  # of this machine's memory, which images may take
 
@@ -74,18 +73,19 @@ def make_pictures(
     if source.image_size is not None and source.image_size < 1:
         raise ValueError(f"data.image_size {source.image_size} must be 1 or more")
     pictures = Pictures(read, labels, source.image_size, name)
-    facts: dict[str, Any] = {"num_classes": num_classes}
+    shape = pictures.shape
+    facts = classes(num_classes) | {"in_features": shape[-1], "in_shape": shape}
     if not source.in_memory:
         return SourceDataset(pictures, facts)
-    need = len(labels) * int(np.prod(pictures.shape))
+    need = len(labels) * int(np.prod(shape))
     have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if need > MEMORY_SHARE * have:
         raise ValueError(
-            f"data.name {source.name!r}: {len(labels):,} images of {pictures.shape} need "
+            f"data.name {source.name!r}: {len(labels):,} images of {shape} need "
             f"{need / 2**30:.1f} GiB, and this machine has {have / 2**30:.1f}; set run.input to "
             "'streamed', or data.image_size to fewer pixels"
         )
-    images = np.empty((len(labels), *pictures.shape), np.uint8)
+    images = np.empty((len(labels), *shape), np.uint8)
 
     def decode(index: int) -> None:
         images[index] = pictures[index]["image"]

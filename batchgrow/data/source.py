@@ -213,11 +213,19 @@ def _usable(array: np.ndarray, name: str, source: Source) -> np.ndarray:
     return array[:, None] if name == "y" and array.ndim == 1 else array
 
 
+def classes(count: int) -> dict[str, int]:
+    """Facts of data with so many classes: a model names them or its outputs."""
+    return {"num_classes": count, "outputs": count}
+
+
 def facts_of(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """What the arrays say about fields of a model or a task."""
     facts: dict[str, Any] = {}
+    for name in ("image", "x"):
+        if name in arrays and arrays[name].ndim > 1:
+            facts |= {"in_features": arrays[name].shape[-1], "in_shape": arrays[name].shape[1:]}
     if "label" in arrays:
-        facts["num_classes"] = int(arrays["label"].max()) + 1
+        facts |= classes(int(arrays["label"].max()) + 1)
     if "y" in arrays and arrays["y"].ndim == 2:
         facts["outputs"] = arrays["y"].shape[1]
         if facts["outputs"] == 1:
