@@ -5,7 +5,7 @@ import pathlib
 from setuptools import find_packages, setup
 
 HERE = pathlib.Path(__file__).parent
-VERSION = "0.1.0"
+VERSION = "0.2.0"
 
 CORE = [
     "absl-py",

@@ -13,13 +13,13 @@ import optax
 
 from batchgrow.data.datasets import Dataset
 from batchgrow.data.source import Part
-from batchgrow.experiment import Cadence, Execution, Experiment
+from batchgrow.experiment import MAX_EXAMPLES, Cadence, Execution, Experiment, NoiseProbe
 from batchgrow.layout import AXIS_NAME
 from batchgrow.models import MODELS, make_model
 from batchgrow.names import call, find, parameters
 from batchgrow.open_data import check_data, facts_of, open_with
 from batchgrow.optimizer import OPTIMIZERS, make_optimizer, uses_momentum
-from batchgrow.plan import FixedPlan, Plan, Recipe, curves, grow, hybrid
+from batchgrow.plan import Plan, Recipe, curves, follow, grow, hybrid
 from batchgrow.tasks import Task
 from batchgrow.tasks.classification import Classification
 from batchgrow.tasks.language import LanguageModel
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 ConfigDict = Any
 
 CURVES = ("constant", "step", "exponential", "inverse_time", "cosine", "polynomial")
-PLANS = ("decay", "hybrid", "grow")
+PLANS = ("decay", "hybrid", "grow", "follow")
 TASKS: dict[str, Callable[..., Task]] = {
     "classification": Classification,
     "language": LanguageModel,
@@ -52,21 +52,25 @@ def make_experiment(config: ConfigDict) -> Experiment:
     task = make_task(config, facts=facts)
     check_data(task, train_data, "train")
     check_data(task, test_data, "test")
+    noise = make_noise_probe(config, train_data.num_examples)
     average_epochs = config.optimizer.average_epochs
     if average_epochs is not None and not average_epochs > 0:
         raise ValueError(f"optimizer.average_epochs {average_epochs} must be above 0, or None")
     settings = json.loads(config.to_json())
     settings["model"] |= json.loads(json.dumps(model_fields(config, facts)))
+    first = plan.next((), {})
+    assert first is not None
     return Experiment(
         name=f"{config.name}:{config.variant}" if config.variant else config.name,
         task=task,
         train_data=train_data,
         test_data=test_data,
         plan=plan,
-        optimizer=optimizer_of(config, plan.segments[0].momentum),
-        cadence=make_cadence(config, train_data.num_examples),
+        optimizer=optimizer_of(config, first.momentum),
+        cadence=make_cadence(config, train_data.num_examples, noise),
         seed=_at_least("seed", config.seed, 0),
         ghost_batch_size=config.ghost_batch_size or 1,
+        noise=noise,
         average_epochs=average_epochs,
         settings=settings,
         execution=execution,
@@ -83,7 +87,7 @@ def open_data(config: ConfigDict, part: Part) -> Dataset:
     return open_with(config, part, getattr(task, "inputs", ()))
 
 
-def make_plan(config: ConfigDict, num_examples: int) -> FixedPlan:
+def make_plan(config: ConfigDict, num_examples: int) -> Plan:
     """The plan that a config describes.
 
     Args:
@@ -128,6 +132,8 @@ def make_plan(config: ConfigDict, num_examples: int) -> FixedPlan:
                 return hybrid(reference, num_growths=plan.num_growths, **options)
             case "grow":
                 return grow(reference, **options)
+            case "follow":
+                return _follow(config, reference, options)
     except ValueError as error:
         raise ValueError(f"recipe or plan: {error}") from error
     raise ValueError(f"unknown plan.name {plan.name!r}; choose {', '.join(PLANS)}")
@@ -171,6 +177,25 @@ def optimizer_of(config: ConfigDict, momentum: float) -> optax.GradientTransform
             "optax.GradientTransformation without a learning rate"
         )
     return made
+
+
+def _follow(config: ConfigDict, recipe: Recipe, options: dict[str, Any]) -> Plan:
+    plan = config.plan
+    if config.noise.share is None:
+        raise ValueError(
+            "plan.name 'follow' needs the measured noise; set noise.share, say to 0.01"
+        )
+    if plan.initial_multiple != 1.0 or plan.momentum is not None:
+        raise ValueError(
+            "plan.name 'follow' has neither plan.initial_multiple nor plan.momentum; leave them"
+        )
+    names = ("max_batch_size", "batch_multiple", "exponent", "ladder")
+    return follow(
+        recipe,
+        factor=plan.factor,
+        decide_every_epochs=plan.decide_every_epochs,
+        **{name: options[name] for name in names},
+    )
 
 
 def make_curve(recipe: ConfigDict, optimizer: str) -> curves.Curve:
@@ -300,7 +325,29 @@ def _filled(
     return {**fields, **more}
 
 
-def make_cadence(config: ConfigDict, num_examples: int) -> Cadence:
+def make_noise_probe(config: ConfigDict, num_examples: int) -> NoiseProbe | None:
+    """When and how `config.noise` measures the gradient noise; None if it does not.
+
+    Raises:
+      ValueError: for a wrong field.
+    """
+    noise = config.noise
+    if noise.share is None:
+        return None
+    if not 0 < noise.share <= 1:
+        raise ValueError(f"noise.share {noise.share} must be above 0 and at most 1, or None")
+    piece_size = noise.piece_size or config.ghost_batch_size
+    if piece_size is None:
+        raise ValueError("noise.piece_size is not set; set it, as there is no ghost_batch_size")
+    return NoiseProbe(
+        piece_size=piece_size,
+        num_pieces=noise.num_pieces,
+        every=round(noise.num_pieces * piece_size / noise.share),
+        horizon=noise.horizon_epochs * num_examples,
+    )
+
+
+def make_cadence(config: ConfigDict, num_examples: int, noise: NoiseProbe | None) -> Cadence:
     """How often things happen, in examples.
 
     Raises:
@@ -314,7 +361,8 @@ def make_cadence(config: ConfigDict, num_examples: int) -> Cadence:
     for name, epochs in fields.values():
         if not 0 < epochs < math.inf:
             raise ValueError(f"{name} {epochs} must be a finite number of epochs above 0")
-    return Cadence(**{k: max(1, round(epochs * num_examples)) for k, (_, epochs) in fields.items()})
+    every = {k: max(1, round(epochs * num_examples)) for k, (_, epochs) in fields.items()}
+    return Cadence(**every, noise=noise.every if noise else MAX_EXAMPLES)
 
 
 def make_execution(run: ConfigDict) -> Execution:

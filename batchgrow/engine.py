@@ -15,7 +15,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from batchgrow import layout as layouts
-from batchgrow import step
+from batchgrow import noise, step
 from batchgrow.compile import CompileAhead
 from batchgrow.data.datasets import shapes_of
 from batchgrow.data.feed import EvaluationBatches, make_feed
@@ -119,15 +119,15 @@ class Engine:
         self._arrays: Any = None
         self._read_until = 0
         self.updates: CompileAhead[int] = CompileAhead(self._compile_update)
-        self._evaluation: CompileAhead[str] = CompileAhead(
-            self._compile_evaluation, pool=self.updates.pool
+        self._others: CompileAhead[str] = CompileAhead(
+            lambda name: getattr(self, f"_compile_{name}")(), pool=self.updates.pool
         )
 
     def __enter__(self) -> "Engine":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._evaluation.close()
+        self._others.close()
         self.updates.close()
         self.feed.close()
 
@@ -147,7 +147,11 @@ class Engine:
 
     def evaluation(self) -> Future:
         """A future of the executable that evaluates one batch."""
-        return self._evaluation.start("evaluation")
+        return self._others.start("evaluation")
+
+    def noise(self) -> Future:
+        """A future of the executable that measures the gradient noise."""
+        return self._others.start("noise")
 
     def evaluate(self, executable: Any, state: TrainState) -> dict[str, float]:
         """The metrics of the task over every test example once.
@@ -166,6 +170,26 @@ class Engine:
             _add_to(totals, sums)
         return self._experiment.task.summarize(totals)
 
+    def measure_noise(self, executable: Any, state: TrainState, position: int) -> dict[str, float]:
+        """The squared norms of the gradients of pieces (see `noise.measure`).
+
+        Args:
+          executable: the result of `noise()`.
+          state: the state at which to measure.
+          position: where in the stream the first piece starts.
+        """
+        probe = self._experiment.noise
+        assert probe is not None
+        positions = position + np.arange(probe.num_pieces * probe.piece_size)
+        positions = positions.reshape(probe.num_pieces, -1)
+        filler = -probe.num_pieces % self._mesh.size
+        positions = np.concatenate([positions, np.repeat(positions[-1:], filler, 0)])
+        weights = (np.arange(len(positions)) < probe.num_pieces).astype(np.float32)
+        local = [layouts.local_examples(x, self._mesh, axis=0) for x in (positions, weights)]
+        pieces = layouts.shard((self.feed.peek(local[0]), local[1]), self._mesh)
+        norms = executable(state, *pieces, self._on_devices())
+        return {name: float(value) for name, value in norms.items()}
+
     def prepare(self, batch_size: int, upcoming: Sequence[int]) -> None:
         """Compiles what is needed next, in the background, and drops what is no longer needed.
 
@@ -179,6 +203,8 @@ class Engine:
             self._release(size)
         if self._execution.compile_ahead:
             self.evaluation()
+            if self._experiment.noise is not None:
+                self.noise()
             growths = [size for size in upcoming if size != batch_size]
             if growths and not self._execution.stop_at_growth:
                 self.updates.start(growths[0])
@@ -220,8 +246,6 @@ class Engine:
         Raises:
           MemoryError: if no layout fits.
         """
-        if self._arrays is None:
-            self._arrays = layouts.replicate(self.feed.arrays, self._mesh)
         candidates, need = self.layouts(batch_size), None
         if self._execution.max_microbatch_size is not None:
             candidates = candidates[:1]
@@ -237,7 +261,8 @@ class Engine:
             need, limit = memory_needed(executable), self._memory_limit
             is_fixed = self._execution.max_microbatch_size is not None
             if is_fixed or limit is None or need is None or need <= MEMORY_SHARE * limit:
-                return UpdateProgram(executable, layout, max_updates, self._mesh, self._arrays)
+                arrays = self._on_devices()
+                return UpdateProgram(executable, layout, max_updates, self._mesh, arrays)
             log.info("%s needs %.1f GiB of %.1f GiB", layout, need / 2**30, limit / 2**30)
         raise self._too_little_memory(candidates[-1], need)
 
@@ -274,7 +299,34 @@ class Engine:
         is_resident = bool(jax.tree.leaves(self.feed.arrays))
         return max(1, min(MAX_UPDATES, DISPATCH_EXAMPLES // batch_size)) if is_resident else 1
 
-    def _compile_evaluation(self, _: str) -> Any:
+    def _on_devices(self) -> Any:
+        """What the devices hold of the training set."""
+        if self._arrays is None:
+            self._arrays = layouts.replicate(self.feed.arrays, self._mesh)
+        return self._arrays
+
+    def _compile_noise(self) -> Any:
+        e, probe = self._experiment, self._experiment.noise
+        assert probe is not None
+        measure = partial(
+            noise.measure,
+            task=e.task,
+            examples=self.feed.examples,
+            seed=e.seed,
+            axis_name=AXIS_NAME,
+        )
+        num_pieces = -(-probe.num_pieces // self._mesh.size) * self._mesh.size
+        pieces = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct((num_pieces, probe.piece_size, *x.shape), x.dtype),
+            self.feed.example,
+        )
+        weights = jax.ShapeDtypeStruct((num_pieces,), np.float32)
+        lowered = layouts.map_pieces(measure, self._mesh).lower(
+            self.state, pieces, weights, shapes_of(self.feed.arrays)
+        )
+        return lowered.compile()
+
+    def _compile_evaluation(self) -> Any:
         evaluate = partial(step.evaluate, task=self._experiment.task, axis_name=AXIS_NAME)
         mapped = layouts.map_evaluation(evaluate, self._mesh)
         return mapped.lower(self.state.evaluated, self._test_batches.shapes).compile()

@@ -36,16 +36,45 @@ class Cadence:
       log: examples between two rows of the log.
       evaluate: examples between two evaluations.
       checkpoint: examples between two checkpoints.
+      noise: examples between two measurements of the gradient noise.
     """
 
     log: int
     evaluate: int
     checkpoint: int
+    noise: int = MAX_EXAMPLES
 
     def next_stop(self, examples_seen: int) -> int:
         """The first position beyond this one at which something is due."""
         every = dataclasses.astuple(self)
         return min((examples_seen // interval + 1) * interval for interval in every)
+
+
+@dataclass(frozen=True)
+class NoiseProbe:
+    """When and how the gradient noise is measured (see `plan.noise`).
+
+    A probe takes the gradients of the next examples of the stream and changes nothing.
+
+    Attributes:
+      piece_size: b, the examples of a piece; whole ghost batches.
+      num_pieces: K, two or more.
+      every: the examples between two probes.
+      horizon: the time constant of the averages, in examples.
+    """
+
+    piece_size: int
+    num_pieces: int
+    every: int
+    horizon: float
+
+    def __post_init__(self) -> None:
+        if self.piece_size < 1:
+            raise ValueError(f"noise.piece_size {self.piece_size} must be 1 or more")
+        if self.num_pieces < 2:
+            raise ValueError(f"noise.num_pieces {self.num_pieces} must be 2 or more")
+        if not self.horizon > 0:
+            raise ValueError("noise.horizon_epochs must be above 0")
 
 
 @dataclass(frozen=True)
@@ -95,6 +124,7 @@ class Experiment:
       cadence: when to log, evaluate and save.
       seed: of parameters, stream order, augmentation and dropout.
       ghost_batch_size: consecutive examples that share batch statistics; 1 without ghost norm.
+      noise: how the gradient noise is measured; None not to measure it.
       average_epochs: the time constant of an exponential average of the parameters, which is
         evaluated instead of them; None for no average.
       settings: what `config.json` records: nested plain values. Those under "run" are free to
@@ -111,6 +141,7 @@ class Experiment:
     cadence: Cadence
     seed: int = 0
     ghost_batch_size: int = 1
+    noise: NoiseProbe | None = None
     average_epochs: float | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     execution: Execution = Execution()
@@ -119,6 +150,11 @@ class Experiment:
         if self.execution.input not in INPUTS:
             raise ValueError(
                 f"unknown run.input {self.execution.input!r}; choose {', '.join(INPUTS)}"
+            )
+        if self.noise is not None and self.noise.piece_size % self.ghost_batch_size:
+            raise ValueError(
+                f"noise.piece_size {self.noise.piece_size} must be a multiple of ghost_batch_size "
+                f"{self.ghost_batch_size}: a piece has whole ghost batches"
             )
         if self.plan.end_examples >= MAX_EXAMPLES:
             raise ValueError(

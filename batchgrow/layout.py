@@ -194,6 +194,15 @@ def map_evaluation(evaluate: Callable, mesh: Mesh) -> Any:
     return _map(evaluate, mesh, (None, PartitionSpec(AXIS_NAME)))
 
 
+def map_pieces(measure: Callable, mesh: Mesh) -> Any:
+    """`measure(state, pieces, weights, arrays)` on all devices, jitted.
+
+    The first axis of `pieces` and of `weights` is split.
+    """
+    first = PartitionSpec(AXIS_NAME)
+    return _map(measure, mesh, (None, first, first, None))
+
+
 def _map(function: Callable, mesh: Mesh, split: Sequence[PartitionSpec | None], **options: Any):
     """What `pmap` is today: one program for each device with a named axis.
 

@@ -62,8 +62,7 @@ def create_state(
     def init(key: jax.Array) -> tuple[dict[str, Any], Any]:
         examples = jax.tree.map(jnp.asarray, example)
         variables = dict(task.init(key, examples))
-        keys = example_keys(seed, jnp.zeros(1, jnp.uint32))
-        outputs = task.loss(variables, examples, keys, train=False)
+        outputs = task.loss(variables, examples, None, train=False)
         return variables, outputs.metrics
 
     key = jax.random.fold_in(jax.random.key(seed), 0)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 
 from batchgrow import layout
+from batchgrow.compile import enable_compilation_cache
 from batchgrow.engine import Engine
 from batchgrow.experiment import Experiment, NonFiniteLoss, Outcome
 from batchgrow.plan import Point
@@ -44,11 +45,13 @@ def train(
       MemoryError: if a device is too small for one ghost batch.
       OSError: if the run folder cannot be written any more.
     """
+    enable_compilation_cache(experiment.execution.compilation_cache_dir)
     plan, mesh = experiment.plan, layout.make_mesh(experiment.execution.num_devices)
     with ExitStack() as stack:
         run = stack.enter_context(Run(experiment, workdir, mesh, override_config=override_config))
         if run.is_finished:
             return Outcome.FINISHED
+        enable_compilation_cache(experiment.execution.compilation_cache_dir)
         engine = stack.enter_context(Engine(experiment, mesh))
         restored = run.restore(engine.state)
         for batch_size in run.batch_sizes():
@@ -67,6 +70,8 @@ def train(
                 engine.prepare(segment.batch_size, run.batch_sizes())
                 engine.read_ahead(plan.known(run.history), run.examples_seen)
 
+                if due.noise:
+                    run.measure_noise(engine, state)
                 test = run.evaluate(engine, state) if due.evaluation else {}
                 if due.row:
                     state = run.write_row(state, points[-1], test)

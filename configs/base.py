@@ -70,14 +70,22 @@ def get_config() -> library.ConfigDict:
     recipe.warmup_learning_rate = 0.0  # at epoch 0
 
     plan = config.plan = ConfigDict()  # how the recipe's noise scale is kept
-    plan.name = "decay"  # decay, hybrid, grow
+    plan.name = "decay"  # decay, hybrid, grow, follow
     plan.max_batch_size = placeholder(float)  # None: a tenth of the training set; inf: no limit
     plan.initial_multiple = 1.0  # of batch and learning rate, from the start
     plan.momentum = placeholder(float)  # the batch follows it; None: the recipe's
     plan.exponent = 1.0  # of the coupling lr ~ B^exponent
     plan.ladder = 2.0  # factor of a growth where the curve is smooth
     plan.num_growths = 1  # of "hybrid", before the learning rate takes over
+    plan.factor = 1.0  # of "follow": the batch may be so many times the gradient noise scale
+    plan.decide_every_epochs = 0.1  # of "follow"
     plan.batch_multiple = placeholder(int)  # batches are multiples of this; None: the ghost batch
+
+    noise = config.noise = ConfigDict()  # measuring the gradient noise scale
+    noise.share = placeholder(float)  # of the training examples that are also measured; None: off
+    noise.piece_size = placeholder(int)  # examples of a piece; None: the ghost batch
+    noise.num_pieces = 8  # of one measurement
+    noise.horizon_epochs = 1.0  # time constant of the averages
 
     config.log_every_epochs = 1.0  # a row of metrics.jsonl
     config.evaluate_every_epochs = 1.0  # of the whole test set

@@ -10,14 +10,15 @@ R^2 on the 89 test patients is about 0.37; that of least squares is 0.35.
 
 from ml_collections import ConfigDict
 
+from batchgrow import config as library
 from configs import base
 
 VARIANTS = ("decaying_lr", "increasing_batch")
 
 
-def get_config(variant: str = "decaying_lr") -> ConfigDict:
+def get_config(variant: str = "decaying_lr") -> library.ConfigDict:
     """The recipe, and one of `VARIANTS` to pay for it."""
-    config = base.get_config()
+    config: library.ConfigDict = base.get_config()
     config.name = "diabetes"
     config.variant = variant
 

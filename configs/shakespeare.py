@@ -23,6 +23,7 @@ The recipe's rate falls by 10 in all, so the batch grows 12 -> 24 -> 48 -> 96 an
 
 from ml_collections import ConfigDict
 
+from batchgrow import config as library
 from batchgrow.data.text import TextDataset, load_text
 from configs import base
 
@@ -34,12 +35,12 @@ CONTEXT = 64
 SHAKESPEARE_EXAMPLES = 15_685  # windows of 64 + 1 in 1,003,854 characters
 
 
-def get_config(variant: str = "decaying_lr") -> ConfigDict:
+def get_config(variant: str = "decaying_lr") -> library.ConfigDict:
     """The recipe, and one of `VARIANTS` to pay for it."""
     name, _, text = variant.partition(",")
     if text not in ("", "python_topics"):
         raise ValueError(f"variant {variant!r}: write 'python_topics' or nothing after the comma")
-    config = base.get_config()
+    config: library.ConfigDict = base.get_config()
     config.name = "shakespeare"
     config.variant = variant
     config.task = ConfigDict({"name": "language"})
@@ -91,7 +92,7 @@ def get_config(variant: str = "decaying_lr") -> ConfigDict:
     return config
 
 
-def set_length(config: ConfigDict, num_examples: int) -> None:
+def set_length(config: library.ConfigDict, num_examples: int) -> None:
     """Turns updates of the recipe into epochs of `num_examples`."""
     epochs_per_update = BATCH_SIZE / num_examples
     config.recipe.num_epochs = NUM_UPDATES * epochs_per_update

@@ -1,4 +1,4 @@
-"""Images per second of training WRN on CIFAR-10 shapes, per batch size; PyTorch's beside it.
+"""Examples per second of training WRN on CIFAR-10 shapes, per batch size; PyTorch's beside it.
 
     python -m experiments.bench_cifar10 --batch_sizes=128,640,3200 --torch [--json]
 
@@ -14,18 +14,20 @@ from typing import Any
 import jax
 from absl import flags
 
-from batchgrow import parallel
-from batchgrow.config import Config
-from batchgrow.train import share_of_peak_per_rate
+from batchgrow.config import ConfigDict
+from batchgrow.layout import make_mesh
+from batchgrow.run.summary import share_of_peak
 from configs import cifar10
 from experiments import synthetic, timing
 
-_BATCH_SIZES = flags.DEFINE_list("batch_sizes", ["128", "640", "3200", "5120"], "Global.")
-_UPDATES = flags.DEFINE_integer("updates_per_dispatch", 0, "As in config.run.")
+_BATCH_SIZES = flags.DEFINE_list("batch_sizes", ["128", "640", "3200", "5120"], "On all devices.")
+_UPDATES = flags.DEFINE_integer("updates_per_dispatch", None, "As in config.run.")
 _SECONDS = flags.DEFINE_float("seconds", 3.0, "For each batch size and each framework.")
 _TORCH = flags.DEFINE_bool("torch", False, "Measure PyTorch too.")
 flags.set_default(timing.WIDTH, 4)
 flags.set_default(timing.DTYPE, "bfloat16")
+
+IMAGE_SIZE = 32  # pixels
 
 
 def main() -> str:
@@ -37,10 +39,10 @@ def main() -> str:
     config.run.updates_per_dispatch = _UPDATES.value
     if _TORCH.value and jax.devices()[0].platform == "gpu":
         config.run.num_devices = 1  # as PyTorch
-    mesh = parallel.make_mesh(config.run.num_devices)
+    num_devices = make_mesh(config.run.num_devices).size
     rows = [bench(config, int(batch_size)) for batch_size in _BATCH_SIZES.value]
-    model = timing.model_name(config)
-    notes = [f"{model}, ghost batch {config.ghost_batch_size}, {mesh.size} device(s)"]
+    model = f"WRN-{config.model.depth}-{config.model.width}, {IMAGE_SIZE} x {IMAGE_SIZE}"
+    notes = [f"{model}, ghost batch {config.ghost_batch_size}, {num_devices} device(s)"]
     if _TORCH.value:
         from experiments.torch_wide_resnet import about
 
@@ -48,9 +50,12 @@ def main() -> str:
     return timing.report("bench_cifar10", rows, notes)
 
 
-def bench(config: Config, batch_size: int) -> dict[str, Any]:
+def bench(config: ConfigDict, batch_size: int) -> dict[str, Any]:
     """One row: medians of each framework's updates, and of their ratio within a turn."""
-    ours = synthetic.updates(config, batch_size, config.data.num_train_examples)
+    experiment = synthetic.from_config(
+        config, IMAGE_SIZE, batch_size, config.data.num_train_examples
+    )
+    ours = synthetic.updates(experiment)
     calls = {"ours": ours.call}
     if _TORCH.value:
         from experiments.torch_wide_resnet import torch_update
@@ -60,16 +65,16 @@ def bench(config: Config, batch_size: int) -> dict[str, Any]:
     seconds = synthetic.take_turns(calls, _SECONDS.value)
     per_update = [s / ours.num_updates for s in seconds["ours"]]
     rate = batch_size / median(per_update)
-    share = share_of_peak_per_rate(config, parallel.make_mesh(config.run.num_devices))
+    share = share_of_peak(experiment, make_mesh(config.run.num_devices))
     row = {
         "batch_size": batch_size,
-        "images_per_second": rate,
+        "examples_per_second": rate,
         "share_of_peak": share and rate * share,
         "compile_seconds": ours.compile_seconds,
     }
     if _TORCH.value:
         ratios = [b / a for a, b in zip(per_update, seconds["torch"], strict=True)]
-        row["torch_images_per_second"] = batch_size / median(seconds["torch"])
+        row["torch_examples_per_second"] = batch_size / median(seconds["torch"])
         row["ratio"] = median(ratios)
     return row | {"turns": len(per_update)}
 

@@ -2,39 +2,66 @@
 
     python -m experiments.bench_growth [--json]
 
-The training loop runs a growing wide ResNet on synthetic images, twice in each repetition:
+The training loop runs a growing wide ResNet on noise, twice in each repetition:
 
-  naive_stall_ratio  each size is compiled when its phase begins
-  stall_ratio        each size is compiled while the phase before trains; phases are long enough
+  naive_stall_ratio  each size is compiled when its segment begins
+  stall_ratio        each size is compiled while the segment before trains; segments are long enough
 
-Both are the time from the end of a phase's last update to the end of the next phase's first, over
-the median update of the new size. `slowdown_while_compiling` is the price: the median update
-during the background compile over the median update of the same size after it. No executable comes
-from a cache, no checkpoint is written, and the host waits for each update.
+Both are the time from the end of a segment, after its last update and its row, to the end of the
+first update of the next segment, over the median update of the new size.
+`slowdown_while_compiling` is the median update during the background compilation over the median
+update of the same size after it. No executable comes from a cache, no checkpoint is written before
+the end, and the host waits for each update.
 """
 
+import json
 import math
+import pathlib
+import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import jax
 from absl import flags
 
-from batchgrow.loop import run_phases
+from batchgrow.experiment import Experiment
+from batchgrow.plan import Point
+from batchgrow.step import TrainState
+from batchgrow.train import train
 from experiments import timing
 from experiments.timing import median
 
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "The first one.")
 _FACTOR = flags.DEFINE_integer("factor", 2, "Of each growth.")
 _GROWTHS = flags.DEFINE_integer("growths", 2, "How many.")
-_UPDATES = flags.DEFINE_integer("updates", 20, "Of each phase beside those that hide a compile.")
+_UPDATES = flags.DEFINE_integer("updates", 20, "Of each segment beside those that hide a compile.")
 _REPETITIONS = flags.DEFINE_integer("repetitions", 3, "Medians are taken over them.")
 _SECONDS = flags.DEFINE_float("seconds", 300.0, "No repetition begins that would end later.")
 
 # Training and compiling share the host's cores, so that compiling takes longer than alone.
 MARGIN = 3.0
+
+
+class Compilations:
+    """When threads other than the main one compiled, as JAX reports it."""
+
+    def __init__(self) -> None:
+        self._intervals: list[tuple[float, float]] = []
+        jax.monitoring.register_event_duration_secs_listener(self._record)
+
+    def under_way(self, moment: float) -> bool:
+        """Whether one was under way at this moment, in seconds of `time.perf_counter`."""
+        return any(start <= moment <= end for start, end in self._intervals)
+
+    def _record(self, event: str, duration_secs: float, **_: Any) -> None:
+        in_background = threading.current_thread() is not threading.main_thread()
+        if in_background and event.startswith("/jax/core/compile/"):
+            now = time.perf_counter()
+            self._intervals.append((now - duration_secs, now))
 
 
 @dataclass(frozen=True)
@@ -48,7 +75,7 @@ class Update:
 
 @dataclass(frozen=True)
 class Timeline:
-    """The updates of one run, and by batch size the seconds to lower and compile it and waited."""
+    """The updates of one run, and by batch size the seconds to compile it and waited for it."""
 
     updates: Sequence[Update]
     compile_seconds: dict[int, float]
@@ -56,10 +83,9 @@ class Timeline:
 
     def durations(self, batch_size: int, compiling: bool | None = None) -> list[float]:
         """Of each update of this size but the first one."""
-        pairs = zip(self.updates, self.updates[1:], strict=False)
         return [
             later.end - earlier.end
-            for earlier, later in pairs
+            for earlier, later in pairwise(self.updates)
             if earlier.batch_size == later.batch_size == batch_size
             and compiling in (None, earlier.compiling)
             and earlier.compiling == later.compiling
@@ -83,33 +109,41 @@ class Timeline:
         return during / alone if during and alone else None
 
 
-def measure(phases: Sequence[tuple[int, int]], *, compile_ahead: bool) -> Timeline:
-    """Runs phases of `(batch_size, num_updates)` and notes when each update ends."""
-    config = timing.make_config(ghost_batch_size=_BATCH_SIZE.value)
-    config.run.updates_per_dispatch = 1
-    updates: list[Update] = []
-    # The last update of the schedule is left out: an evaluation follows it.
-    total = sum(num_updates for _, num_updates in phases) - 1
+def make_experiment(segments: Sequence[tuple[int, int]], *, compile_ahead: bool) -> Experiment:
+    """Segments of `(batch_size, num_updates)`, one update in each dispatch."""
+    return timing.make_experiment(
+        segments,
+        ghost_batch_size=_BATCH_SIZE.value,
+        compile_ahead=compile_ahead,
+        updates_per_dispatch=1,
+    )
 
-    def watch(batch_size: int, token: jax.Array) -> bool:
-        token.block_until_ready()
-        now = time.perf_counter()
-        compiling = any(times.compile_seconds == 0 for times in run.programs.times.values())
-        updates.append(Update(batch_size, now, compiling))
-        return len(updates) == total
 
-    with timing.watched_run(config, phases, watch, compile_ahead=compile_ahead) as (run, state):
-        run_phases(run, state, 0)
-        times = {size: run.programs.times[size] for size, _ in phases}
+def measure(
+    segments: Sequence[tuple[int, int]], compilations: Compilations, *, compile_ahead: bool
+) -> Timeline:
+    """Trains segments of `(batch_size, num_updates)` and notes when each update ends."""
+    ends: list[tuple[int, float]] = []
+
+    def watch(point: Point, state: TrainState) -> bool:
+        state.sums["loss"].block_until_ready()
+        ends.append((point.batch_size, time.perf_counter()))
+        return False
+
+    with tempfile.TemporaryDirectory() as workdir:
+        train(make_experiment(segments, compile_ahead=compile_ahead), workdir, watch=watch)
+        summary = json.loads((pathlib.Path(workdir) / "summary.json").read_text())
+    found = {segment["batch_size"]: segment for segment in summary["segments"]}
     return Timeline(
-        updates,
-        {size: t.lower_seconds + t.compile_seconds for size, t in times.items()},
-        {size: t.waited_seconds for size, t in times.items()},
+        # Without the last update, which an evaluation follows.
+        [Update(size, end, compilations.under_way(end)) for size, end in ends[:-1]],
+        {size: segment["compile_seconds"] for size, segment in found.items()},
+        {size: segment["waited_seconds"] for size, segment in found.items()},
     )
 
 
 def long_enough(sizes: Sequence[int], naive: Timeline) -> list[tuple[int, int]]:
-    """Phases that outlast the compilation of their successor, by what a naive run measured."""
+    """Segments that outlast the compilation of the next one, by what a naive run measured."""
     hidden = [naive.compile_seconds[size] for size in sizes[1:]] + [0.0]
     hidden[0] += naive.compile_seconds[sizes[0]]  # the evaluation, compiled before the second size
     return [
@@ -122,16 +156,18 @@ def bench(sizes: Sequence[int]) -> list[dict[str, Any]]:
     """One row for each growth, medians over repetitions of a naive run and one compiled ahead."""
     short = [(size, max(4, _UPDATES.value)) for size in sizes]
     naive, ahead = [], []
+    compilations = Compilations()
     started = time.perf_counter()
     while len(ahead) < _REPETITIONS.value:
         begun = time.perf_counter()
-        naive.append(measure(short, compile_ahead=False))
-        ahead.append(measure(long_enough(sizes, naive[0]), compile_ahead=True))
+        naive.append(measure(short, compilations, compile_ahead=False))
+        long = long_enough(sizes, naive[0])
+        ahead.append(measure(long, compilations, compile_ahead=True))
         now = time.perf_counter()
         if now - started + (now - begun) > _SECONDS.value:
             break
     rows = []
-    for before, size in zip(sizes, sizes[1:], strict=False):
+    for before, size in pairwise(sizes):
         update = median([median(t.durations(size, compiling=False)) for t in ahead])
         rows.append(
             {
@@ -153,11 +189,10 @@ def bench(sizes: Sequence[int]) -> list[dict[str, Any]]:
 
 def main() -> str:
     """The table."""
-    jax.config.update("jax_enable_compilation_cache", False)
     if min(_BATCH_SIZE.value, _GROWTHS.value, _REPETITIONS.value) < 1 or _FACTOR.value < 2:
         raise ValueError("--batch_size, --growths and --repetitions must be 1 or more, --factor 2")
     sizes = [_BATCH_SIZE.value * _FACTOR.value**i for i in range(_GROWTHS.value + 1)]
-    model = timing.model_name(timing.make_config(ghost_batch_size=sizes[0]))
+    model = timing.model_name(make_experiment([(sizes[0], 1)], compile_ahead=False))
     notes = [f"{model}, ghost batch {sizes[0]}; slowdown: of the size before"]
     return timing.report("bench_growth", bench(sizes), notes)
 

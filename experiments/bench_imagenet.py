@@ -1,10 +1,10 @@
-"""Images per second of training ResNets and Inception-ResNet-V2 at ImageNet's size.
+"""Examples per second of training ResNets and Inception-ResNet-V2 at ImageNet's size.
 
     python -m experiments.bench_imagenet --batch_sizes=32,64,128,256
 
 Measures the update that `experiments.imagenet` runs, on all devices together: forward, backward,
-all-reduce, optimizer, for synthetic pictures that lie on the devices already. What hosts can
-prepare is `experiments.bench_input`'s to say. `seconds_per_image` is what `experiments.plan` takes.
+all-reduce, optimizer, for noise that the devices hold already. `experiments.bench_input`
+measures what hosts can prepare. `seconds_per_example` is what `experiments.plan` takes.
 """
 
 import json
@@ -13,9 +13,10 @@ from typing import Any
 
 from absl import flags, logging
 
-from batchgrow import environment, parallel
-from batchgrow.config import Config
-from batchgrow.train import share_of_peak_per_rate
+from batchgrow.config import ConfigDict
+from batchgrow.layout import make_mesh
+from batchgrow.run import environment
+from batchgrow.run.summary import share_of_peak
 from configs import imagenet_inception_resnet_v2, imagenet_resnet50
 from experiments import cli, synthetic
 
@@ -29,10 +30,10 @@ _DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["bfloat16", "float32"], "Of act
 _SECONDS = flags.DEFINE_float("seconds", 5.0, "For each row, compilation aside.")
 _JSON = flags.DEFINE_bool("json", False, "Print JSON instead of a table.")
 
-NUM_IMAGES = 2048  # that lie on each device, or a batch, if that is more
+NUM_EXAMPLES = 2048  # on each device, or a batch, if that is more
 
 
-def main() -> int:
+def main(_: list[str]) -> int:
     """Prints a row per model and batch size."""
     logging.set_verbosity(logging.WARNING)
     rows = []
@@ -49,8 +50,8 @@ def main() -> int:
     return 0
 
 
-def _config(name: str, batch_size: int) -> Config:
-    """The experiment's, but for what the flags say and where the pictures come from."""
+def _config(name: str, batch_size: int) -> ConfigDict:
+    """The experiment's, except for what the flags say."""
     if name == "inception_resnet_v2":
         config = imagenet_inception_resnet_v2.get_config()
     elif name.startswith("resnet") and name.removeprefix("resnet").isdigit():
@@ -59,27 +60,30 @@ def _config(name: str, batch_size: int) -> Config:
     else:
         raise ValueError(f"--models={name} is neither inception_resnet_v2 nor resnet and a depth")
     if _IMAGE_SIZE.value:
-        config.data.image_shape = (_IMAGE_SIZE.value, _IMAGE_SIZE.value, 3)
+        config.data.image_size = _IMAGE_SIZE.value
     config.model.dtype = _DTYPE.value
     config.ghost_batch_size = min(_GHOST.value, batch_size)
     return config
 
 
-def _measure(name: str, config: Config, per_device: int) -> dict[str, Any]:
-    mesh = parallel.make_mesh()
+def _measure(name: str, config: ConfigDict, per_device: int) -> dict[str, Any]:
+    mesh, image_size = make_mesh(), config.data.image_size
     batch_size = per_device * mesh.size
-    ours = synthetic.updates(config, batch_size, max(NUM_IMAGES, batch_size))
+    experiment = synthetic.from_config(
+        config, image_size, batch_size, max(NUM_EXAMPLES, batch_size)
+    )
+    ours = synthetic.updates(experiment)
     seconds = median(synthetic.take_turns({"ours": ours.call}, _SECONDS.value)["ours"])
     rate = batch_size * ours.num_updates / seconds
     row: dict[str, Any] = {
         "model": name,
-        "image_size": config.data.image_shape[0],
+        "image_size": image_size,
         "per_device_batch_size": per_device,
         "num_microbatches": ours.layout.num_microbatches,
-        "images_per_second": round(rate, 1),
-        "seconds_per_image": float(f"{mesh.size / rate:.4g}"),
+        "examples_per_second": round(rate, 1),
+        "seconds_per_example": float(f"{mesh.size / rate:.4g}"),
     }
-    share = share_of_peak_per_rate(config, mesh)
+    share = share_of_peak(experiment, mesh)
     if share is not None:
         row["share_of_peak"] = round(rate * share, 4)
     row["compile_seconds"] = round(ours.compile_seconds, 1)

@@ -1,8 +1,8 @@
-"""Updates and images a second of the training loop on 1, 2, 4, 8 devices.
+"""Updates and examples a second of the training loop on 1, 2, 4, 8 devices.
 
     python -m experiments.bench_scaling [--json]
 
-The global batch stays the same. Where there is no accelerator the devices are emulated ones, which
+The batch stays the same. Where there is no accelerator the devices are emulated ones, which
 share the host's cores: the table then shows what more devices cost, or how much better the same
 cores are used by smaller pieces, and nothing of what more hardware would gain.
 """
@@ -13,8 +13,7 @@ from typing import Any
 import jax
 from absl import flags
 
-from batchgrow.loop import run_phases
-from experiments import timing
+from experiments import synthetic, timing
 from experiments.timing import median
 
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "Of all devices together.")
@@ -27,23 +26,25 @@ EMULATED = "Emulated devices share one host's cores: no speed-up here is one of 
 
 def bench(num_devices: int) -> dict[str, Any]:
     """One row of the table."""
-    ghost_batch_size = max(1, _BATCH_SIZE.value // 8)
-    config = timing.make_config(ghost_batch_size=ghost_batch_size, num_devices=num_devices)
+    batch_size = _BATCH_SIZE.value
+    experiment = timing.make_experiment(
+        [(batch_size, synthetic.most_updates(batch_size))],
+        ghost_batch_size=max(1, batch_size // 8),
+        num_devices=num_devices,
+    )
     seconds: list[float] = []
 
-    def ended(_: int, seconds_per_dispatch: float) -> bool:
-        seconds.append(seconds_per_dispatch)
+    def ended(_: int, seconds_per_update: float) -> bool:
+        seconds.append(seconds_per_update)
         return len(seconds) >= _REPETITIONS.value
 
-    phases = [(_BATCH_SIZE.value, timing.UNLIMITED)]
-    bursts = timing.Bursts(_BURST_SECONDS.value, ended)
-    with timing.watched_run(config, phases, bursts, compile_ahead=False) as (run, state):
-        run_phases(run, state, 0)
-    rate = run.programs.updates_per_dispatch(_BATCH_SIZE.value) / (median(seconds) or math.nan)
+    timing.train(experiment, timing.Bursts(_BURST_SECONDS.value, ended))
+    rate = 1 / (median(seconds) or math.nan)
     return {
+        "model": timing.model_name(experiment),
         "num_devices": num_devices,
         "updates_per_second": rate,
-        "images_per_second": rate * _BATCH_SIZE.value,
+        "examples_per_second": rate * batch_size,
     }
 
 
@@ -54,10 +55,9 @@ def main() -> str:
     rows = [bench(n) for n in counts if n <= jax.device_count()]
     if not rows:
         raise ValueError(f"--num_devices {counts}: there are only {jax.device_count()} devices")
-    first = rows[0]["images_per_second"]
-    rows = [row | {"speedup": row["images_per_second"] / first} for row in rows]
-    model = timing.model_name(timing.make_config(ghost_batch_size=1))
-    notes = [f"{model}, global batch {_BATCH_SIZE.value}"]
+    first = rows[0]["examples_per_second"]
+    rows = [row | {"speedup": row["examples_per_second"] / first} for row in rows]
+    notes = [f"batch size {_BATCH_SIZE.value}"]
     if jax.devices()[0].platform == "cpu":
         notes.append(EMULATED)
     return timing.report("bench_scaling", rows, notes)

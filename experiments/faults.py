@@ -1,7 +1,7 @@
-"""A training in a process of its own, what can go wrong with it, and what it leaves behind.
+"""Trainings in processes of their own, what can go wrong with them, and what they leave behind.
 
-Processes die where a call of the library is under way, by real signals and real limits; files are
-damaged in between.
+Processes are struck by real signals and real limits at a chosen moment; files are damaged between
+two starts. Nothing of the library is replaced: `train`'s `watch` and the data sets see the moments.
 """
 
 import json
@@ -9,12 +9,15 @@ import multiprocessing
 import os
 import pathlib
 import random
+import re
 import resource
 import signal
+import socket
+import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -25,37 +28,59 @@ import orbax.checkpoint as ocp
 import sklearn.datasets
 from etils import epath
 
-from batchgrow import loop, runlog, train
-from batchgrow.run.checkpoints import Checkpoints
-from batchgrow.config import Config
-from batchgrow.run.progress import Progress
+from batchgrow.config import ConfigDict
+from batchgrow.run.timers import TIMING
+from batchgrow.train import train
 from configs import digits
 from experiments import launch
+from experiments.moments import Moments
 
 TIME_LIMIT = 300  # seconds for one process, on a machine that is busy with other things
-KILLED, FINISHED, FULL, REFUSED, PREEMPTED, PHASE_END = -signal.SIGKILL, 0, 1, 2, 75, 76
+HEARTBEAT_SECONDS = 10  # of several processes, so that one that dies is noticed soon
+PAUSE_SECONDS = 2.0
+KILLED, FINISHED, FULL, REFUSED, PREEMPTED, GROWTH = -signal.SIGKILL, 0, 1, 2, 75, 76
 
-# What goes wrong, and the exit status that is right. The first group strikes a running process,
-# the second is done to the folder of a stopped one, the third are starts that must be refused.
+# What strikes a running process, and the exit status that is right. The words after the first are
+# the moment (`Moments`).
 RUNNING = {
-    "kill -9 at an update": KILLED,
-    "kill -9 in an evaluation": KILLED,
-    "kill -9 in a checkpoint write": KILLED,
-    "disk full while logging": FULL,
-    "disk full while saving": FULL,
-    "SIGTERM": PREEMPTED,
-    "SIGINT": PREEMPTED,
-    "stop at a phase end": PHASE_END,
-    "kill -9 before the summary": KILLED,
+    "kill at an update": KILLED,
+    "kill in an evaluation": KILLED,
+    "kill in a compilation": KILLED,
+    "kill in a checkpoint write": KILLED,
+    "kill before the summary": KILLED,
+    "SIGTERM at an update": PREEMPTED,
+    "SIGTERM in an evaluation": PREEMPTED,
+    "SIGTERM in a compilation": PREEMPTED,
+    "SIGTERM in a checkpoint write": PREEMPTED,
+    "SIGINT at an update": PREEMPTED,
+    "full disk before a row": FULL,
+    "full disk in a checkpoint write": FULL,
+    "stop at a growth": GROWTH,
 }
+# What is done to the files of a stopped run.
 DAMAGE = ("truncated checkpoint", "flipped bit in a checkpoint", "cut metrics.jsonl")
-SECOND = "second run on the folder"
-REFUSALS = (SECOND, "changed config", "changed data set")
-LAST = "kill -9 before the summary"
+DAMAGED_CACHE = "damaged compilation cache"
 CUT_JSON = "cut JSON of a finished run"
-KINDS = (*RUNNING, *DAMAGE, *REFUSALS, CUT_JSON)
+# Starts that must be refused, with the folder untouched.
+SECOND = "hold at an update"  # and a second run on the folder meanwhile
+CHANGED = ("changed config", "changed data set")
+# Of two processes. The first is paused and then asked to stop; both must refuse the others.
+PAUSE = "pause at an update"
+DIFFERS, LOCAL = "one process differs", "a workdir for each process"
+REFUSALS = (SECOND, *CHANGED)
+PAIR_REFUSALS = (DIFFERS, LOCAL)
+LAST = "kill before the summary"
 JSON_FILES = ("config.json", "plan.json", "summary.json")
 UPDATES = 4  # between two starts, or twice as many
+# Fields that one process of two may have otherwise, and a part of the message.
+DIFFERENCES: tuple[tuple[str, Any], ...] = (
+    ("seed", 1),
+    ("recipe.learning_rate", 0.1),
+    ("recipe.num_epochs", 0.75),
+    ("evaluate_every_epochs", 0.2),
+    ("run.checkpoint_every_epochs", 0.2),
+    ("run.updates_per_dispatch", 2),
+)
 
 
 @dataclass(frozen=True)
@@ -63,20 +88,22 @@ class Fault:
     """One thing that goes wrong in a process.
 
     Attributes:
-      kind: one of `KINDS`, or "" for nothing.
-      nth: at which call of the function in question.
-      delay: seconds into that call.
-      part: in 0..1, how much of a write still succeeds.
+      kind: as above, or "" for nothing.
+      nth: the moment's number since the start, from 1.
+      delay: seconds after the moment (kills only).
+      part: in 0..1, how much of a write still succeeds; which field differs.
+      process: of several, the one that is struck.
     """
 
     kind: str = ""
     nth: int = 1
     delay: float = 0.0
     part: float = 0.0
+    process: int = 0
 
 
-def get_config() -> Config:
-    """A training of digits in two phases, 36 updates: seconds, most of them spent on starting."""
+def get_config() -> ConfigDict:
+    """Digits with two batch sizes, 36 updates: seconds, most of them spent on starting."""
     config = digits.get_config("increasing_batch")
     config.model.channels = 2
     config.recipe.num_epochs = 0.5
@@ -94,45 +121,86 @@ def get_config() -> Config:
 
 @dataclass(frozen=True)
 class Training:
-    """A process that trains, and the pipe with what it says (a file might be full)."""
+    """Processes that train one run together.
 
-    process: Any
-    output: Any
+    Attributes:
+      processes: by their index.
+      outputs: pipes with what each prints (a file might be full).
+      workdir: the run folder.
+    """
+
+    processes: list[Any]
+    outputs: list[Any]
     workdir: pathlib.Path
 
 
-def start(workdir: pathlib.Path, fault: Fault = Fault()) -> Training:
-    """Starts a training in a process of its own, in which `fault` will happen."""
+def start(workdir: pathlib.Path, fault: Fault = Fault(), num_processes: int = 1) -> Training:
+    """Starts a training in processes of its own, in which `fault` will happen."""
     context: Any = multiprocessing.get_context("forkserver")
     # The slow imports once for all processes.
     context.set_forkserver_preload(["batchgrow.train", "experiments.launch", "configs.digits"])
-    output, inlet = context.Pipe(duplex=False)
-    process = context.Process(target=_child, args=(str(workdir), fault, inlet))
-    process.start()
-    inlet.close()
-    return Training(process, output, workdir)
+    flags: list[str] = []
+    if num_processes > 1:
+        address = f"127.0.0.1:{free_port()}"
+        flags = [f"--coordinator_address={address}", f"--num_processes={num_processes}"]
+    beside(workdir, "resumed").unlink(missing_ok=True)
+    training = Training([], [], workdir)
+    for index in range(num_processes):
+        output, inlet = context.Pipe(duplex=False)
+        one = [*flags, f"--process_id={index}"] if flags else []
+        process = context.Process(target=_child, args=(str(workdir), fault, index, one, inlet))
+        process.start()
+        inlet.close()
+        training.processes.append(process)
+        training.outputs.append(output)
+    return training
+
+
+def statuses(training: Training) -> list[int]:
+    """The exit status of each process, -9 if it was killed.
+
+    Raises:
+      TimeoutError: if one did not end; all are killed then.
+    """
+    end, codes, texts = time.monotonic() + TIME_LIMIT, [], []
+    for process in training.processes:
+        process.join(max(0.1, end - time.monotonic()))
+        codes.append(process.exitcode)
+    for process, output in zip(training.processes, training.outputs, strict=True):
+        process.kill()
+        process.join()
+        with open(output.fileno(), closefd=False) as file:
+            texts.append(file.read())
+    beside(training.workdir, "said").write_text("".join(texts))
+    if None in codes:
+        raise TimeoutError(f"a training did not end within {TIME_LIMIT} s: {texts}")
+    return codes
 
 
 def status(training: Training) -> int:
-    """The exit status, -9 if it was killed; a training that does not end is killed."""
-    training.process.join(TIME_LIMIT)
-    code = training.process.exitcode
-    training.process.kill()
-    training.process.join()
-    with open(training.output.fileno(), closefd=False) as output:
-        beside(training.workdir, "said").write_text(output.read())
-    if code is None:
-        raise TimeoutError(f"a training did not end within {TIME_LIMIT} s")
+    """The exit status of a training in one process."""
+    (code,) = statuses(training)
     return code
 
 
 def said(workdir: pathlib.Path) -> str:
-    """What the last process on this folder printed."""
+    """What the last processes on this folder printed."""
     return beside(workdir, "said").read_text()
 
 
+def errors(workdir: pathlib.Path) -> list[str]:
+    """The error lines of the last processes on this folder."""
+    return [line for line in said(workdir).splitlines() if line.startswith("error: ")]
+
+
+def rows_told_lost(workdir: pathlib.Path) -> int:
+    """How many rows the last start said that a damaged `metrics.jsonl` had lost."""
+    told = re.search(r"(\d+) of the \d+ rows before the checkpoint are lost", said(workdir))
+    return int(told[1]) if told else 0
+
+
 def resumed_at(workdir: pathlib.Path) -> int | None:
-    """`examples_seen` where the last process began to train; None if it did not get there."""
+    """`examples_seen` where the last start began to train; None if it did not get there."""
     path = beside(workdir, "resumed")
     return int(path.read_text()) if path.exists() else None
 
@@ -157,27 +225,29 @@ def final_arrays(workdir: pathlib.Path, whole: pathlib.Path) -> list[np.ndarray]
 
 
 def rows(workdir: pathlib.Path) -> list[dict[str, Any]]:
-    """The rows of a folder without what the clock decides."""
+    """The rows of a folder without their timing."""
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(x).items() if k not in runlog.TIMING} for x in lines]
+    return [{k: v for k, v in json.loads(x).items() if k not in TIMING} for x in lines]
 
 
 def damage(workdir: pathlib.Path, kind: str, rng: random.Random) -> bool:
     """Damages a file of a stopped run; False if there is none to damage yet."""
     if kind == CUT_JSON:
         files = [workdir / name for name in JSON_FILES]
+    elif kind == DAMAGED_CACHE:
+        files = [path for path in cache(workdir).rglob("*") if not path.name.endswith("-atime")]
     elif kind == "cut metrics.jsonl":
         files = [workdir / "metrics.jsonl"]
     else:
         steps = checkpoints(workdir)
         newest = workdir / "checkpoints" / str(steps[-1]) if len(steps) > 1 else None
         files = sorted(newest.rglob("*")) if newest else []
-    files = [path for path in files if path.is_file() and path.stat().st_size > 1]
+    files = sorted(path for path in files if path.is_file() and path.stat().st_size > 1)
     if not files:
         return False
     path = rng.choice(files)
     content = bytearray(path.read_bytes())
-    if kind.startswith("flipped"):
+    if kind.startswith("flipped") or (kind == DAMAGED_CACHE and rng.random() < 0.5):
         content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
     else:
         content = content[: rng.randrange(1, len(content))]
@@ -191,87 +261,93 @@ def contents(workdir: pathlib.Path) -> dict[str, bytes]:
 
 
 def beside(workdir: pathlib.Path, name: str) -> pathlib.Path:
+    """A path next to a run folder."""
     return workdir.with_name(f"{workdir.name}.{name}")
 
 
-def _child(workdir: str, fault: Fault, inlet: Any) -> None:
+def cache(workdir: pathlib.Path) -> pathlib.Path:
+    """The compilation cache of all runs next to `workdir`."""
+    return workdir.with_name("cache")
+
+
+def free_port() -> int:
+    """A TCP port that nobody uses."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+def _child(workdir: str, fault: Fault, index: int, flags: Sequence[str], inlet: Any) -> None:
     """A process: the training command with its messages in a pipe and a fault to come."""
     folder = pathlib.Path(workdir)
     for stream in (1, 2):
         os.dup2(inlet.fileno(), stream)
-    beside(folder, "resumed").unlink(missing_ok=True)
+    launch.HEARTBEAT_SECONDS = HEARTBEAT_SECONDS
     config = get_config()
+    config.run.compilation_cache_dir = str(cache(folder))
+    if flags:
+        config.run.num_devices = None
+        os.environ["XLA_FLAGS"] = (
+            f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=1"
+        )
+    if fault.process != index and fault.kind not in ("stop at a growth", *CHANGED):
+        fault = Fault()
+    _change(config, fault)
+    sys.argv = ["soak", "--override_config", *flags]
+    if fault.kind == "stop at a growth":
+        sys.argv.append("--stop_at_growth")
+    if fault.kind == LOCAL:
+        folder = beside(folder, "local")
+
+    def main(_: list[str]) -> int:
+        experiment = launch.experiment_of(config)
+        moments = Moments(experiment, partial(_strike, fault, folder), str(folder))
+        outcome = train(moments.experiment, str(folder), override_config=True, watch=moments.watch)
+        return launch.status_of(moments.experiment, str(folder), outcome)
+
+    launch.launch(main)
+
+
+def _change(config: ConfigDict, fault: Fault) -> None:
+    """What is wrong before the start."""
     if fault.kind == "changed config":
         config.recipe.learning_rate = 0.01
-    _arm(folder, fault)
-    run_phases = train.run_phases
+    if fault.kind == DIFFERS:
+        name, value = DIFFERENCES[int(fault.part * len(DIFFERENCES))]
+        config.update_from_flattened_dict({name: value})
+    if fault.kind == "changed data set":
+        load_digits: Any = sklearn.datasets.load_digits
 
-    def told(run: loop.Run, state: Any, examples_seen: int) -> loop.Outcome:
-        beside(folder, "resumed").write_text(str(examples_seen))
-        return run_phases(run, state, examples_seen)
+        def fewer() -> Any:
+            data = load_digits()
+            data.images, data.target = data.images[:-1], data.target[:-1]
+            return data
 
-    train.run_phases = told
-    sys.argv = ["soak", "--override_config"]
-    if fault.kind == "stop at a phase end":
-        sys.argv.append("--stop_at_phase_end")
-    launch.launch(lambda: launch.run(config, workdir))
+        sklearn.datasets.load_digits = fewer
 
 
-def _arm(folder: pathlib.Path, fault: Fault) -> None:
-    """Lets the fault happen at the nth call of what it is to strike."""
-
-    kill = partial(os.kill, os.getpid(), signal.SIGKILL)
-
-    def kill_soon() -> None:
-        threading.Timer(fault.delay, kill).start()
-
-    def limit(size: int) -> None:
-        # Beyond its limit a file takes no more, like a disk that is full (EFBIG for ENOSPC).
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
-
-    def limit_log() -> None:
-        limit((folder / "metrics.jsonl").stat().st_size + int(300 * fault.part))
-
-    def pause() -> None:
-        beside(folder, "paused").touch()
-        time.sleep(TIME_LIMIT)
-
-    load_digits: Any = sklearn.datasets.load_digits
-
-    def fewer() -> Any:
-        data = load_digits()
-        data.images, data.target = data.images[:-1], data.target[:-1]
-        return data
-
-    match fault.kind:
-        case "kill -9 at an update":
-            _before(Progress, "advance", fault.nth * UPDATES, kill)
-        case "kill -9 in an evaluation":
-            _before(loop, "evaluate", fault.nth, kill_soon)
-        case "kill -9 in a checkpoint write":
-            _before(Checkpoints, "save", fault.nth, kill_soon)
-        case "kill -9 before the summary":
-            _before(train, "summarise", 1, kill)
-        case "disk full while logging":
-            _before(runlog.RunLog, "write", fault.nth, limit_log)
-        case "disk full while saving":
-            _before(Checkpoints, "save", fault.nth, partial(limit, int(4000 * fault.part)))
+def _strike(fault: Fault, folder: pathlib.Path, moment: str, number: int) -> None:
+    """Lets the fault happen if this is its moment."""
+    what = fault.kind.removesuffix(moment).strip()
+    nth = {"at an update": fault.nth * UPDATES, "before the summary": 1}.get(moment, fault.nth)
+    if what == fault.kind or number != nth:
+        return
+    match what:
+        case "kill" if fault.delay:
+            threading.Timer(fault.delay, os.kill, (os.getpid(), signal.SIGKILL)).start()
+        case "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
         case "SIGTERM" | "SIGINT":
-            send = partial(os.kill, os.getpid(), signal.Signals[fault.kind])
-            _before(Progress, "advance", fault.nth * UPDATES, send)
-        case "second run on the folder":
-            _before(Progress, "advance", fault.nth, pause)
-        case "changed data set":
-            sklearn.datasets.load_digits = fewer
-
-
-def _before(owner: Any, name: str, nth: int, action: Callable[[], None]) -> None:
-    """Lets `action` happen just before the nth call of `owner.name`."""
-    original, calls = getattr(owner, name), iter(range(1, sys.maxsize))
-
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-        if next(calls) == nth:
-            action()
-        return original(*args, **kwargs)
-
-    setattr(owner, name, wrapped)
+            os.kill(os.getpid(), signal.Signals[what])
+        case "pause":
+            later = f"sleep {PAUSE_SECONDS}; kill -CONT {os.getpid()}; kill -TERM {os.getpid()}"
+            subprocess.Popen(["sh", "-c", later])
+            os.kill(os.getpid(), signal.SIGSTOP)
+        case "hold":
+            beside(folder, "paused").touch()
+            time.sleep(TIME_LIMIT)
+        case "full disk":
+            # Beyond its limit a file takes no more, like a disk that is full.
+            most = int(4000 * fault.part)
+            if moment == "before a row":
+                most = (folder / "metrics.jsonl").stat().st_size + int(300 * fault.part)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (most, resource.RLIM_INFINITY))

@@ -64,6 +64,10 @@ def main(_: list[str]) -> int:
     if _JSON.value:
         print(json.dumps(facts, indent=2))
         return 0
+    if not isinstance(plan, FixedPlan):
+        sizes = ", ".join(map(str, plan.batch_sizes()))
+        print(f"batch sizes, as far as the measured noise allows: {sizes}")
+        return 0
     print(plan.table(num_devices=num_devices))
     longest = max(plan.at(s.start_examples).accumulation_epochs for s in plan.segments)
     print(

@@ -11,7 +11,7 @@ from absl import flags
 from etils import epath
 
 from batchgrow import layout
-from batchgrow.config import make_experiment
+from batchgrow.config import ConfigDict
 from batchgrow.data.prepared import is_prepared
 from batchgrow.data.text import decode, encode, load_text
 from batchgrow.engine import Engine
@@ -22,24 +22,25 @@ from batchgrow.run.signals import Preemption
 from batchgrow.tasks import Variables
 from batchgrow.tasks.language import LanguageModel, sample
 from configs import shakespeare
-from experiments.launch import STATUS, launch, run
+from experiments.launch import STATUS, experiment_of, launch, train_config
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/shakespeare", "Folder for runs and report.")
 _SAMPLE = flags.DEFINE_integer("sample", 500, "Characters to write at the end.", lower_bound=0)
 
 
-def main() -> int:
+def main(_: list[str]) -> int:
     """Trains every variant, writes and prints the report, and prints a sample."""
-    configs = {variant: shakespeare.get_config(variant + _text()) for variant in shakespeare.VARIANTS}
+    suffix = _text()
+    configs = {name: shakespeare.get_config(name + suffix) for name in shakespeare.VARIANTS}
     folders = []
     with Preemption() as preemption:
-        for variant, config in configs.items():
-            workdir = os.path.join(_WORKDIR.value, variant) if _WORKDIR.value else ""
-            status = run(config, workdir)
+        for name, config in configs.items():
+            workdir = os.path.join(_WORKDIR.value, name) if _WORKDIR.value else ""
+            status = train_config(config, workdir)
             if status or preemption.requested():
                 return status or STATUS[Outcome.PREEMPTED]
             folders.append(workdir)
-    written = _write(config, folders[-1])
+    written = _write(config, folders[-1])  # Every process restores.
     if jax.process_index() != 0:
         return 0
     out = os.path.join(_WORKDIR.value, "report")
@@ -60,9 +61,9 @@ def _text() -> str:
     return ",python_topics"
 
 
-def _write(config: shakespeare.ConfigDict, workdir: str) -> str:
+def _write(config: ConfigDict, workdir: str) -> str:
     """A text by the last model of a run."""
-    experiment = make_experiment(config)
+    experiment = experiment_of(config)
     data, task = config.data, experiment.task
     vocabulary = load_text(data.name, data.train_split, config.run.data_dir).vocabulary
     assert isinstance(task, LanguageModel)
@@ -83,7 +84,7 @@ def last_variables(experiment: Experiment, workdir: str) -> Variables:
         epath.Path(workdir),
         keep=experiment.execution.keep_checkpoints,
         metric=experiment.task.metrics[0],
-        config=experiment.settings,
+        config=dict(experiment.settings),
     )
     mesh = layout.make_mesh(experiment.execution.num_devices)
     with Engine(experiment, mesh) as engine, checkpoints:

@@ -3,7 +3,9 @@
 python -m experiments.soak --runs=30 --seed=0
 
 Each training is started again after every fault, until it ends; then its arrays and its rows are
-compared, bit for bit, with those of a training that nothing disturbed.
+compared, bit for bit, with those of a training that nothing disturbed. Every third one runs in two
+processes. Rows in a part of metrics.jsonl that was cut off are lost if a checkpoint was made after
+them; the run must say how many.
 """
 
 import json
@@ -14,53 +16,86 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 from absl import flags, logging
 
-from batchgrow import environment
+from batchgrow.run import environment
 from experiments import cli, faults
-from experiments.faults import Fault, checkpoints, resumed_at, said, start, status
+from experiments.faults import Fault, checkpoints, resumed_at, said, start, statuses
+from experiments.launch import STATUS
 
-FAULTS_PER_RUN = 7
+FAULTS_PER_RUN = 8
+KINDS = {
+    1: (*faults.RUNNING, *faults.DAMAGE, faults.DAMAGED_CACHE, *faults.REFUSALS),
+    2: (
+        *(kind for kind in faults.RUNNING if kind != faults.LAST),
+        *(faults.PAUSE, *faults.DAMAGE, faults.DAMAGED_CACHE),
+        *(*faults.CHANGED, *faults.PAIR_REFUSALS),
+    ),
+}
 
-_RUNS = flags.DEFINE_integer("runs", 30, "Trainings, with up to 8 faults each.")
+_RUNS = flags.DEFINE_integer("runs", 30, "The most trainings, with up to 9 faults each.")
+_SECONDS = flags.DEFINE_float("seconds", float("inf"), "No training begins after so many seconds.")
 _SEED = flags.DEFINE_integer("seed", 0, "Decides what happens when.")
 _JSON = flags.DEFINE_bool("json", False, "Print the result as JSON.")
 
 
-def soak(runs: int, seed: int, folder: pathlib.Path) -> dict[str, Any]:
-    """What `--json` prints: totals, and by kind of fault how many were injected, were answered as
-    expected (status, message), and were part of runs that ended identical. Tells of each run.
+def soak(
+    runs: int, seed: int, folder: pathlib.Path, seconds: float = float("inf")
+) -> dict[str, Any]:
+    """Runs trainings under faults; prints a line for each.
+
+    Args:
+      runs: the most trainings.
+      seed: decides what happens when.
+      folder: an empty one for the run folders.
+      seconds: no training begins after so many.
+
+    Returns:
+      What `--json` prints: totals, and by kind of fault how many were injected, were answered as
+      expected (status, message), and were part of runs that ended identical.
     """
-    started = time.perf_counter()
-    reference = folder / "undisturbed"
-    if status(start(reference)) != faults.FINISHED:
-        raise RuntimeError(f"the undisturbed training failed: {said(reference)}")
-    arrays, expected_rows = faults.final_arrays(reference, reference), faults.rows(reference)
+    started, rng = time.perf_counter(), random.Random(seed)
     nothing = {"injected": 0, "as_expected": 0, "in_identical_runs": 0}
-    kinds = {kind: Counter(nothing) for kind in faults.KINDS}
-    totals = Counter(rows_lost=0, rows_twice=0, checkpoints_lost=0, runs_identical=0)
-    rng = random.Random(seed)
+    kinds = {
+        _name(kind, count): Counter(nothing)
+        for count, some in KINDS.items()
+        for kind in (*some, faults.CUT_JSON)
+    }
+    totals = Counter(runs=0, rows_lost=0, rows_lost_and_told=0, rows_twice=0)
+    totals.update(checkpoints_lost=0, runs_identical=0)
     for number in range(runs):
-        workdir = folder / f"run{number}"
-        told = list(_one_run(workdir, rng, kinds))
-        found = faults.rows(workdir)
-        lost = sum(row not in found for row in expected_rows)
-        same = found == expected_rows
-        same &= all(map(np.array_equal, faults.final_arrays(workdir, reference), arrays))
-        totals["rows_lost"] += lost
-        totals["rows_twice"] += len(found) - len({row["examples_seen"] for row in found})
-        totals["checkpoints_lost"] += sum(was_lost for _, _, was_lost in told)
-        totals["runs_identical"] += same
+        if time.perf_counter() - started > seconds:
+            break
+        count = 2 if number % 3 == 2 else 1
+        reference = _undisturbed(folder / f"undisturbed{count}", count)
+        run = _Disturbed(folder / f"run{number}", count, rng)
+        told = list(run.faults(kinds))
+        found, expected = faults.rows(run.workdir), faults.rows(reference)
+        arrays = (faults.final_arrays(path, reference) for path in (run.workdir, reference))
+        lost, told_lost = [row for row in expected if row not in found], sum(run.told.values())
+        same = found == [row for row in expected if row not in lost]
+        same = same and len(lost) <= told_lost and all(map(np.array_equal, *arrays))
+        totals.update(
+            runs=1,
+            rows_lost=max(0, len(lost) - told_lost),
+            rows_lost_and_told=min(len(lost), told_lost),
+            rows_twice=len(found) - len({row["examples_seen"] for row in found}),
+            checkpoints_lost=sum(was_lost for _, _, was_lost in told),
+            runs_identical=int(same),
+        )
         for kind, right, _ in told:
-            kinds[kind].update(injected=1, as_expected=int(right), in_identical_runs=int(same))
-        print(f"run {number}: {[t[0] for t in told]} identical {same}", file=sys.stderr, flush=True)
+            counts = dict(injected=1, as_expected=int(right), in_identical_runs=int(same))
+            kinds[_name(kind, count)].update(counts)
+        told_kinds = [_name(kind, count) for kind, _, _ in told]
+        print(f"run {number}: {told_kinds} identical {same}", file=sys.stderr, flush=True)
     return {
-        "runs": runs,
         "seed": seed,
-        "faults": sum(count["injected"] for count in kinds.values()),
+        "faults": sum(counts["injected"] for counts in kinds.values()),
         **totals,
         "kinds": kinds,
         "seconds": time.perf_counter() - started,
@@ -71,95 +106,144 @@ def soak(runs: int, seed: int, folder: pathlib.Path) -> dict[str, Any]:
 
 def table(result: dict[str, Any]) -> str:
     """The result as text."""
-    lines = [f"{'fault':30} {'injected':>8} {'as expected':>11} {'in identical runs':>17}"]
-    for kind, count in result["kinds"].items():
-        a, b, c = count.values()
-        lines.append(f"{kind:30} {a:8} {b:11} {c:17}")
+    lines = [f"{'fault':50} {'injected':>8} {'as expected':>11} {'in identical runs':>17}"]
+    for kind, counts in result["kinds"].items():
+        a, b, c = counts.values()
+        lines.append(f"{kind:50} {a:8} {b:11} {c:17}")
     return "\n".join(lines) + (
         f"\n\n{result['faults']} faults; {result['runs_identical']} of {result['runs']} runs ended "
         f"bit-identical to the undisturbed one; rows lost {result['rows_lost']}, twice "
-        f"{result['rows_twice']}; checkpoints lost {result['checkpoints_lost']}"
+        f"{result['rows_twice']}, with a damaged metrics.jsonl and as its message said "
+        f"{result['rows_lost_and_told']}; checkpoints lost {result['checkpoints_lost']}"
     )
 
 
-def _one_run(
-    workdir: pathlib.Path, rng: random.Random, kinds: dict[str, Counter]
-) -> Iterator[tuple[str, bool, bool]]:
-    """Faults and restarts until the run has had its share, then to the end.
+def _name(kind: str, num_processes: int) -> str:
+    return kind if num_processes == 1 else f"{kind}, {num_processes} processes"
 
-    Yields:
-      The kind of each fault, whether the process behaved as it should, and whether a checkpoint
-      that was whole was not found again.
+
+def _undisturbed(workdir: pathlib.Path, num_processes: int) -> pathlib.Path:
+    """A run of so many processes that nothing disturbs."""
+    if not workdir.exists():
+        codes = statuses(start(workdir, num_processes=num_processes))
+        if any(codes):
+            raise RuntimeError(f"the undisturbed training failed: {said(workdir)}")
+    return workdir
+
+
+@dataclass
+class _Disturbed:
+    """A run in `workdir` that faults interrupt.
+
+    Attributes:
+      told: rows that a start said were lost, by the checkpoint that it resumed from.
     """
-    # The kinds that were seldom so far, in random order; first those that need no checkpoints.
-    often = sorted(faults.KINDS[:-1], key=lambda kind: (kinds[kind]["injected"], rng.random()))
-    for kind in sorted(
-        often[:FAULTS_PER_RUN], key=lambda kind: kind in (*faults.DAMAGE, faults.LAST)
-    ):
-        fault = Fault(kind, rng.randint(1, 2), rng.uniform(0, 0.1), rng.random())
-        before, ended = checkpoints(workdir), (workdir / "summary.json").exists()
-        if kind in faults.DAMAGE and not faults.damage(workdir, kind, rng):
-            continue
-        code, right = (
-            _refused(workdir, fault) if kind in faults.REFUSALS else _struck(workdir, fault)
+
+    workdir: pathlib.Path
+    num_processes: int
+    rng: random.Random
+    told: dict[int, int] = field(default_factory=dict)
+
+    def faults(self, kinds: dict[str, Counter]) -> Iterator[tuple[str, bool, bool]]:
+        """Faults and restarts until the run has had its share, then to the end.
+
+        Args:
+          kinds: how often each one happened so far.
+
+        Yields:
+          The kind of each fault, whether the processes behaved as they should, and whether a
+          complete checkpoint was not found again.
+        """
+        rng, count = self.rng, self.num_processes
+        # The kinds that were rare so far, in random order; first those that need no checkpoints.
+        rare = sorted(
+            KINDS[count], key=lambda kind: (kinds[_name(kind, count)]["injected"], rng.random())
         )
-        if code == faults.FINISHED and (ended or kind in (*faults.RUNNING, faults.SECOND)):
-            continue  # the run had ended before the fault could happen
-        # Of a damaged checkpoint the one before is the newest that is whole.
-        whole = before[:-1] if kind in faults.DAMAGE[:2] else before
-        position = resumed_at(workdir)
-        yield kind, right, position is not None and position < max(whole, default=0)
-    code = status(start(workdir))
-    if code != faults.FINISHED:
-        raise RuntimeError(f"{workdir}: exit status {code} without a fault: {said(workdir)}")
-    faults.damage(workdir, faults.CUT_JSON, rng)
-    right = status(start(workdir)) == faults.FINISHED
-    for name in faults.JSON_FILES:
-        json.loads((workdir / name).read_bytes())
-    yield faults.CUT_JSON, right, False
+        late = (*faults.DAMAGE, faults.LAST)
+        for kind in sorted(rare[:FAULTS_PER_RUN], key=lambda kind: kind in late):
+            fault = self._fault(kind)
+            before, ended = checkpoints(self.workdir), (self.workdir / "summary.json").exists()
+            if kind in (*faults.DAMAGE, faults.DAMAGED_CACHE):
+                if not faults.damage(self.workdir, kind, rng):
+                    continue
+            codes, right = self._strike(fault)
+            struck = kind in (*faults.RUNNING, faults.PAUSE, faults.SECOND)
+            if not any(codes) and (ended or struck):
+                continue  # the run had ended before the fault could happen
+            # Of a damaged checkpoint the one before is the newest that is complete.
+            whole = before[:-1] if kind in faults.DAMAGE[:2] else before
+            if lost := faults.rows_told_lost(self.workdir):
+                self.told[max(whole, default=0)] = lost
+            position = resumed_at(self.workdir)
+            yield kind, right, position is not None and position < max(whole, default=0)
+        yield faults.CUT_JSON, self._finish(), False
 
+    def _fault(self, kind: str) -> Fault:
+        rng = self.rng
+        # Process 0 writes the rows.
+        process = 0 if "disk" in kind else rng.randrange(self.num_processes)
+        return Fault(kind, rng.randint(1, 2), rng.uniform(0, 0.1), rng.random(), process)
 
-def _struck(workdir: pathlib.Path, fault: Fault) -> tuple[int, bool]:
-    """A start with a fault, or on a damaged folder; then killed a little later."""
-    if fault.kind in faults.DAMAGE:
-        code = status(start(workdir, Fault("kill -9 at an update", fault.nth)))
-        return code, code in (faults.KILLED, faults.FINISHED)
-    code = status(start(workdir, fault))
-    right = code == faults.RUNNING[fault.kind]
-    if code == faults.FULL:
-        right = right and "free space" in said(workdir) and "Traceback" not in said(workdir)
-    return code, right
+    def _finish(self) -> bool:
+        """Trains to the end, then damages JSON; whether it is written again."""
+        begin = partial(start, self.workdir, num_processes=self.num_processes)
+        if any(statuses(begin())):
+            raise RuntimeError(f"{self.workdir} failed without a fault: {said(self.workdir)}")
+        faults.damage(self.workdir, faults.CUT_JSON, self.rng)
+        right = not any(statuses(begin()))
+        for name in faults.JSON_FILES:
+            json.loads((self.workdir / name).read_bytes())
+        return right
 
+    def _strike(self, fault: Fault) -> tuple[list[int], bool]:
+        """A start with a fault: the statuses, and whether they and the messages are right."""
+        kind, workdir = fault.kind, self.workdir
+        begin = partial(start, workdir, num_processes=self.num_processes)
+        if kind == faults.SECOND:
+            return self._hold(fault)
+        if kind in (*faults.CHANGED, *faults.PAIR_REFUSALS):
+            if not (workdir / "config.json").exists():
+                statuses(begin(Fault("SIGTERM at an update")))
+            before = faults.contents(workdir)
+            codes = statuses(begin(fault))
+            right = set(codes) == {faults.REFUSED} and faults.contents(workdir) == before
+            return codes, right and len(faults.errors(workdir)) == len(codes)
+        if kind in (*faults.DAMAGE, faults.DAMAGED_CACHE):
+            codes = statuses(begin(Fault("SIGTERM at an update", fault.nth)))
+            return codes, codes in ([faults.PREEMPTED] * len(codes), [faults.FINISHED] * len(codes))
+        codes = statuses(begin(fault))
+        expected = faults.RUNNING.get(kind, faults.PREEMPTED)
+        if expected in STATUS.values():
+            return codes, set(codes) == {expected}
+        others = codes[: fault.process] + codes[fault.process + 1 :]
+        right = codes[fault.process] == expected and not set(others) & set(STATUS.values())
+        if expected == faults.FULL:
+            right = right and "free space" in said(workdir) and "Traceback" not in said(workdir)
+        return codes, right
 
-def _refused(workdir: pathlib.Path, fault: Fault) -> tuple[int, bool]:
-    """A start that must be refused, on a folder with a run in it."""
-    if fault.kind == faults.SECOND:
-        flag = faults.beside(workdir, "paused")
+    def _hold(self, fault: Fault) -> tuple[list[int], bool]:
+        """A second start while the first one holds the folder."""
+        flag = faults.beside(self.workdir, "paused")
         flag.unlink(missing_ok=True)
-        first = start(workdir, fault)
-        while not flag.exists() and first.process.is_alive():
+        first = start(self.workdir, fault)
+        while not flag.exists() and first.processes[0].is_alive():
             time.sleep(0.02)
         if not flag.exists():
-            return status(first), False
-        code = status(start(workdir))
-        right = code == faults.REFUSED and "another run" in said(workdir)
-        first.process.kill()
-        return code, right and status(first) == faults.KILLED
-    if not (workdir / "config.json").exists():
-        status(start(workdir, Fault("kill -9 at an update", fault.nth)))
-    before = faults.contents(workdir)
-    code = status(start(workdir, fault))
-    return code, code == faults.REFUSED and faults.contents(workdir) == before
+            return statuses(first), False
+        codes = statuses(start(self.workdir))
+        right = codes == [faults.REFUSED] and "another run" in said(self.workdir)
+        first.processes[0].kill()
+        return codes, right and statuses(first) == [faults.KILLED]
 
 
-def main() -> int:
+def main(_: list[str]) -> int:
     """Soaks and prints the table; exit status 1 if anything was lost or not identical."""
     logging.set_verbosity(logging.WARNING)
     with tempfile.TemporaryDirectory() as folder:
-        result = soak(_RUNS.value, _SEED.value, pathlib.Path(folder))
+        result = soak(_RUNS.value, _SEED.value, pathlib.Path(folder), _SECONDS.value)
     print(json.dumps(result, indent=2) if _JSON.value else table(result))
     lost = result["rows_lost"] + result["rows_twice"] + result["checkpoints_lost"]
-    expected = sum(count["as_expected"] for count in result["kinds"].values())
+    expected = sum(counts["as_expected"] for counts in result["kinds"].values())
     return int(lost > 0 or expected < result["faults"] or result["runs_identical"] < result["runs"])
 
 

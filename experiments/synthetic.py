@@ -1,30 +1,40 @@
-"""Training on noise, for benchmarks: the images, and one dispatch as the loop makes it."""
+"""Experiments on noise, for benchmarks, and bare calls of their compiled updates."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, islice, pairwise
 
+import jax
 import numpy as np
+import optax
 
-from batchgrow import parallel
-from batchgrow.config import Config
-from batchgrow.data.feed import ResidentFeed, padded_batches
-from batchgrow.data.sources import Images
+from batchgrow import config as library
+from batchgrow import layout
+from batchgrow.data.datasets import ArrayDataset
+from batchgrow.engine import Engine
+from batchgrow.experiment import MAX_EXAMPLES, Cadence, Execution, Experiment
 from batchgrow.layout import Layout
-from batchgrow.programs import split_evenly
-from batchgrow.state import TrainState
-from batchgrow.train import build
+from batchgrow.optimizer import make_optimizer
+from batchgrow.plan import FixedPlan, Recipe, Segment, curves
+from batchgrow.tasks import Task
 
 LEARNING_RATE = 1e-3
+MOMENTUM = 0.9
+WEIGHT_DECAY = 5e-4
+MEAN, STD = 127.5, 64.0  # of the pixels
+NEVER = 2**60  # examples
 
 
 @dataclass(frozen=True)
 class Updates:
-    """A call that makes `num_updates` and returns when they are done.
+    """A call that makes `num_updates` updates and returns when they are done.
 
     Attributes:
+      call: makes them.
+      num_updates: of one call.
       layout: of their batches.
-      compile_seconds: what the program took.
+      compile_seconds: what it took to compile them.
     """
 
     call: Callable[[], None]
@@ -33,38 +43,119 @@ class Updates:
     compile_seconds: float
 
 
-def updates(config: Config, batch_size: int, num_images: int) -> Updates:
-    """The program that `train` would run for this batch size."""
-    mesh = parallel.make_mesh(config.run.num_devices)
-    noise = images(config, num_images)
-    feed = ResidentFeed(noise, config.seed)
-    test = split_evenly(next(padded_batches(noise, mesh.size)), mesh)
-    blank, programs = build(config, mesh, config.recipe.momentum, feed, test)
-    with programs:
-        program = programs.train(batch_size)
-        compile_seconds = programs.times[batch_size].compile_seconds
-    states: list[TrainState] = [parallel.replicate(blank, mesh)]
-    dataset = parallel.replicate(feed.dataset, mesh)
-    count = program.updates_per_dispatch
-    positions = np.arange(count * batch_size).reshape(count, batch_size)
-    slots = parallel.local_device_slots(mesh)
-    batches = feed.batch(program.layout.split(positions)[slots])
-    scalars = (np.full(count, LEARNING_RATE, np.float32), np.int32(count))
+def experiment(
+    task: Task,
+    data: ArrayDataset,
+    plan: FixedPlan,
+    *,
+    optimizer: optax.GradientTransformation,
+    ghost_batch_size: int,
+    dtype: str,
+    execution: Execution,
+) -> Experiment:
+    """An experiment whose rows, evaluations and checkpoints are due at its end only.
+
+    Args:
+      task: what is trained.
+      data: as from `images`.
+      plan: as from `make_plan`.
+      optimizer: as from `make_optimizer`.
+      ghost_batch_size: examples that share batch statistics.
+      dtype: of the model.
+      execution: how it is executed.
+    """
+    test = ArrayDataset({name: array[:64] for name, array in data.arrays.items()})
+    return Experiment(
+        name="benchmark",
+        task=task,
+        train_data=data,
+        test_data=test,
+        plan=plan,
+        optimizer=optimizer,
+        cadence=Cadence(log=NEVER, evaluate=NEVER, checkpoint=NEVER),
+        ghost_batch_size=ghost_batch_size,
+        settings={"model": {"dtype": dtype}},
+        execution=execution,
+    )
+
+
+def from_config(
+    config: library.ConfigDict, image_size: int, batch_size: int, num_examples: int
+) -> Experiment:
+    """The task and the optimizer of a config of images, at one batch size, on noise."""
+    fields = config.optimizer.to_dict()
+    fields.pop("average_epochs")
+    momentum = config.recipe.momentum
+    return experiment(
+        library.make_task(config),
+        images(num_examples, image_size, config.model.num_classes),
+        make_plan([(batch_size, most_updates(batch_size))], num_examples, momentum),
+        optimizer=make_optimizer(momentum=momentum, **fields),
+        ghost_batch_size=config.ghost_batch_size,
+        dtype=config.model.dtype,
+        execution=Execution(
+            num_devices=config.run.num_devices,
+            updates_per_dispatch=config.run.updates_per_dispatch,
+            eval_batch_size=64,
+        ),
+    )
+
+
+def make_plan(
+    segments: Sequence[tuple[int, int]], num_examples: int, momentum: float = MOMENTUM
+) -> FixedPlan:
+    """Segments of `(batch_size, num_updates)` at a small constant learning rate."""
+    starts = list(accumulate((size * updates for size, updates in segments), initial=0))
+    recipe = Recipe(
+        batch_size=segments[0][0],
+        momentum=momentum,
+        curve=curves.constant(LEARNING_RATE),
+        num_examples=num_examples,
+        num_epochs=starts[-1] / num_examples,
+    )
+    return FixedPlan(
+        recipe,
+        tuple(
+            Segment(start, num_updates, batch_size, momentum, start)
+            for (batch_size, num_updates), (start, _) in zip(
+                segments, pairwise(starts), strict=True
+            )
+        ),
+    )
+
+
+def most_updates(batch_size: int) -> int:
+    """The most updates that a run of this batch size can have."""
+    return (MAX_EXAMPLES - 1) // batch_size
+
+
+def images(num_examples: int, size: int, num_classes: int) -> ArrayDataset:
+    """Noise, uint8 `(num_examples, size, size, 3)`, with random labels."""
+    generator = np.random.default_rng(0)
+    labels = generator.integers(num_classes, size=num_examples, dtype=np.int32)
+    shape = (num_examples, size, size, 3)
+    pixels = generator.integers(256, size=shape, dtype=np.uint8)
+    return ArrayDataset({"image": pixels, "label": labels})
+
+
+def updates(experiment: Experiment) -> Updates:
+    """The update that `train` makes in the first segment, called on one batch again and again."""
+    batch_size = experiment.plan.known([])[0].batch_size
+    mesh = layout.make_mesh(experiment.execution.num_devices)
+    with Engine(experiment, mesh) as engine:
+        update = engine.updates.get(batch_size)
+        compile_seconds = engine.updates.times[batch_size].compile_seconds
+        state = engine.initial_state()
+        segments = experiment.plan.known([])[:1]
+        points = list(islice(experiment.plan.segment_points(segments, 0), update.max_updates))
+        batches = engine.feed.batch(update.dispatch_positions(points))
 
     def call() -> None:
-        arguments = parallel.host_arguments(batches, scalars, mesh)
-        states[0], token = program.executable(states[0], *arguments, dataset)
-        token.block_until_ready()
+        nonlocal state
+        state = update(state, batches, points)
+        jax.block_until_ready(state.sums)
 
-    return Updates(call, count, program.layout, compile_seconds)
-
-
-def images(config: Config, num_images: int) -> Images:
-    """Noise of the config's shape and number of classes."""
-    generator = np.random.default_rng(0)
-    labels = generator.integers(config.model.num_classes, size=num_images, dtype=np.int32)
-    shape = (num_images, *config.data.image_shape)
-    return Images(generator.integers(256, size=shape, dtype=np.uint8), labels)
+    return Updates(call, len(points), update.layout, compile_seconds)
 
 
 def take_turns(

@@ -2,66 +2,103 @@
 
     python tests/member.py WORKDIR CHANGES_JSON --coordinator_address=HOST:PORT ...
 
-With $DISPATCHES and $SIGNAL set it sends itself that signal after so many dispatches.
+The environment may say what is special about it:
 
-Beside the run folder it leaves `WORKDIR.PROCESS.updates`, a line with its examples for each
-dispatch, `WORKDIR.PROCESS.reads`, a line with the index of each example of the digits as it is
-read, and `WORKDIR.PROCESS.crops`, one with the stream position of each JPEG.
+- $OWN: more changes of the config, JSON; "roll" rolls the labels of the training set by one.
+- $SIGNAL: what the process sends itself, after $DISPATCHES dispatches or in the dispatch after
+  $CHECKPOINTS checkpoints.
+
+Next to the run folder it leaves `WORKDIR.PROCESS.positions`, the examples seen after each dispatch;
+`.reads`, the index of each example of the digits as it is read; and `.crops`, the stream position
+of each image as it is cropped.
 """
 
+import dataclasses
 import json
 import os
 import signal
 import sys
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from absl import flags
-from tiny import TinyNet, make_config
+from tiny import make_config
 
-from batchgrow import models
-from batchgrow.data import imagenet
-from batchgrow.data.sources import Images
-from batchgrow.run.progress import Progress
+from batchgrow.data.datasets import ArrayDataset
+from batchgrow.data.jpeg_dataset import JpegDataset
+from batchgrow.plan import Point
+from batchgrow.train import train
 from experiments import launch
 
 HEARTBEAT_SECONDS = 10
 
 
-def main(workdir: str, changes: Mapping[str, Any]) -> int:
+@dataclass(frozen=True, eq=False)
+class NotedArrays(ArrayDataset):
+    """An array data set that notes the index of each example in a file."""
+
+    note: Callable[..., None]
+
+    def gather(self, indices: np.ndarray) -> Any:
+        if indices.ndim:  # not the shape of one example
+            self.note("reads", *indices.ravel())
+        return super().gather(indices)
+
+
+def main(arguments: list[str]) -> int:
     """Trains, as experiments.train does, and takes notes."""
-    models.MODELS["tiny"] = TinyNet
-    read, advance, crop = Images.__getitem__, Progress.advance, imagenet.training_crop
-    dispatches = 0
+    workdir, changes = arguments[0], json.loads(arguments[1])
+    own = json.loads(os.environ.get("OWN", "{}"))
+    rolls = own.pop("roll", False)
 
-    def noted_read(self: Images, index: int) -> dict[str, Any]:
-        note("reads", index)
-        return read(self, index)
-
-    def noted_crop(jpeg: bytes, position: int, *, seed: int) -> imagenet.Crop:
-        note("crops", position)
-        return crop(jpeg, position, seed=seed)
-
-    def noted_advance(self: Progress, examples: int) -> None:
-        nonlocal dispatches
-        dispatches += 1
-        note("updates", examples)
-        advance(self, examples)
-        if str(dispatches) == os.environ.get("DISPATCHES"):
-            os.kill(os.getpid(), signal.Signals[os.environ["SIGNAL"]])
-
-    def note(what: str, value: int) -> None:
+    def note(what: str, *values: int) -> None:
         with open(f"{workdir}.{flags.FLAGS.process_id}.{what}", "a") as file:
-            print(value, file=file)
+            print(*values, file=file)
 
-    Images.__getitem__, Progress.advance = noted_read, noted_advance
-    imagenet.training_crop = noted_crop
-    return launch.run(make_config(changes), workdir)
+    experiment = launch.experiment_of(make_config(changes | own))
+    data: Any = experiment.train_data
+    if isinstance(data, ArrayDataset):
+        arrays = dict(data.arrays)
+        if rolls:
+            arrays["label"] = np.roll(arrays["label"], 1)
+        data = NotedArrays(arrays, note)
+    if isinstance(data, JpegDataset):
+        crop = data.crop
+
+        def noted_crop(jpeg: bytes, position: int) -> Any:
+            note("crops", position)
+            return crop(jpeg, position)
+
+        data = dataclasses.replace(data, crop=noted_crop)
+    dispatches, saves, before = 0, 0, 0
+
+    def watch(point: Point, _: Any) -> bool:
+        nonlocal dispatches, saves, before
+        dispatches += 1
+        note("positions", point.end_examples)
+        if due(dispatches, saves):
+            os.environ["DISPATCHES"] = os.environ["CHECKPOINTS"] = ""
+            os.kill(os.getpid(), signal.Signals[os.environ["SIGNAL"]])
+        every = experiment.cadence.checkpoint
+        saves += before // every < point.end_examples // every
+        before = point.end_examples
+        return False
+
+    experiment = dataclasses.replace(experiment, train_data=data)
+    outcome = train(experiment, workdir, override_config=launch.OVERRIDE.value, watch=watch)
+    return launch.status_of(experiment, workdir, outcome)
+
+
+def due(dispatches: int, saves: int) -> bool:
+    """Whether to send the signal now."""
+    wanted = os.environ.get("DISPATCHES"), os.environ.get("CHECKPOINTS")
+    return str(dispatches) == wanted[0] or str(saves) == wanted[1]
 
 
 if __name__ == "__main__":
     launch.HEARTBEAT_SECONDS = HEARTBEAT_SECONDS
-    arguments = sys.argv[1], json.loads(sys.argv[2])
+    arguments = sys.argv[1:3]
     del sys.argv[1:3]
-    launch.launch(partial(main, *arguments))
+    launch.launch(lambda _: main(arguments))

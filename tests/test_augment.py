@@ -3,12 +3,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
-from batchgrow.data.augment import PADDING, make_prepare, window
+from batchgrow.data.augment import PADDING, augment, window
+from batchgrow.step import example_keys
 
 SIZE, SHIFTS = 16, 2 * PADDING + 1
-MEAN, STD = (10.0, 20.0, 30.0), (2.0, 4.0, 8.0)
 
 
 def drawn_images(num_examples: int) -> np.ndarray:
@@ -28,15 +27,14 @@ def crops_and_flips(image: np.ndarray) -> dict[bytes, tuple[int, int, bool]]:
     return made
 
 
-def augmented(augment: str, image: np.ndarray, positions: np.ndarray, seed: int = 0) -> np.ndarray:
-    """The pixels that the step sees, as 0..255 again."""
-    prepare = make_prepare(augment, mean=(0.0,) * 3, std=(1.0,) * 3, seed=seed)
-    batch = {
-        "image": jnp.asarray(image),
-        "label": jnp.zeros(len(image), jnp.int32),
-        "position": jnp.asarray(positions, jnp.uint32),
-    }
-    return np.asarray(jax.jit(lambda b: prepare(b, ())[0])(batch)).astype(np.uint8)
+def augmented(kind: str, images: np.ndarray, positions: np.ndarray, seed: int = 0) -> np.ndarray:
+    """The images as the step augments them at these stream positions."""
+
+    @jax.jit
+    def at(images, positions):
+        return augment(images, example_keys(seed, positions), kind)
+
+    return np.asarray(at(jnp.asarray(images), jnp.asarray(positions, jnp.uint32)))
 
 
 def test_crops_are_uniform_and_half_are_flipped():
@@ -65,6 +63,13 @@ def test_flip_alone_moves_nothing_else():
     assert 16 < sum(flipped) < 48
 
 
+def test_none_changes_nothing():
+    images = drawn_images(3)
+    seen = augmented("none", images, np.arange(3))
+    np.testing.assert_array_equal(seen, images)
+    assert seen.dtype == images.dtype
+
+
 def test_an_image_depends_on_seed_and_position_only():
     """Not on what stands beside it, nor on where it stands in the batch."""
     images, positions = drawn_images(12), np.arange(100, 112)
@@ -81,35 +86,5 @@ def test_an_image_depends_on_seed_and_position_only():
 def test_windows_of_distant_positions_differ():
     """Positions are not cut off at 16 bits, or the like."""
     positions = jnp.asarray([7, 7 + 2**16, 7 + 2**24, 7 + 2**31], jnp.uint32)
-    rows, cols = window(jax.random.key(0), positions, 32, 32, "crop_flip")
+    rows, cols = window(example_keys(0, positions), 32, 32, "crop_flip")
     assert len({(*r.tolist(), *c.tolist()) for r, c in zip(rows, cols, strict=True)}) == 4
-
-
-def test_gathered_and_streamed_examples_are_the_same():
-    images = drawn_images(20)
-    labels = np.arange(20, dtype=np.int32)
-    prepare = jax.jit(make_prepare("crop_flip", mean=MEAN, std=STD, seed=0))
-    index, position = np.array([3, 17, 3]), jnp.asarray([50, 51, 52], jnp.uint32)
-    gathered = prepare(
-        {"index": jnp.asarray(index), "position": position},
-        {"image": jnp.asarray(images), "label": jnp.asarray(labels)},
-    )
-    batch = {"image": jnp.asarray(images[index]), "label": jnp.asarray(labels[index])}
-    streamed = prepare(batch | {"position": position}, ())
-    np.testing.assert_array_equal(gathered[0], streamed[0])
-    np.testing.assert_array_equal(gathered[1], streamed[1])
-
-
-def test_normalises_each_channel():
-    images = drawn_images(5)
-    batch = {"image": jnp.asarray(images), "label": jnp.arange(5)}
-    seen, labels = make_prepare("none", mean=MEAN, std=STD, seed=0)(batch, ())
-    expected = (images - np.array(MEAN)) / np.array(STD)
-    np.testing.assert_allclose(seen, expected, rtol=1e-5, atol=1e-5)
-    assert seen.dtype == jnp.float32
-    np.testing.assert_array_equal(labels, np.arange(5))
-
-
-def test_unknown_augmentation_names_the_known():
-    with pytest.raises(ValueError, match="data.augment 'cutout' is none of none, crop_flip, flip"):
-        make_prepare("cutout", mean=MEAN, std=STD, seed=0)

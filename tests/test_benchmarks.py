@@ -12,8 +12,8 @@ import pytest
 COLUMNS = {
     "growth": {"update_ms", "compile_seconds", "naive_stall_ratio", "stall_ratio"},
     "step": {"loop_ms", "bare_ms", "overhead_ratio"},
-    "scaling": {"updates_per_second", "images_per_second", "speedup"},
-    "cifar10": {"images_per_second"},
+    "scaling": {"updates_per_second", "examples_per_second", "speedup"},
+    "cifar10": {"examples_per_second"},
 }
 SMALL = "--depth=0 --image_size=8"
 OPTIONS = {
@@ -60,5 +60,5 @@ def test_imagenet_at_small_size() -> None:
     result = json.loads(run_benchmark("imagenet", "--json"))
     (row,) = result["rows"]
     assert (row["model"], row["image_size"], row["per_device_batch_size"]) == ("resnet18", 32, 2)
-    assert row["images_per_second"] * row["seconds_per_image"] == pytest.approx(1, rel=0.1)
+    assert row["examples_per_second"] * row["seconds_per_example"] == pytest.approx(1, rel=0.1)
     assert result["devices"]["count"] == 1 and result["dtype"] == "float32"

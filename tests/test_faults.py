@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from experiments import faults
-from experiments.faults import Fault, checkpoints, resumed_at, said, start, status
+from experiments.faults import Fault, checkpoints, errors, resumed_at, said, start, status
 
 
 @pytest.fixture(scope="module")
@@ -24,10 +24,11 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return workdir
 
 
-def errors(workdir: pathlib.Path) -> list[str]:
-    """The lines of complaint; a traceback is none."""
+def complaint(workdir: pathlib.Path) -> str:
+    """The one line with which the last process ended; there is no traceback."""
     assert "Traceback" not in said(workdir), said(workdir)
-    return [line for line in said(workdir).splitlines() if line.startswith("error: ")]
+    (line,) = errors(workdir)
+    return line
 
 
 def newest(workdir: pathlib.Path) -> int:
@@ -40,27 +41,34 @@ def test_a_folder_survives_everything(undisturbed: pathlib.Path, tmp_path: pathl
 
     # Killed where it hurts; each start goes on from the newest checkpoint that is there.
     for kind, nth, delay in (
-        ("kill -9 at an update", 1, 0.0),
-        ("kill -9 in an evaluation", 1, 0.01),
-        ("kill -9 in a checkpoint write", 2, 0.03),
+        ("kill at an update", 1, 0.0),
+        ("kill in an evaluation", 1, 0.01),
+        ("kill in a checkpoint write", 2, 0.03),
     ):
         before = newest(workdir)
         assert status(start(workdir, Fault(kind, nth, delay))) == -signal.SIGKILL
         assert resumed_at(workdir) == before
 
     # Asked to stop: the update is finished, a checkpoint written, and the status says so.
-    for kind in ("SIGTERM", "SIGINT"):
+    for kind, updates in (
+        ("SIGTERM at an update", faults.UPDATES),
+        ("SIGINT at an update", faults.UPDATES),
+        ("SIGTERM in a compilation", 1),
+    ):
         before = newest(workdir)
         assert status(start(workdir, Fault(kind))) == 75
         assert resumed_at(workdir) == before
-        assert newest(workdir) == before + faults.UPDATES * 16
-        assert f"{kind}: stopping after this update" in said(workdir)
+        assert newest(workdir) == before + updates * 16
+        assert f"{kind[:7].strip()}: stopping after this update" in said(workdir)
+    assert status(start(workdir, Fault("SIGTERM in an evaluation"))) == 75
+    (last_row,) = faults.rows(workdir)[-1:]
+    assert newest(workdir) == last_row["examples_seen"] and "test_loss" in last_row
 
     # The disk becomes full: one line, and the checkpoints before stay.
-    for kind in ("disk full while logging", "disk full while saving"):
+    for kind in ("full disk before a row", "full disk in a checkpoint write"):
         before = newest(workdir)
         assert status(start(workdir, Fault(kind, 1, part=0.9))) == 1
-        (line,) = errors(workdir)
+        line = complaint(workdir)
         assert "written (File too large); free space and start the same command again" in line
         assert newest(workdir) == before > 0
 
@@ -68,14 +76,14 @@ def test_a_folder_survives_everything(undisturbed: pathlib.Path, tmp_path: pathl
     held = start(workdir, Fault(faults.SECOND))
     deadline = time.monotonic() + faults.TIME_LIMIT
     while not workdir.with_name("run.paused").exists():
-        assert held.process.is_alive() and time.monotonic() < deadline, said(workdir)
+        assert held.processes[0].is_alive() and time.monotonic() < deadline, said(workdir)
         time.sleep(0.05)
     assert status(start(workdir)) == 2
-    (line,) = errors(workdir)
+    line = complaint(workdir)
     assert "another run is using it" in line
     # The first Ctrl-C is noted, the second ends the process at once.
     for _ in range(2):
-        os.kill(held.process.pid, signal.SIGINT)
+        os.kill(held.processes[0].pid, signal.SIGINT)
         time.sleep(0.5)
     assert status(held) == 130
     for kind, what in (
@@ -84,8 +92,7 @@ def test_a_folder_survives_everything(undisturbed: pathlib.Path, tmp_path: pathl
     ):
         before = faults.contents(workdir)
         assert status(start(workdir, Fault(kind))) == 2
-        (line,) = errors(workdir)
-        assert what in line
+        assert what in complaint(workdir)
         assert faults.contents(workdir) == before
 
     # Damaged while nobody looked.
@@ -95,17 +102,21 @@ def test_a_folder_survives_everything(undisturbed: pathlib.Path, tmp_path: pathl
     for path in (workdir / "checkpoints" / str(last) / "state" / "d").iterdir():
         path.write_bytes(path.read_bytes()[:50])
     assert faults.damage(workdir, "cut metrics.jsonl", rng)
-    assert status(start(workdir, Fault("stop at a phase end"))) == 76
+    assert status(start(workdir, Fault("stop at a growth"))) == 76
     assert resumed_at(workdir) == one_before
     assert f"set aside as {last}.bad" in said(workdir)
     assert (workdir / "checkpoints" / f"{last}.bad").is_dir()
+    lost = faults.rows_told_lost(workdir)
     assert newest(workdir) == 27 * 16
 
     # Killed with everything trained and nothing summed up.
-    assert status(start(workdir, Fault("kill -9 before the summary"))) == -signal.SIGKILL
+    assert status(start(workdir, Fault("kill before the summary"))) == -signal.SIGKILL
+    assert not (workdir / "summary.json").exists()
     assert status(start(workdir)) == 0
-    assert "best_test_accuracy" in json.loads((workdir / "summary.json").read_text())
-    assert faults.rows(workdir) == faults.rows(undisturbed)
+    assert "best" in json.loads((workdir / "summary.json").read_text())
+    found, expected = faults.rows(workdir), faults.rows(undisturbed)
+    assert found == [row for row in expected if row in found]
+    assert len(expected) - len(found) == lost
     for array, expected in zip(
         faults.final_arrays(workdir, undisturbed),
         faults.final_arrays(undisturbed, undisturbed),

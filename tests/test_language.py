@@ -48,9 +48,7 @@ def test_metrics():
     for bytes_per_token, expected in ((sizes, num_bytes), (2.0, 2 * 48)):
         task = LanguageModel(Bigrams(), bytes_per_token)
         variables = {"params": {"logits": {"embedding": jnp.zeros((5, 5))}}}
-        metrics = task.summarize(
-            total(task.loss(variables, {"tokens": TOKENS}, None, train=False))
-        )
+        metrics = task.summarize(total(task.loss(variables, {"tokens": TOKENS}, None, train=False)))
         assert list(metrics) == [metric.name for metric in task.metrics]
         assert metrics["loss"] == pytest.approx(math.log(5), rel=1e-6)
         assert metrics["perplexity"] == pytest.approx(5, rel=1e-6)
@@ -117,9 +115,7 @@ def test_sample_draws_from_the_model():
     def draw(temperature):
         prompt = np.array([3])
         key = jax.random.key(0)
-        return sample(
-            Bigrams(), variables, prompt, 2000, key, context=4, temperature=temperature
-        )
+        return sample(Bigrams(), variables, prompt, 2000, key, context=4, temperature=temperature)
 
     found = np.bincount(draw(1.0), minlength=5) / 2000
     np.testing.assert_allclose(found, p, atol=5 * 0.5 / math.sqrt(2000))

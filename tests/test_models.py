@@ -82,11 +82,23 @@ def test_statistics_do_not_depend_on_the_ghost_size():
 
 
 def test_unknown_names_and_fields_are_refused():
-    with pytest.raises(ValueError, match="model.name 'vgg' is none of conv_net"):
+    with pytest.raises(ValueError, match="unknown model.name 'vgg'; choose conv_net"):
         make_model("vgg", dtype="float32")
-    with pytest.raises(ValueError, match="model.dtype 'float16' is none of float32, bfloat16"):
+    with pytest.raises(ValueError, match="unknown model.dtype 'float16'; choose float32, bfloat16"):
         make_model("conv_net", dtype="float16")
-    with pytest.raises(ValueError, match="model.depth is no field of conv_net"):
+    with pytest.raises(ValueError, match="conv_net has no field model.depth; it has channels"):
         make_model("conv_net", dtype="float32", depth=16)
+    with pytest.raises(ValueError, match="ghost_batch_size is not set, but conv_net has"):
+        make_model("conv_net", channels=2, num_classes=3)
     with pytest.raises(ValueError, match="model.depth 17 is not 6n"):
         shapes(WideResNet(17, 4, 10, ghost_batch_size=1), (32, 32, 3))
+
+
+def test_a_model_of_your_own_by_module_and_class():
+    """With ghost batches it gets their size and the device axis; without, neither."""
+    net = make_model("tiny:TinyNet", num_classes=3, ghost_batch_size=4, axis_name="batch")
+    assert (net.num_classes, net.ghost_batch_size, net.axis_name) == (3, 4, "batch")
+    mlp = make_model("batchgrow.models.mlp:MLP", features=(2,), outputs=1, ghost_batch_size=4)
+    assert mlp.features == (2,)
+    with pytest.raises(ValueError, match="model.name 'tiny:Net' cannot be imported"):
+        make_model("tiny:Net")

@@ -1,12 +1,19 @@
 """Each optimizer against its published update, written out in numpy."""
 
+import itertools
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from tiny import assert_close, run_experiment, run_tiny, tiny_experiment
 
-from batchgrow.optimizer import NAMES, kernels, make_optimizer, uses_momentum
+from batchgrow.data.sources import load_images
+from batchgrow.engine import Engine
+from batchgrow.layout import make_mesh
+from batchgrow.optimizer import OPTIMIZERS, kernels, make_optimizer, matrices, uses_momentum
 
 M, B2, EPS, DECAY = 0.9, 0.99, 1e-3, 0.1
 STEPS = 6
@@ -137,14 +144,127 @@ def test_lamb_trusts_kernels_by_their_norms():
     np.testing.assert_allclose(actual["dense"]["bias"], step["dense"]["bias"], rtol=2e-5)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", OPTIMIZERS)
 def test_momentum_matters_where_it_is_said_to(name):
     last = [directions(name, momentum=m)[-1]["dense"]["bias"] for m in (0.5, 0.9)]
     assert np.allclose(last[0], last[1]) != uses_momentum(name)
 
 
+@pytest.mark.parametrize("gradient", [2.0, -0.5])
+def test_adamw_decays_beside_adams_step(gradient):
+    """With a constant gradient Adam's step is s = g / (|g| + epsilon), so that
+
+    w_k = (w_0 + s / lambda) (1 - learning_rate lambda)^k - s / lambda.
+    """
+    rate, start = 0.05, np.array([3.0, -1.0, 0.0])
+    optimizer = make_optimizer("adamw", momentum=M, weight_decay=DECAY, b2=B2, epsilon=EPS)
+    w = jnp.float32(start)
+    state = optimizer.init(w)
+    for _ in range(STEPS):
+        direction, state = optimizer.update(jnp.full(3, gradient), state, w)
+        w = w - rate * direction
+    s = gradient / (abs(gradient) + EPS)
+    expected = (start + s / DECAY) * (1 - rate * DECAY) ** STEPS - s / DECAY
+    np.testing.assert_allclose(w, expected, rtol=1e-5)
+    coupled = directions("adam", weight_decay=DECAY)[-1]["dense"]["kernel"]
+    assert not np.allclose(directions("adamw", weight_decay=DECAY)[-1]["dense"]["kernel"], coupled)
+
+
+def test_adamw_is_optax_adamw():
+    reference = optax.adamw(0.01, b1=M, b2=B2, eps=EPS, weight_decay=DECAY)
+    params = jax.tree.map(jnp.float32, start())
+    state = reference.init(params)
+    for gradient, direction in zip(
+        gradients(), directions("adamw", weight_decay=DECAY), strict=True
+    ):
+        update, state = reference.update(jax.tree.map(jnp.float32, gradient), state, params)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(-0.01 * a, b, rtol=1e-4), direction, update
+        )
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_decay_on_matrices_spares_vectors_and_includes_embeddings(name):
+    params = {
+        "token": {"embedding": np.ones((4, 3))},
+        "norm": {"scale": np.ones(3)},
+        "dense": {"kernel": np.ones((3, 2)), "bias": np.ones(2)},
+        "conv": {"kernel": np.ones((3, 3, 2, 2))},
+    }
+    decayed = {
+        "token": {"embedding": True},
+        "norm": {"scale": False},
+        "dense": {"kernel": True, "bias": False},
+        "conv": {"kernel": True},
+    }
+    assert matrices(params) == decayed
+    optimizer = make_optimizer(
+        name, momentum=M, weight_decay=DECAY, decay_on="matrices", b2=B2, epsilon=EPS
+    )
+    params = jax.tree.map(jnp.float32, params)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    direction, _ = optimizer.update(zeros, optimizer.init(params), params)
+    jax.tree.map(
+        lambda d, is_decayed: np.testing.assert_allclose(d, DECAY * is_decayed, rtol=1e-6),
+        direction,
+        decayed,
+    )
+
+
+@pytest.mark.parametrize("clip_norm", [0.5, 1e6])
+@pytest.mark.parametrize("name", ["sgd", "momentum"])
+def test_clipping_scales_the_whole_gradient_before_anything_else(name, clip_norm):
+    """To the norm over all parameters together; weight decay is not clipped."""
+    clipped = []
+    for gradient in gradients():
+        norm = np.sqrt(sum((x**2).sum() for x in jax.tree.leaves(gradient)))
+        scale = min(1.0, clip_norm / norm)
+        clipped.append(
+            jax.tree.map(lambda g, w, scale=scale: scale * g + DECAY * w, gradient, start())
+        )
+    expected = jax.tree.map(lambda *g: closed_form(name, list(g)), *clipped)
+    actual = directions(name, weight_decay=DECAY, clip_norm=clip_norm)[-1]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5), actual, expected)
+    unclipped = directions(name, weight_decay=DECAY)[-1]["dense"]["kernel"]
+    assert np.allclose(actual["dense"]["kernel"], unclipped) is (clip_norm == 1e6)
+
+
+def test_the_average_has_a_horizon_in_examples(tmp_path):
+    """Across a growth from 32 to 128. After e examples, with w_i after e_i, batches b_i, h = a N:
+
+    average = exp(-e / h) w_0 + sum_i (1 - exp(-b_i / h)) exp(-(e - e_i) / h) w_i.
+    """
+    epochs = 0.2
+    experiment = tiny_experiment(
+        {"optimizer.average_epochs": epochs, "run.updates_per_dispatch": 1}
+    )
+    with Engine(experiment, make_mesh(1)) as engine:
+        initial = jax.tree.map(np.array, engine.initial_state())
+    trained = run_experiment(experiment, tmp_path)
+    end, horizon = max(trained.states), epochs * 1437
+    assert len(trained.states) == 14
+    expected = jax.tree.map(lambda w: math.exp(-end / horizon) * w, initial.params)
+    for before, seen in itertools.pairwise([0, *sorted(trained.states)]):
+        new = 1 - math.exp(-(seen - before) / horizon)
+        weight = new * math.exp(-(end - seen) / horizon)
+        params = trained.states[seen].params
+        expected = jax.tree.map(lambda a, w, weight=weight: a + weight * w, expected, params)
+    assert_close(trained.states[end].average, expected)
+    plain = run_tiny(tmp_path / "plain", {"run.updates_per_dispatch": 1})
+    assert_close(trained.states[end].params, plain.states[end].params)
+
+    # The average is what is evaluated, with the running statistics of the parameters.
+    variables = {"params": expected, **trained.states[end].model_state}
+    test = load_images("digits", "test").arrays
+    losses = experiment.task.loss(variables, test, None, train=False).losses
+    assert trained.rows[-1]["test_loss"] == pytest.approx(float(losses.mean()), rel=1e-4)
+    assert plain.rows[-1]["test_loss"] != pytest.approx(float(losses.mean()), rel=1e-2)
+
+
 def test_unknown_names_are_refused():
-    with pytest.raises(ValueError, match="optimizer.name 'adamw' is none of sgd, momentum"):
-        make_optimizer("adamw", momentum=M, weight_decay=0.0)
-    with pytest.raises(ValueError, match="optimizer.decay_on 'bias' is none of all, kernels"):
+    with pytest.raises(ValueError, match="unknown optimizer.name 'adamax'; choose sgd, momentum"):
+        make_optimizer("adamax", momentum=M, weight_decay=0.0)
+    with pytest.raises(ValueError, match="unknown optimizer.decay_on 'bias'; choose all, kernels"):
         make_optimizer("sgd", momentum=M, weight_decay=0.0, decay_on="bias")
+    with pytest.raises(ValueError, match="optimizer.clip_norm 0.0 must be above 0, or None"):
+        make_optimizer("sgd", momentum=M, weight_decay=0.0, clip_norm=0.0)

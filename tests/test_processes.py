@@ -5,7 +5,6 @@ import json
 import os
 import pathlib
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,27 +12,25 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
-from unittest import mock
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from member import HEARTBEAT_SECONDS
-from tiny import TinyNet, make_config, read_rows
+from tiny import make_config, read_rows, tiny_experiment
 
-from batchgrow import models
 from batchgrow.data.stream import Stream
-from batchgrow.loop import Outcome
-from batchgrow.run.log import TIMING
-from batchgrow.train import train
+from batchgrow.run.timers import TIMING
+from batchgrow.train import Outcome, train
 from experiments import make_fake_imagenet
+from experiments.faults import free_port
 
 HERE = pathlib.Path(__file__).parent
 TIME_LIMIT = 300  # seconds, on a machine that is busy with other things
 # 67 updates of 32 examples, so that 4 devices share a ghost batch of 16; then 17 of 128.
 CHANGES: dict[str, Any] = {
-    "run.num_devices": 0,
+    "run.num_devices": None,
     "run.checkpoint_every_epochs": 100.0,
     "recipe.num_epochs": 3.0,
     "recipe.boundaries_epochs": (1.5,),
@@ -61,8 +58,8 @@ def run_processes(
     changes: Mapping[str, Any] = CHANGES,
     *,
     ids: tuple[int, ...] = (0, 1),
-    faulty: int | None = None,
-    fault: Mapping[str, str] | None = None,
+    special: Mapping[int, Mapping[str, str]] | None = None,
+    workdirs: Mapping[int, pathlib.Path] | None = None,
     options: tuple[str, ...] = (),
     port: int | None = None,
 ) -> list[Ended]:
@@ -70,7 +67,8 @@ def run_processes(
 
     Args:
       ids: which of the two.
-      faulty, fault: a process, and what else is in its environment (tests/member.py).
+      special: what else is in the environment of a process (tests/member.py).
+      workdirs: of processes that have another one.
       options: more flags.
       port: of the coordinator.
     """
@@ -78,19 +76,20 @@ def run_processes(
     environment = {
         **os.environ,
         "PYTHONPATH": str(HERE.parent),
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4",
     }
-    command = [sys.executable, str(HERE / "member.py"), str(workdir), json.dumps(changes)]
-    command += [f"--coordinator_address=127.0.0.1:{port}", "--num_processes=2", *options]
+    connection = [f"--coordinator_address=127.0.0.1:{port}", "--num_processes=2"]
     logs = [pathlib.Path(f"{workdir}.{i}.log") for i in ids]
     started = time.monotonic()
     processes = []
     for i, log in zip(ids, logs, strict=True):
+        where = str((workdirs or {}).get(i, workdir))
+        command = [sys.executable, str(HERE / "member.py"), where, json.dumps(changes)]
         with open(log, "w") as file:
             processes.append(
                 subprocess.Popen(
-                    [*command, f"--process_id={i}"],
-                    env=environment | (fault if fault and i == faulty else {}),
+                    [*command, *connection, f"--process_id={i}", *options],
+                    env=environment | dict((special or {}).get(i, {})),
                     stdout=file,
                     stderr=file,
                 )
@@ -109,15 +108,9 @@ def run_processes(
     return [ended[i] for i in range(len(processes))]
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
-
-
 def run_here(workdir: pathlib.Path, changes: Mapping[str, Any]) -> Outcome:
     """The same training in this process, on 8 devices."""
-    with mock.patch.dict(models.MODELS, tiny=TinyNet):
-        return train(make_config(changes), str(workdir), override_config=True)
+    return train(tiny_experiment(changes), str(workdir), override_config=True)
 
 
 def noted(workdir: pathlib.Path, process: int, what: str) -> list[int]:
@@ -174,24 +167,21 @@ def test_two_stream_until_one_is_asked_to_stop_and_one_goes_on(
     workdir = tmp_path / "run"
     ended = run_processes(
         workdir,
-        CHANGES | {"run.resident": False},
-        faulty=1,
-        fault={"DISPATCHES": "4", "SIGNAL": "SIGTERM"},
+        CHANGES | {"run.input": "streamed", "run.updates_per_dispatch": 1},
+        special={1: {"DISPATCHES": "20", "SIGNAL": "SIGTERM"}},
     )
     assert [e.status for e in ended] == [75, 75], ended
-    updates = noted(workdir, 0, "updates")
-    assert noted(workdir, 1, "updates") == updates
-    stopped_at = sum(updates)
+    positions = noted(workdir, 0, "positions")
+    assert noted(workdir, 1, "positions") == positions
+    stopped_at = positions[-1]
     assert steps(workdir)[-1] == stopped_at < make_config(CHANGES).data.num_train_examples * 3
 
-    probe = [0]  # each process looks at one example for its shape
     reads = [noted(workdir, i, "reads") for i in (0, 1)]
-    assert [r[:1] for r in reads] == [probe, probe]
     expected = Stream(1437, seed=0).indices(np.arange(stopped_at)).tolist()
-    assert Counter(reads[0][1:] + reads[1][1:]) == Counter(expected)
+    assert Counter(reads[0] + reads[1]) == Counter(expected)
     assert len(reads[0]) == len(reads[1])
 
-    ended = run_processes(workdir, CHANGES, options=("--stop_at_phase_end", "--override_config"))
+    ended = run_processes(workdir, CHANGES, options=("--stop_at_growth", "--override_config"))
     assert [e.status for e in ended] == [76, 76], ended
     assert steps(workdir)[-1] == BOUNDARY
     assert run_here(workdir, CHANGES) is Outcome.FINISHED
@@ -207,23 +197,24 @@ def test_two_train_on_jpegs_as_one_does(tmp_path: pathlib.Path) -> None:
         "data.test_split": "validation",
         "data.num_train_examples": 96,
         "data.num_test_examples": 20,
-        "data.image_shape": (16, 16, 3),
-        "data.augment": "random_resized_crop",
-        "data.mean": (127.5,) * 3,
-        "data.std": (64.0,) * 3,
+        "data.image_size": 16,
+        "data.on_bad_record": "stop",
+        "task.mean": (127.5,) * 3,
+        "task.std": (64.0,) * 3,
         "recipe.num_epochs": 4.0,
         "recipe.boundaries_epochs": (2.0,),
         "run.data_dir": str(tmp_path / "data"),
-        "run.resident": False,
-        "run.max_per_device_batch_size": 4,
+        "run.input": "workers",
+        "run.max_microbatch_size": 4,
     }
     assert run_here(tmp_path / "one", changes) is Outcome.FINISHED
     ended = run_processes(tmp_path / "two", changes)
     assert [e.status for e in ended] == [0, 0], ended
-    assert noted(tmp_path / "two", 0, "updates") == [32] * 6 + [128] * 2
+    assert noted(tmp_path / "two", 0, "positions") == [32, 64, 96, 128, 160, 192, 320, 448]
     assert_same_run(tmp_path / "two", tmp_path / "one")
 
-    crops = [noted(tmp_path / "two", i, "crops") for i in (0, 1)]
+    # Before, the processes compare 16 examples.
+    crops = [noted(tmp_path / "two", i, "crops")[16:] for i in (0, 1)]
     assert sorted(crops[0] + crops[1]) == list(range(6 * 32 + 2 * 128))
     assert len(crops[0]) == len(crops[1])
 
@@ -232,17 +223,18 @@ def test_two_train_on_jpegs_as_one_does(tmp_path: pathlib.Path) -> None:
 def test_one_grows_into_two(reference: pathlib.Path, tmp_path: pathlib.Path) -> None:
     """Two go on where one stopped to grow, are preempted, go on, and write one set of files."""
     workdir = tmp_path / "run"
-    stopping = CHANGES | {"run.stop_at_phase_end": True}
-    assert run_here(workdir, stopping) is Outcome.PHASE_END
+    stopping = CHANGES | {"run.stop_at_growth": True}
+    assert run_here(workdir, stopping) is Outcome.GROWTH
     assert steps(workdir)[-1] == BOUNDARY
     several = CHANGES | {"run.updates_per_dispatch": 4}
     fault = {"DISPATCHES": "1", "SIGNAL": "SIGTERM"}
-    for status, options in ((75, {"faulty": 0, "fault": fault}), (0, {})):
-        ended = run_processes(workdir, several, options=("--override_config",), **options)
+    for status, special in ((75, {0: fault}), (0, {})):
+        ended = run_processes(workdir, several, options=("--override_config",), special=special)
         assert [e.status for e in ended] == [status] * 2, ended
-    examples = noted(workdir, 0, "updates")
-    assert examples == noted(workdir, 1, "updates")
-    assert sum(examples) == 17 * 128 and max(examples) == 4 * 128
+    positions = noted(workdir, 0, "positions")
+    assert positions == noted(workdir, 1, "positions")
+    assert positions[-1] == BOUNDARY + 17 * 128
+    assert max(np.diff([BOUNDARY, *positions])) == 4 * 128
     assert_same_run(workdir, reference)
     summary = json.loads((workdir / "summary.json").read_text())
     assert summary["devices"]["processes"] == 2
@@ -256,8 +248,7 @@ def test_a_process_that_dies_takes_the_other_down(dies: int, tmp_path: pathlib.P
     ended = run_processes(
         tmp_path / "run",
         CHANGES | {"recipe.num_epochs": 500.0, "recipe.boundaries_epochs": (400.0,)},
-        faulty=dies,
-        fault={"DISPATCHES": "10", "SIGNAL": "SIGKILL"},
+        special={dies: {"DISPATCHES": "10", "SIGNAL": "SIGKILL"}},
     )
     died, other = ended[dies], ended[1 - dies]
     assert died.status == -signal.SIGKILL
@@ -267,13 +258,64 @@ def test_a_process_that_dies_takes_the_other_down(dies: int, tmp_path: pathlib.P
     assert other.seconds - died.seconds < HEARTBEAT_SECONDS + 30  # for a busy machine
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("process", [0, 1])
+def test_a_signal_just_after_a_checkpoint_stops_both(process: int, tmp_path: pathlib.Path) -> None:
+    """Orbax must not use the service that tells the processes of a signal."""
+    workdir = tmp_path / "run"
+    changes = {"run.checkpoint_every_epochs": 0.2, "run.updates_per_dispatch": 1}
+    ended = run_processes(
+        workdir, CHANGES | changes, special={process: {"CHECKPOINTS": "2", "SIGNAL": "SIGTERM"}}
+    )
+    assert [e.status for e in ended] == [75, 75], ended
+    positions = noted(workdir, 0, "positions")
+    assert positions == noted(workdir, 1, "positions")
+    assert steps(workdir)[-1] == positions[-1] < BOUNDARY
+
+
+DIFFERENT = {
+    "seed": ({"seed": 1}, "seed is 0 on process 0, 1 on process 1"),
+    "rate": ({"recipe.learning_rate": 0.1}, "recipe.learning_rate is 0.2 on process 0, 0.1 on"),
+    "data": ({"roll": True}, "train data is 1437 examples, CRC-32 "),
+    "evaluations": ({"evaluate_every_epochs": 0.7}, "evaluate_every_epochs is 1.5 on process 0"),
+    "checkpoints": ({"run.checkpoint_every_epochs": 1.0}, "run.checkpoint_every_epochs is 100.0"),
+    "epochs": ({"recipe.num_epochs": 4.0}, "recipe.num_epochs is 3.0 on process 0, 4.0 on"),
+    "dispatches": ({"run.updates_per_dispatch": 3}, "run.updates_per_dispatch is None on proc"),
+    "batch": ({"recipe.batch_size": 16}, "recipe.batch_size is 32 on process 0, 16 on process 1"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", DIFFERENT)
+def test_processes_that_differ_are_refused(what: str, tmp_path: pathlib.Path) -> None:
+    own, said = DIFFERENT[what]
+    ended = run_processes(tmp_path / "run", special={1: {"OWN": json.dumps(own)}})
+    assert [e.status for e in ended] == [2, 2], ended
+    for process in ended:
+        (line,) = process.errors
+        assert line.startswith("error: the processes differ: ") and said in line
+        assert "start all of them with the same config" in line
+        assert "Traceback" not in process.said
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+@pytest.mark.slow
+def test_a_workdir_that_is_local_to_each_process_is_refused(tmp_path: pathlib.Path) -> None:
+    ended = run_processes(tmp_path / "run", workdirs={1: tmp_path / "other"})
+    assert [e.status for e in ended] == [2, 2], ended
+    for process in ended:
+        (line,) = process.errors
+        assert "process 1 cannot see what process 0 writes there; all processes need" in line
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
+
+
 def test_a_batch_for_fewer_devices_is_refused_by_all(tmp_path: pathlib.Path) -> None:
-    changes = {"recipe.global_batch_size": 4, "ghost_batch_size": 4, "plan.name": "decay"}
+    changes = {"recipe.batch_size": 4, "ghost_batch_size": 4, "plan.name": "decay"}
     ended = run_processes(tmp_path / "run", CHANGES | changes)
     assert [e.status for e in ended] == [2, 2], ended
     for process in ended:
         assert len(process.errors) == 1
-        assert "global batch size 4 cannot be laid out on 8 devices" in process.errors[0]
+        assert "batch size 4 cannot be laid out on 8 devices" in process.errors[0]
         assert "8" in process.errors[0].split("nearest")[1]
     assert not (tmp_path / "run" / "config.json").exists()
 
@@ -286,7 +328,7 @@ def test_a_process_refused_alone_does_not_leave_the_other_hanging(tmp_path: path
         refused, other = run_processes(workdir)
     assert refused.status == 2, refused
     assert refused.errors == [
-        f"error: workdir {workdir}: another run is using it; wait for it or take another folder"
+        f"error: workdir {workdir}: another run is using it; wait for it or choose another folder"
     ]
     assert other.status not in (0, 75, 76)
 

@@ -87,6 +87,6 @@ def test_tiny_shakespeare():
 
 
 def test_a_text_that_cannot_be_read_is_refused_in_one_line():
-    with pytest.raises(ValueError, match="data.name 'tiny_shakespeare'") as refusal:
+    with pytest.raises(ValueError, match="run.data_dir 's3://bucket'") as refusal:
         load_text("tiny_shakespeare", "train", "s3://bucket")
     assert "\n" not in str(refusal.value)

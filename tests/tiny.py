@@ -1,22 +1,25 @@
 """What the tests train: a network and runs of 8x8 digits small enough to compile in a moment."""
 
+import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
-from unittest import mock
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
-from batchgrow import models
-from batchgrow import train as train_module
-from batchgrow.loop import Outcome
+from batchgrow.config import make_experiment
+from batchgrow.data.datasets import Dataset
+from batchgrow.experiment import Experiment, Outcome
 from batchgrow.models import GhostBatchNorm
-from batchgrow.run.log import TIMING, Row
+from batchgrow.run.log import Row
+from batchgrow.run.timers import TIMING
+from batchgrow.train import train
 from configs import digits
 
 
@@ -38,15 +41,16 @@ class TinyNet(nn.Module):
 def make_config(changes: Mapping[str, Any] | None = None) -> ConfigDict:
     """Digits for half an epoch: 11 updates of 32 examples, then 3 of 128, ghosts of 16.
 
-    Rows stand at 160, 288, 480, 608 and 736 examples; the last is evaluated, and one before.
+    Rows are written at 160, 288, 352, 480, 608 and 736 examples; those at 480 and 736 are
+    evaluated.
 
     Args:
       changes: fields by their dotted names.
     """
     config = digits.get_config("increasing_batch")
-    config.model = ConfigDict({"name": "tiny", "num_classes": 10, "dtype": "float32"})
+    config.model = ConfigDict({"name": "tiny:TinyNet", "num_classes": 10, "dtype": "float32"})
     config.recipe.num_epochs = 0.5
-    config.recipe.global_batch_size = 32
+    config.recipe.batch_size = 32
     config.recipe.boundaries_epochs = (0.25,)
     config.recipe.factor = 0.25
     config.plan.max_batch_size = 128
@@ -56,63 +60,142 @@ def make_config(changes: Mapping[str, Any] | None = None) -> ConfigDict:
     config.run.eval_batch_size = 100
     config.run.tensorboard = False
     config.run.progress = False
-    for name, value in (changes or {}).items():
+    return change(config, changes or {})
+
+
+def change(config: ConfigDict, changes: Mapping[str, Any]) -> ConfigDict:
+    """The config with fields set by their dotted names, whatever their types."""
+    for name, value in changes.items():
         *folder, field = name.split(".")
         target = config
         for key in folder:
             target = target[key]
-        with target.ignore_type():
+        with target.ignore_type(), target.unlocked():
             target[field] = value
     return config
 
 
-models.MODELS["tiny"] = TinyNet
-
-
-class MemoryCheckpoints:
-    """Keeps the states that a run saves, as host arrays, and writes nothing."""
-
-    def __init__(self, *_: object, **__: object):
-        self.states: dict[int, Any] = {}
-
-    def __enter__(self) -> "MemoryCheckpoints":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def restore(self, like: Any) -> None:
-        return None
-
-    def wait(self) -> None:
-        pass
-
-    def save(self, examples_seen: int, state: Any, *_: object) -> None:
-        self.states[examples_seen] = jax.device_get(state)
+def tiny_experiment(changes: Mapping[str, Any] | None = None, **fields: Any) -> Experiment:
+    """The experiment of `make_config(changes)` with other fields."""
+    return dataclasses.replace(make_experiment(make_config(changes)), **fields)
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What came out: states by examples seen, and rows without their timing."""
+    """What came out of a run.
+
+    Attributes:
+      outcome: of `train`.
+      states: after each dispatch, host arrays, by examples seen.
+      rows: without their timing.
+    """
 
     outcome: Outcome
     states: dict[int, Any]
     rows: list[Row]
 
+    @property
+    def results(self) -> tuple[Any, list[Row]]:
+        """The states where rows end, and the rows."""
+        ends = [row["examples_seen"] for row in self.rows]
+        return {end: self.states[end] for end in ends}, self.rows
 
-def run_in_memory(
+
+def run_experiment(
+    experiment: Experiment,
+    workdir: pathlib.Path,
+    *,
+    stop: Callable[[int], bool] = lambda examples_seen: False,
+    **options: Any,
+) -> Trained:
+    """`train` with the states kept.
+
+    Args:
+      stop: from the examples seen after a dispatch to whether the run stops there.
+    """
+    states: dict[int, Any] = {}
+
+    def watch(point: Any, state: Any) -> bool:
+        states[point.end_examples] = jax.tree.map(np.array, state)
+        return stop(point.end_examples)
+
+    outcome = train(experiment, str(workdir), watch=watch, **options)
+    rows = [{k: v for k, v in row.items() if k not in TIMING} for row in read_rows(workdir)]
+    return Trained(outcome, states, rows)
+
+
+def run_tiny(
     workdir: pathlib.Path, changes: Mapping[str, Any] | None = None, **options: Any
 ) -> Trained:
-    """`train` with `make_config(changes)`, the checkpoints kept in memory."""
-    checkpoints = MemoryCheckpoints()
-    with (
-        mock.patch.object(train_module, "Checkpoints", lambda *_, **__: checkpoints),
-    ):
-        outcome = train_module.train(make_config(changes), str(workdir), **options)
-    rows = [{k: v for k, v in row.items() if k not in TIMING} for row in read_rows(workdir)]
-    return Trained(outcome, checkpoints.states, rows)
+    """`run_experiment` with `make_config(changes)`."""
+    return run_experiment(tiny_experiment(changes), workdir, **options)
 
 
 def read_rows(workdir: pathlib.Path) -> list[Row]:
     """The rows of `metrics.jsonl`."""
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def checkpoints(workdir: pathlib.Path) -> list[int]:
+    """The positions of the checkpoints of a run folder."""
+    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
+
+
+@dataclass(frozen=True, eq=False)
+class NotInMemory:
+    """A data set that gives examples only on request, and notes the indices.
+
+    Attributes:
+      data: where the examples come from.
+      gathered: the indices of each request.
+    """
+
+    data: Dataset
+    gathered: list[np.ndarray] = dataclasses.field(default_factory=list)
+
+    @property
+    def num_examples(self) -> int:
+        return self.data.num_examples
+
+    @property
+    def example(self) -> Any:
+        return self.data.example
+
+    def gather(self, indices: np.ndarray) -> Any:
+        self.gathered.append(indices)
+        return self.data.gather(indices)
+
+
+def assert_close(actual: Any, expected: Any, tolerance: float = 2e-5) -> None:
+    """Every array differs by at most `tolerance` times its largest entry."""
+
+    def compare(a: Any, b: Any) -> None:
+        scale = np.abs(b).max(initial=1e-30)
+        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * scale)
+
+    jax.tree.map(compare, actual, expected)
+
+
+_compilations: list[str] = []
+
+
+def num_compilations() -> int:
+    """How many programs XLA has compiled, or read from its cache, since this was imported."""
+    return len(_compilations)
+
+
+def _count_compilation(event: str, _: float, **__: Any) -> None:
+    if event == "/jax/core/compile/backend_compile_duration":
+        _compilations.append(event)
+
+
+jax.monitoring.register_event_duration_secs_listener(_count_compilation)
+
+
+def train_without_compiling(config: Any, workdir: Any, **options: Any) -> Outcome:
+    """From a config to the outcome of `train`, or its error; fails if anything is compiled."""
+    before = num_compilations()
+    try:
+        return train(make_experiment(config), str(workdir), **options)
+    finally:
+        assert num_compilations() == before

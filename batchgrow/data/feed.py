@@ -38,6 +38,10 @@ class Feed(Protocol):
         """From what the host sent, and `arrays`, to what the task takes; traced in the step."""
         ...
 
+    def peek(self, positions: np.ndarray) -> HostBatch:
+        """As `batch`, for any positions; what is read ahead stays as it is."""
+        ...
+
     def read_ahead(self, positions: np.ndarray) -> bool:
         """Starts to read what `batch` will be asked for next, in the same order.
 
@@ -74,6 +78,9 @@ class ResidentFeed:
     def examples(self, batch: HostBatch, arrays: Any) -> Any:
         return self._data.take(arrays, batch["index"])
 
+    def peek(self, positions: np.ndarray) -> HostBatch:
+        return self.batch(positions)
+
     def read_ahead(self, positions: np.ndarray) -> bool:
         return False
 
@@ -104,6 +111,9 @@ class StreamedFeed:
 
     def examples(self, batch: HostBatch, arrays: Any) -> Any:
         return batch["examples"]
+
+    def peek(self, positions: np.ndarray) -> HostBatch:
+        return self.batch(positions)
 
     def read_ahead(self, positions: np.ndarray) -> bool:
         return False

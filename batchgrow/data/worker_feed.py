@@ -159,6 +159,20 @@ class WorkerFeed:
             "position": positions.astype(np.uint32),
         }
 
+    def peek(self, positions: np.ndarray) -> dict[str, Any]:
+        """As `batch`, decoded in this process; what the workers have prepared stays as it is."""
+        flat = np.array(positions, np.int64).ravel()
+        images = np.empty((flat.size, *self._memory.array.shape[2:]), np.uint8)
+        labels, _ = self._load(self._indices(flat), flat, images)
+        shape = np.shape(positions)
+        return {
+            "examples": {
+                "image": images.reshape(*shape, *images.shape[1:]),
+                "label": labels.reshape(shape),
+            },
+            "position": np.asarray(positions).astype(np.uint32),
+        }
+
     def close(self) -> None:
         """Ends the workers. What they have prepared is lost."""
         self._waiting.clear()

@@ -45,7 +45,7 @@ def apply(
       model: a Flax module. Its only random numbers are the masks of `nn.Dropout`.
       variables: {"params": ..., **model_state}.
       inputs: arrays `(examples, ...)`.
-      keys: typed PRNG keys `(examples,)`, of which training with dropout has need.
+      keys: typed PRNG keys `(examples,)`, needed in training with dropout.
       train: whether model state (e.g. "batch_stats") is updated and dropout is active.
 
     Returns:

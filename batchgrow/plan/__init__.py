@@ -3,17 +3,21 @@
 `batchgrow.plan.optax_schedules` is not imported here, because it needs JAX and optax.
 """
 
+from batchgrow.plan.follow import FollowPlan, follow, from_run
 from batchgrow.plan.growth import decay, grow, hybrid
 from batchgrow.plan.plan import FixedPlan, Plan, Point, Segment
 from batchgrow.plan.recipe import Recipe, noise_scale
 
 __all__ = [
     "FixedPlan",
+    "FollowPlan",
     "Plan",
     "Point",
     "Recipe",
     "Segment",
     "decay",
+    "follow",
+    "from_run",
     "grow",
     "hybrid",
     "noise_scale",

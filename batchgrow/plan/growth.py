@@ -96,15 +96,15 @@ def grow(
     momentum = recipe.momentum if momentum is None else momentum
     _check_options(initial_multiple, momentum, exponent, ladder, batch_multiple, num_growths)
     first = recipe.batch_size * initial_multiple * (1 - recipe.momentum) / (1 - momentum)
-    limit = _limit(recipe, max_batch_size, _nearest(first, batch_multiple), batch_multiple)
+    limit = batch_limit(recipe, max_batch_size, nearest(first, batch_multiple), batch_multiple)
     batch_size = min(first, limit)  # Not rounded, so that factors multiply exactly.
-    batch_sizes = {0: _nearest(batch_size, batch_multiple)}
+    batch_sizes = {0: nearest(batch_size, batch_multiple)}
     descent = find_descent(recipe)
     for position, factor in islice(_falls(recipe, descent, ladder), num_growths):
         if batch_size == limit:
             break
         batch_size = min(batch_size * factor, limit)
-        batch_sizes[position] = _nearest(batch_size, batch_multiple)
+        batch_sizes[position] = nearest(batch_size, batch_multiple)
     return FixedPlan(recipe, _segments(batch_sizes, recipe, descent.jumps, momentum), exponent)
 
 
@@ -128,7 +128,7 @@ def _check_options(
         check_whole("num_growths", num_growths, least=0)
 
 
-def _nearest(batch_size: float, batch_multiple: int) -> int:
+def nearest(batch_size: float, batch_multiple: int) -> int:
     return max(1, _round(batch_size / batch_multiple)) * batch_multiple
 
 
@@ -136,7 +136,9 @@ def _round(number: float) -> int:
     return math.floor(number + 0.5)
 
 
-def _limit(recipe: Recipe, max_batch_size: float | None, first: int, batch_multiple: int) -> int:
+def batch_limit(
+    recipe: Recipe, max_batch_size: float | None, first: int, batch_multiple: int
+) -> int:
     """Returns the largest batch size allowed, a multiple of batch_multiple."""
     if max_batch_size is None:
         return max(first, recipe.num_examples // 10 // batch_multiple * batch_multiple)

@@ -24,6 +24,7 @@ from batchgrow.report import wording
 from batchgrow.report.folders import Metric, Run
 from batchgrow.report.runs import PlanGroup
 
+NOISE_SCALE = "gradient_noise_scale"  # a column of the rows
 # Blue, vermilion, green and purple of Okabe & Ito, then darker forms of their orange and sky blue.
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#c468a0", "#b07a00", "#3f93c6", "#7f7f7f")
 LINES = ("-", (0, (6, 2)), (0, (2, 1.2)), (0, (7, 2, 1.5, 2)))
@@ -104,6 +105,9 @@ def panels(groups: Sequence[PlanGroup], lines: dict[str, Line]) -> list[Panel]:
         title = f"{label.capitalize()} by {against}"
         return Panel(f"{name}_{against}", title, draw, is_log=is_log)
 
+    measured = [g for g in groups if any(_curve(r, "epoch", NOISE_SCALE)[0].size for r in g.runs)]
+    draw_noise = functools.partial(_draw_noise, groups=measured, lines=lines)
+    noise = Panel("noise", "Gradient noise scale and batch size", draw_noise, is_log=True)
     first, loss = groups[0].metric, Metric("loss", "lower")
     test = wording.test(dataclasses.asdict(first))
     return [
@@ -113,6 +117,7 @@ def panels(groups: Sequence[PlanGroup], lines: dict[str, Line]) -> list[Panel]:
         curve("train_loss", "train_loss", "training loss", loss, "updates"),
         curve("test", f"test_{first.name}", test, first, "epoch"),
         curve("test", f"test_{first.name}", test, first, "updates"),
+        *([noise] if measured else []),
     ]
 
 
@@ -285,6 +290,25 @@ def _draw_curves(
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}%"))
     axes.set(xlabel="epochs" if x == "epoch" else x, ylabel=label)
     _mark_boundaries(axes, groups, lines if x == "updates" else None)
+    axes.legend()
+
+
+def _draw_noise(axes: Axes, groups: Sequence[PlanGroup], lines: dict[str, Line]) -> None:
+    """The measured noise scale (lines) and the batch of the plan (steps), both in examples.
+
+    A batch below the noise scale wastes updates, a batch above it wastes examples.
+    """
+    for group in groups:
+        line = lines[group.label]
+        curves = [curve for r in group.runs if (curve := _curve(r, "epoch", NOISE_SCALE))[0].size]
+        grid, values = _on_one_grid(curves)
+        median = np.median(values, axis=0)
+        axes.plot(grid, median, color=line.colour, linewidth=2.2, label=f"{group.label}: noise")
+        epochs, sizes = _course(group, "batch_size")
+        axes.plot(epochs, sizes, color=line.colour, linewidth=1.2, linestyle="--")
+    axes.set_yscale("log")
+    _plain_log_ticks(axes)
+    axes.set(xlabel="epochs", ylabel="examples (dashed: batch)")
     axes.legend()
 
 

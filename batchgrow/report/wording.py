@@ -193,6 +193,9 @@ def alternative_text(figure: str, comparison: Mapping[str, Any], is_log: bool) -
     if figure == "time":
         said = [f"{p['plan']} {duration(p['wall_seconds'])}, {_shares(p)}" for p in done]
         return _sentence("Seconds by timer, stacked", said)
+    if figure == "noise":
+        said = [f"{plan['plan']} batch size {_course(plan, 'batch_size')}" for plan in plans]
+        return _sentence("Measured gradient noise scale and batch size against epochs", said)
     against = "updates" if figure.endswith("updates") else "epochs"
     is_loss = figure.startswith("train_loss")
     said = []

@@ -6,6 +6,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from batchgrow.plan.noise import NOISE_SCALE
 from batchgrow.tasks import Metric
 
 
@@ -60,6 +61,8 @@ class Progress:
             "lr": f"{row['learning_rate']:.3g}",
             "loss": f"{row['train_loss']:.3f}",
         }
+        if NOISE_SCALE in row:
+            facts["noise"] = f"{row[NOISE_SCALE]:.3g}"
         tested = [metric for metric in self._metrics if f"test_{metric.name}" in row]
         for metric in tested:
             value = row[f"test_{metric.name}"]

@@ -16,6 +16,7 @@ from batchgrow.compile import CompileAhead
 from batchgrow.experiment import Experiment, NonFiniteLoss, Outcome
 from batchgrow.layout import replicate
 from batchgrow.plan import Point, Segment
+from batchgrow.plan.noise import NOISE_SCALE, NoiseAverage, estimate
 from batchgrow.run import environment
 from batchgrow.run.agreement import check_agreement, check_shared, fingerprint
 from batchgrow.run.checkpoints import Checkpoints
@@ -38,6 +39,9 @@ from batchgrow.step import TrainState
 if TYPE_CHECKING:
     from batchgrow.engine import Engine
 
+# Columns of a row, and the norms that they come from (see `noise.measure`).
+NOISE_SCALES = {NOISE_SCALE: "", "preconditioned_noise_scale": "_preconditioned"}
+
 # Fields that may differ between the processes of one run.
 OWN_TO_A_PROCESS = (
     "run.data_dir",
@@ -51,6 +55,7 @@ OWN_TO_A_PROCESS = (
 class Due(NamedTuple):
     """What is due after a dispatch."""
 
+    noise: bool
     evaluation: bool
     row: bool
     checkpoint: bool
@@ -89,11 +94,13 @@ class Run:
         self.examples_seen = 0
         self.history: list[Segment] = []
         self.measured: dict[str, float] = {}
+        self._noise: dict[str, NoiseAverage] = {}
         self._compiled: dict[str, dict[str, Any]] = {}
         self._clock = Clock()
         self._mark: Any = None
         self._log: RunLog | None = None
         self._has_begun = False
+        self._save_soon = False
         with ExitStack() as stack:
             self._folder = stack.enter_context(claim(workdir, is_writer=self._is_writer))
             check_shared(self._folder)
@@ -146,6 +153,7 @@ class Run:
             )
         self.measured = notes["measured"]
         self._compiled = notes["compiled"]
+        self._noise = {name: NoiseAverage(**fields) for name, fields in notes["noise"].items()}
         self._clock = Clock(notes["seconds"])
         self._mark = notes["log"]
         return state
@@ -190,7 +198,14 @@ class Run:
             segment = self._plan.next(self.history, self.measured)
             if segment is None:
                 return None
+            late = self._plan.known(self.history) == tuple(self.history)
+            grows = bool(self.history) and segment.batch_size != self.history[-1].batch_size
+            self._save_soon = late and grows  # so that a resumed run takes the same decision
             self.history.append(segment)
+            if self._save_soon:
+                self._progress.say(f"the batch grows to {segment.batch_size}: {self._reason()}")
+                if self._is_writer:
+                    self._write_plan()
         return self.current
 
     @contextlib.contextmanager
@@ -237,7 +252,26 @@ class Run:
         evaluation = due(cadence.evaluate)
         # A row never mixes two batch sizes.
         row = evaluation or due(cadence.log) or self.current is None
-        return Due(evaluation, row, due(cadence.checkpoint))
+        noise = before // cadence.noise < self.examples_seen // cadence.noise
+        checkpoint, self._save_soon = due(cadence.checkpoint) or self._save_soon, False
+        return Due(noise, evaluation, row, checkpoint)
+
+    def measure_noise(self, engine: "Engine", state: TrainState) -> None:
+        """Measures the gradient noise, and adds it to its averages."""
+        e, probe = self._experiment, self._experiment.noise
+        assert probe is not None
+        jax.block_until_ready(state.params)
+        with self._clock.timer("compile"):
+            executable = engine.noise().result()
+        with self._clock.timer("noise"):
+            norms = engine.measure_noise(executable, state, self.examples_seen)
+        batch_size, num_examples = probe.piece_size * probe.num_pieces, e.train_data.num_examples
+        for name, suffix in NOISE_SCALES.items():
+            if f"piece{suffix}" in norms:
+                both = norms[f"piece{suffix}"], norms[f"batch{suffix}"]
+                estimates = estimate(*both, probe.piece_size, batch_size, num_examples)
+                average = self._noise.get(name, NoiseAverage(probe.horizon))
+                self._noise[name] = average.add(*estimates, probe.every)
 
     def evaluate(self, engine: "Engine", state: TrainState) -> dict[str, float]:
         """The metrics of the test set, by column of a row."""
@@ -265,6 +299,8 @@ class Run:
         """
         sums = {name: float(value) for name, value in jax.device_get(state.sums).items()}
         metrics = self._experiment.task.summarize(sums)
+        found = {name: average.noise_scale for name, average in self._noise.items()}
+        noise = {name: scale for name, scale in found.items() if scale is not None}
         seconds, waited_for_input = self._clock.lap()
         row = {
             "examples_seen": self.examples_seen,
@@ -277,6 +313,7 @@ class Run:
             "noise_scale": point.noise_scale,
             **{f"train_{name}": value for name, value in metrics.items()},
             **test,
+            **noise,
             "examples_per_second": sums["count"] / max(seconds, 1e-9),
             "input_share": waited_for_input / max(seconds, 1e-9),
             "wall_seconds": self._clock.total(),
@@ -285,7 +322,7 @@ class Run:
         self._check_finite(metrics["loss"], point)
         if self._is_at_end():  # no later update shows what the last one did
             self._check_finite(test["test_loss"], point)
-        self.measured = metrics
+        self.measured = metrics | noise
         if self._log is not None:
             self._log.write(row)
         self._progress.row(row)
@@ -321,6 +358,7 @@ class Run:
             notes = {
                 "history": self.history,
                 "measured": self.measured,
+                "noise": {name: dataclasses.asdict(n) for name, n in self._noise.items()},
                 "compiled": self._compiled,
                 "seconds": self._clock.seconds,
                 "log": self._log.mark() if self._log is not None else None,
@@ -351,6 +389,10 @@ class Run:
     def _is_at_end(self) -> bool:
         complete = self.current is None and bool(self.history)
         return complete and self._plan.next(self.history, self.measured) is None
+
+    def _reason(self) -> str:
+        """What a plan that decides late knew."""
+        return ", ".join(f"{name} {value:.4g}" for name, value in self.measured.items())
 
     def _write_plan(self) -> None:
         plan = self._plan.to_dict(self.history, num_devices=self._mesh.size)

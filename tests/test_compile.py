@@ -2,124 +2,122 @@
 
 import threading
 import time
-from dataclasses import dataclass
-from typing import Any
 
 import jax
 import numpy as np
 import pytest
 
-from batchgrow import executables
-from batchgrow.compile import CompileAhead, enable_compilation_cache
+from batchgrow.compile import CompileAhead, cache_hits, enable_compilation_cache
 
 
-@dataclass
 class FakeCompiler:
-    """Lowers and compiles nothing, when it is allowed to, and counts."""
+    """Builds nothing, when it is allowed to, and counts."""
 
-    def __post_init__(self):
+    def __init__(self) -> None:
         self.may_compile = threading.Event()
-        self.lowered: list[int] = []
+        self.started: list[int] = []
         self.compiled: list[int] = []
         self.threads: set[int] = set()
 
-    def lower(self, key: int) -> Any:
-        self.lowered.append(key)
+    def build(self, key: int) -> str:
+        self.started.append(key)
         if key < 0:
             raise ValueError(f"no batch of {key}")
-        return _Lowered(self, key)
-
-
-@dataclass
-class _Lowered:
-    compiler: FakeCompiler
-    key: int
-
-    def compile(self) -> str:
-        assert self.compiler.may_compile.wait(30)
-        self.compiler.threads.add(threading.get_ident())
-        self.compiler.compiled.append(self.key)
-        return f"executable {self.key}"
+        assert self.may_compile.wait(30)
+        self.threads.add(threading.get_ident())
+        self.compiled.append(key)
+        return f"executable {key}"
 
 
 def test_compiles_in_the_background_and_once():
     compiler = FakeCompiler()
-    with CompileAhead(compiler.lower) as sizes:
+    with CompileAhead(compiler.build) as sizes:
         sizes.start(4)  # returns although the compiler is not let go
-        assert not sizes.ready(4)
+        assert sizes.finished(4) is None and sizes.finished(8) is None
         compiler.may_compile.set()
         assert sizes.get(4) == "executable 4"
-        assert sizes.ready(4)
+        assert sizes.finished(4) == "executable 4"
         sizes.start(4)
         assert sizes.get(4) == "executable 4"
-    assert compiler.lowered == compiler.compiled == [4]
+    assert compiler.started == compiler.compiled == [4]
     assert threading.get_ident() not in compiler.threads
 
 
 def test_get_compiles_what_nobody_started():
     compiler = FakeCompiler()
     compiler.may_compile.set()
-    with CompileAhead(compiler.lower) as sizes:
+    with CompileAhead(compiler.build) as sizes:
         assert sizes.get(8) == "executable 8"
 
 
 def test_get_begins_what_follows_in_the_order():
     compiler = FakeCompiler()
     compiler.may_compile.set()
-    with CompileAhead(compiler.lower, order=(4, 8, 16)) as sizes:
+    with CompileAhead(compiler.build, order=(4, 8, 16)) as sizes:
         assert list(sizes.times) == []  # nothing is compiled that nobody asks for
         for _ in range(3):
             sizes.get(4)
         assert list(sizes.times) == [4, 8]
         assert sizes.get(8) == "executable 8"
         sizes.get(16)
-    assert compiler.lowered == [4, 8, 16]
+    assert compiler.started == [4, 8, 16]
 
 
 def test_errors_of_the_background_surface_in_get():
     compiler = FakeCompiler()
     compiler.may_compile.set()
-    with CompileAhead(compiler.lower) as sizes:
+    with CompileAhead(compiler.build) as sizes:
         sizes.start(-1)
         with pytest.raises(ValueError, match="no batch of -1"):
             sizes.get(-1)
+        assert sizes.finished(-1) is None
         assert sizes.get(2) == "executable 2"  # and the others go on
 
 
 def test_release_drops_the_executable():
     compiler = FakeCompiler()
     compiler.may_compile.set()
-    with CompileAhead(compiler.lower) as sizes:
+    with CompileAhead(compiler.build) as sizes:
         sizes.get(4)
         sizes.release(4)
-        assert not sizes.ready(4)
+        assert sizes.finished(4) is None and sizes.keys() == set()
         sizes.get(4)
     assert compiler.compiled == [4, 4]
 
 
 def test_close_does_not_wait_for_a_compilation():
     compiler = FakeCompiler()
-    started = time.perf_counter()
-    with CompileAhead(compiler.lower) as sizes:
-        sizes.start(4)
-        sizes.start(8)
-    assert time.perf_counter() - started < 10  # the compiler would hold out for 30
+    with CompileAhead(compiler.build) as sizes:
+        under_way, waiting = sizes.start(4), sizes.start(8)
+        while compiler.started != [4]:
+            time.sleep(0.01)
+    assert not under_way.done() and waiting.cancelled()
     compiler.may_compile.set()
-    assert 8 not in compiler.lowered
+    assert under_way.result() == "executable 4"
+    assert compiler.started == [4]
+
+
+def test_one_pool_serves_several():
+    compiler = FakeCompiler()
+    compiler.may_compile.set()
+    with CompileAhead(compiler.build) as sizes:
+        others = CompileAhead(compiler.build, pool=sizes.pool)
+        assert (sizes.get(4), others.get(4)) == ("executable 4", "executable 4")
+    assert compiler.started == [4, 4] and len(compiler.threads) == 1
 
 
 def test_waiting_is_counted_only_where_somebody_waited():
-    compiler = FakeCompiler()
-    with CompileAhead(compiler.lower) as sizes:
-        threading.Timer(0.2, compiler.may_compile.set).start()
+    def build(key: int) -> str:
+        time.sleep(0.1)
+        return f"executable {key}"
+
+    with CompileAhead(build) as sizes:
         sizes.get(4)
-        sizes.start(8)
-        while not sizes.ready(8):
-            time.sleep(0.01)
-        sizes.get(8)
-        waited, prompt = sizes.times[4], sizes.times[8]
-    assert waited.compile_seconds > 0.15 and waited.waited_seconds > 0.15
-    assert prompt.waited_seconds < 0.05
+        sizes.start(8).result()
+        waited, ahead = sizes.times[4], sizes.times[8]
+    assert waited.compile_seconds >= 0.1 and waited.waited_seconds >= 0.1
+    assert ahead.compile_seconds >= 0.1 and ahead.waited_seconds == 0
+    assert waited.is_done and ahead.is_done
 
 
 def test_second_compilation_of_a_program_comes_from_the_cache():
@@ -127,18 +125,18 @@ def test_second_compilation_of_a_program_comes_from_the_cache():
     before = {name: getattr(jax.config, name) for name in settings}
     salt = time.time_ns() % 2**30  # a program that no cache has seen
 
-    def lower(_):
-        return jax.jit(lambda x: x * 2 + salt).lower(np.zeros(3, np.int32))
+    def build(_):
+        return jax.jit(lambda x: x * 2 + salt).lower(np.zeros(3, np.int32)).compile()
 
     for name, value in settings.items():
         jax.config.update(name, value)
     try:
-        with CompileAhead(lower) as programs:
+        with CompileAhead(build) as programs:
             for attempt in ("first", "second"):
                 assert programs.get(attempt)(np.ones(3, np.int32)).tolist() == [salt + 2] * 3
             assert not programs.times["first"].cache_hit
             assert programs.times["second"].cache_hit
-            assert programs.times["first"].lower_seconds > 0
+            assert programs.times["first"].compile_seconds > 0
     finally:
         for name, value in before.items():
             jax.config.update(name, value)
@@ -155,14 +153,14 @@ def no_cache():
         jax.config.update(name, value)
 
 
-def test_cache_lies_where_it_was_asked_for(no_cache, tmp_path):
+def test_the_cache_is_where_it_was_asked_for(no_cache, tmp_path):
     wanted = str(tmp_path / "xla")
     assert enable_compilation_cache(wanted) == wanted == jax.config.jax_compilation_cache_dir
     # JAX's own setting, here the one just made, goes before the field.
     assert enable_compilation_cache(str(tmp_path / "other")) == wanted
 
 
-def test_cache_lies_in_the_users_cache_by_default(no_cache, tmp_path, monkeypatch):
+def test_the_cache_is_the_users_by_default(no_cache, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert enable_compilation_cache("") == str(tmp_path / "batchgrow" / "xla")
     assert (tmp_path / "batchgrow" / "xla").is_dir()
@@ -176,7 +174,7 @@ def test_a_cache_that_cannot_be_written_is_left_out(no_cache, tmp_path, caplog):
 
 
 def test_hits_of_other_threads_are_not_counted():
-    with executables.cache_hits() as hits:
+    with cache_hits() as hits:
         other = threading.Thread(
             target=lambda: jax.monitoring.record_event("/jax/compilation_cache/cache_hits")
         )

@@ -1,0 +1,152 @@
+"""A plan that grows the batch when the measured gradient noise has grown."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from batchgrow.plan.growth import batch_limit, nearest
+from batchgrow.plan.noise import NOISE_SCALE
+from batchgrow.plan.plan import FixedPlan, Plan, Segment
+from batchgrow.plan.recipe import Recipe, check_whole
+
+
+@dataclass(frozen=True)
+class FollowPlan(Plan):
+    """Climbs a ladder of batch sizes as the gradient noise scale passes its rungs.
+
+    The first rung is the recipe's batch size. At fixed positions of the run the plan looks at the
+    measured noise scale. It climbs to the next rung if `factor` times the noise scale is at least
+    that rung, and it never goes back. The learning rate is coupled to the batch as in every plan.
+
+    Attributes:
+      recipe: what the plan follows.
+      max_batch_size: no rung is higher; a multiple of `batch_multiple`.
+      decide_every: examples between two decisions.
+      factor: how much of the noise scale the batch may have.
+      ladder: the factor between two rungs.
+      batch_multiple: every rung is a multiple of this.
+      exponent: as in `Plan`.
+
+    Raises:
+      ValueError: for a field out of its range.
+    """
+
+    recipe: Recipe
+    max_batch_size: int
+    decide_every: int
+    factor: float = 1.0
+    ladder: float = 2.0
+    batch_multiple: int = 1
+    exponent: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_whole("decide_every", self.decide_every)
+        if not 0 < self.factor < math.inf:
+            raise ValueError(f"factor={self.factor} must be a finite number above 0")
+        if not 1 < self.ladder < math.inf:
+            raise ValueError(f"ladder={self.ladder} must be a finite number above 1")
+        if not 0 <= self.exponent <= 1:
+            raise ValueError(f"exponent={self.exponent} must be between 0 and 1")
+
+    @cached_property
+    def rungs(self) -> tuple[int, ...]:
+        """The batch sizes that the plan may choose, rising."""
+        rungs = [nearest(self.recipe.batch_size, self.batch_multiple)]
+        size = float(self.recipe.batch_size)
+        while rungs[-1] < self.max_batch_size:
+            size *= self.ladder
+            rung = min(nearest(size, self.batch_multiple), self.max_batch_size)
+            if rung > rungs[-1]:
+                rungs.append(rung)
+        return tuple(rungs)
+
+    def next(self, history: Sequence[Segment], measured: Mapping[str, float]) -> Segment | None:
+        """Returns the segment until the next decision, or None at the end of the run."""
+        start = history[-1].end_examples if history else 0
+        batch_size = history[-1].batch_size if history else self.rungs[0]
+        higher = [rung for rung in self.rungs if rung > batch_size]
+        if history and higher and self.factor * measured.get(NOISE_SCALE, 0.0) >= higher[0]:
+            batch_size = higher[0]
+        end = self.recipe.end_examples
+        if history and end - start < batch_size / 2:
+            return None
+        # The next decision that at least one update fits before, to half a batch.
+        passed = (start + batch_size // 2) // self.decide_every
+        decision = min((passed + 1) * self.decide_every, end)
+        num_updates = max(1, math.floor((decision - start) / batch_size + 0.5))
+        return Segment(start, num_updates, batch_size, self.recipe.momentum, start)
+
+    def known(self, history: Sequence[Segment] = ()) -> tuple[Segment, ...]:
+        """Returns `history`: nothing else is decided."""
+        return tuple(history)
+
+    def batch_sizes(self, history: Sequence[Segment] = ()) -> tuple[int, ...]:
+        """Returns the present rung and those above it."""
+        present = history[-1].batch_size if history else self.rungs[0]
+        return tuple(rung for rung in self.rungs if rung >= present)
+
+
+def follow(
+    recipe: Recipe,
+    *,
+    max_batch_size: float | None = None,
+    factor: float = 1.0,
+    decide_every_epochs: float = 0.1,
+    ladder: float = 2.0,
+    batch_multiple: int = 1,
+    exponent: float = 1.0,
+) -> FollowPlan:
+    """Returns a plan that grows the batch as the measured gradient noise scale grows.
+
+    Args:
+      recipe: the recipe to follow.
+      max_batch_size: the largest batch size, by default as for `grow`.
+      factor: the batch may be so many times the noise scale.
+      decide_every_epochs: epochs between two decisions.
+      ladder: the factor of each growth.
+      batch_multiple: batch sizes are multiples of this number, usually the ghost batch size.
+      exponent: as for `grow`.
+
+    Raises:
+      ValueError: for an option out of its range.
+    """
+    first = nearest(recipe.batch_size, batch_multiple)
+    return FollowPlan(
+        recipe,
+        max_batch_size=batch_limit(recipe, max_batch_size, first, batch_multiple),
+        decide_every=max(1, round(decide_every_epochs * recipe.num_examples)),
+        factor=factor,
+        ladder=ladder,
+        batch_multiple=batch_multiple,
+        exponent=exponent,
+    )
+
+
+def from_run(recipe: Recipe, plan: Mapping[str, Any], exponent: float = 1.0) -> FixedPlan:
+    """Returns the plan that a recorded run has followed, to be used without measuring.
+
+    Args:
+      recipe: that of the run.
+      plan: the content of its plan.json.
+      exponent: that of the run.
+
+    Raises:
+      ValueError: if the plan belongs to a training set of another size.
+    """
+    if plan["num_examples"] != recipe.num_examples:
+        raise ValueError(
+            f"the recorded plan is for {plan['num_examples']} examples and the recipe has "
+            f"{recipe.num_examples}; use the recipe of that run"
+        )
+    merged: list[Segment] = []
+    for row in plan["segments"]:
+        start = row["start_examples"]
+        new = Segment(start, row["num_updates"], row["batch_size"], row["momentum"], start)
+        last = merged[-1] if merged else None
+        if last and (last.batch_size, last.momentum) == (new.batch_size, new.momentum):
+            merged[-1] = last._replace(num_updates=last.num_updates + new.num_updates)
+        else:
+            merged.append(new)
+    return FixedPlan(recipe, tuple(merged), exponent)

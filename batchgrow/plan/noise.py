@@ -1,0 +1,96 @@
+"""The gradient noise scale: how large a batch may be before its examples are wasted.
+
+The gradient of a batch of B examples is the full gradient g plus noise of covariance Sigma / B. The
+simple noise scale (McCandlish et al. 2018, arXiv 1812.06162, Sec. 2.2) is
+
+    B_simple = tr Sigma / |g|^2
+
+Batches far below it average little signal, and batches far above it average almost no noise. Both
+parts are estimated from K pieces of b examples with gradients g_k (their Appendix A). With
+B = K b, s = mean |g_k|^2 and G = |mean g_k|^2,
+
+    tr Sigma = (s - G) / (1/b - 1/B)        |g|^2 = (B G - b s) / (B - b)
+
+are unbiased, but their ratio is not. Each is therefore averaged over the run, and the ratio is that
+of the averages. No JAX here: the norms may come from any framework.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+NOISE_SCALE = "gradient_noise_scale"  # the column of rows that holds B_simple
+
+
+def estimate(
+    piece: Any, batch: Any, piece_size: int, batch_size: int, num_examples: int | None = None
+) -> tuple[Any, Any]:
+    """Unbiased estimates (|g|^2, tr Sigma) from one batch.
+
+    Args:
+      piece: s, the mean squared norm of the gradients of the pieces.
+      batch: G, the squared norm of their mean.
+      piece_size: b, the examples of a piece.
+      batch_size: B, the examples of all pieces.
+      num_examples: N, if the examples were drawn without replacement from a training set of this
+        size. Then g is the gradient over the whole set: a batch deviates from it by
+        (1/B - 1/N) Sigma, and |g|^2 is tr Sigma / N larger than the formula above.
+
+    Raises:
+      ValueError: if there is only one piece.
+
+    >>> estimate(piece=3.0, batch=2.0, piece_size=1, batch_size=2)
+    (1.0, 2.0)
+    """
+    if batch_size <= piece_size:
+        raise ValueError(
+            f"a batch of {batch_size} examples in pieces of {piece_size} has one piece; the noise "
+            "needs two or more"
+        )
+    trace = (piece - batch) / (1 / piece_size - 1 / batch_size)
+    squared_norm = (batch_size * batch - piece_size * piece) / (batch_size - piece_size)
+    if num_examples is not None:
+        squared_norm = squared_norm + trace / num_examples
+    return squared_norm, trace
+
+
+@dataclass(frozen=True)
+class NoiseAverage:
+    """Debiased exponential averages of |g|^2 and tr Sigma, by examples seen and not by updates.
+
+    Attributes:
+      horizon: the time constant of the averages, in examples.
+      squared_norm, trace: the sums of the estimates times their weights.
+      weight: the sum of the weights, which debiases both.
+    """
+
+    horizon: float
+    squared_norm: float = 0.0
+    trace: float = 0.0
+    weight: float = 0.0
+
+    def add(self, squared_norm: float, trace: float, num_examples: float) -> "NoiseAverage":
+        """The averages after another estimate, `num_examples` after the one before."""
+        decay = math.exp(-num_examples / self.horizon)
+        return replace(
+            self,
+            squared_norm=decay * self.squared_norm + (1 - decay) * squared_norm,
+            trace=decay * self.trace + (1 - decay) * trace,
+            weight=decay * self.weight + (1 - decay),
+        )
+
+    @property
+    def noise_scale(self) -> float | None:
+        """B_simple, in examples; None while it is unknown.
+
+        It is unknown before the first estimate, and while an average is not positive because the
+        estimates are too few.
+        """
+        if not (self.squared_norm > 0 and self.trace > 0):
+            return None
+        return self.trace / self.squared_norm
+
+    @property
+    def gradient_norm(self) -> float | None:
+        """|g|; None while it is unknown."""
+        return math.sqrt(self.squared_norm / self.weight) if self.squared_norm > 0 else None

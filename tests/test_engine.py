@@ -1,0 +1,139 @@
+"""Which layout a batch size is compiled for, by the memory of the device; and what is dropped."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from tiny import tiny_experiment
+
+from batchgrow.devices import memory_needed
+from batchgrow.engine import Engine
+from batchgrow.layout import Layout, make_mesh
+
+GIB = 2**30
+
+
+class FakeEngine(Engine):
+    """Compiles nothing; its executables need 1 GiB for each example of a pass.
+
+    Attributes:
+      compiled: the micro-batch sizes that were compiled.
+    """
+
+    def __init__(self, limit: int | None, max_microbatch_size: int | None = None):
+        changes = {"run.max_microbatch_size": max_microbatch_size}
+        super().__init__(tiny_experiment(changes), make_mesh(1))
+        self._memory_limit = limit
+        self.compiled: list[int] = []
+
+    def _lower_update(self, layout: Layout, max_updates: int) -> Any:
+        return SimpleNamespace(compile=lambda: self._compile(layout.microbatch_size))
+
+    def _compile(self, size: int) -> Any:
+        self.compiled.append(size)
+        return SimpleNamespace(memory_analysis=lambda: fake_analysis(size))
+
+
+class RefusingEngine(FakeEngine):
+    """Its compiler refuses what does not fit, as TPU's does."""
+
+    def _compile(self, size: int) -> Any:
+        self.compiled.append(size)
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: ran out of memory in hbm")
+
+
+def fake_analysis(size: int) -> SimpleNamespace:
+    """Arguments and half of the output share their memory."""
+    return SimpleNamespace(
+        argument_size_in_bytes=GIB,
+        output_size_in_bytes=2 * GIB,
+        alias_size_in_bytes=GIB,
+        temp_size_in_bytes=(size - 3) * GIB,
+        generated_code_size_in_bytes=GIB,
+    )
+
+
+def test_the_largest_pass_that_fits_is_taken():
+    """128 examples in ghosts of 16, and 45 of 50 GiB to be used: 4 passes of 32."""
+    with FakeEngine(50 * GIB) as engine:
+        layout = engine.updates.get(128).layout
+    assert (layout.num_microbatches, layout.microbatch_size) == (4, 32)
+    assert engine.compiled == [128, 64, 32]
+
+
+def test_a_tenth_of_the_memory_is_left_free():
+    with FakeEngine(35 * GIB) as engine:  # 32 would fit, but not into 31.5
+        assert engine.updates.get(128).layout.microbatch_size == 16
+
+
+def test_too_little_memory_for_one_ghost():
+    message = "batch size 128: a micro-batch of 16 examples needs 16.0 GiB, .* has 10.0 GiB"
+    with FakeEngine(10 * GIB) as engine, pytest.raises(MemoryError, match=message):
+        engine.updates.get(128)
+
+
+@pytest.mark.parametrize(
+    ("limit", "compiled"), [(None, [128, 64, 32, 16]), (64, [64])], ids=["by memory", "set"]
+)
+def test_a_compiler_that_refuses_every_layout(limit, compiled):
+    size = compiled[-1]
+    message = f"128: a micro-batch of {size} examples needs too much memory, .* has 10.0 GiB"
+    with RefusingEngine(10 * GIB, limit) as engine, pytest.raises(MemoryError, match=message):
+        engine.updates.get(128)
+    assert engine.compiled == compiled
+
+
+def test_a_limit_that_was_set_is_taken():
+    with FakeEngine(10 * GIB, 64) as engine:
+        assert engine.updates.get(128).layout.microbatch_size == 64
+    assert engine.compiled == [64]
+
+
+@pytest.mark.parametrize(("platform", "size"), [("cpu", 32), ("gpu", 4096)])
+def test_unknown_memory_has_a_default(platform, size):
+    with FakeEngine(None) as engine:
+        devices = np.array([SimpleNamespace(platform=platform)])
+        engine._mesh = SimpleNamespace(size=1, devices=devices)  # type: ignore[assignment]
+        assert engine.layouts(size)[0].num_microbatches == 1
+        assert engine.layouts(2 * size)[0].num_microbatches == 2
+
+
+def test_release_frees_the_executable():
+    """In XLA's own list: neither JAX's caches nor a reference cycle keep it."""
+    client = jax.devices()[0].client
+
+    def live() -> int:
+        return len(client.live_executables())
+
+    with Engine(tiny_experiment(), make_mesh(1)) as engine:
+        before = live()
+        for size in (32, 64):
+            engine.updates.get(size)
+        engine.evaluation().result()
+        assert live() == before + 3
+        engine.prepare(64, [64])
+        assert live() == before + 2
+        engine.prepare(128, [])
+        assert live() == before + 1
+    assert live() == before
+
+
+def test_memory_needed_counts_arguments_and_output():
+    executable = jax.jit(lambda x: x + 1).lower(np.zeros(1000, np.float32)).compile()
+    assert 8000 <= (memory_needed(executable) or 0) < 16000
+    assert memory_needed(SimpleNamespace(memory_analysis=lambda: None)) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "most"),
+    [
+        ({}, {16: 16, 128: 16, 512: 4, 4096: 1}),
+        ({"run.updates_per_dispatch": 3}, {16: 3, 4096: 3}),
+        ({"run.input": "streamed"}, {16: 1, 4096: 1}),
+    ],
+)
+def test_updates_of_one_call(changes, most):
+    with Engine(tiny_experiment(changes), make_mesh(1)) as engine:
+        assert {size: engine._max_updates(size) for size in most} == most

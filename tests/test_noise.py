@@ -1,0 +1,202 @@
+"""The gradient noise scale: its estimators, what measures it, and the plan that follows it."""
+
+import dataclasses
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import make_config
+
+from batchgrow import layout, noise
+from batchgrow.config import make_experiment
+from batchgrow.data.datasets import ArrayDataset
+from batchgrow.engine import Engine
+from batchgrow.experiment import NoiseProbe
+from batchgrow.plan import Recipe, curves, follow, from_run
+from batchgrow.plan.noise import NoiseAverage, estimate
+from batchgrow.tasks.regression import Regression
+
+
+def pieces_of(gradients: np.ndarray, piece_size: int) -> tuple[float, float]:
+    """(s, G) of per-example gradients `(examples, parameters)`."""
+    means = gradients.reshape(-1, piece_size, gradients.shape[1]).mean(1)
+    return (means**2).sum(1).mean(), (means.mean(0) ** 2).sum()
+
+
+def test_estimates_are_unbiased_on_a_quadratic():
+    """Loss |w - x|^2 / 2 with x ~ N(0, Sigma): the gradient is w - x, so both are known."""
+    rng, num_draws = np.random.default_rng(0), 20_000
+    w, scales = np.array([1.0, 2.0, 0.0]), np.array([1.0, 0.5, 3.0])
+    gradients = w - scales * rng.standard_normal((num_draws, 8, 3))
+    found = np.array([estimate(*pieces_of(g, 2), 2, 8) for g in gradients])
+    expected = (w**2).sum(), (scales**2).sum()
+    errors = found.std(0) / math.sqrt(num_draws)
+    assert (np.abs(found.mean(0) - expected) < 4 * errors).all()
+
+
+def test_without_replacement_the_gradient_of_the_training_set_is_meant():
+    """All ways to take 4 of 6 examples in pieces of 2: the mean is exact, not only in the limit."""
+    rng = np.random.default_rng(0)
+    gradients = rng.standard_normal((6, 3)) + 1.0
+    orders = np.array([rng.permutation(6) for _ in range(60_000)])[:, :4]
+    found = np.array([estimate(*pieces_of(gradients[o], 2), 2, 4, num_examples=6) for o in orders])
+    expected = (gradients.mean(0) ** 2).sum(), gradients.var(0, ddof=1).sum()
+    errors = found.std(0) / math.sqrt(len(orders))
+    assert (np.abs(found.mean(0) - expected) < 4 * errors).all()
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.floats(0.1, 10), st.floats(0.1, 10), st.integers(1, 64), st.integers(2, 32))
+def test_equals_the_formulae_of_mccandlish_and_of_nanogns(small, big, piece_size, num_pieces):
+    """nanoGNS writes them so, from the norms n of small and big batches."""
+    batch_size = piece_size * num_pieces
+    squared_norm, trace = estimate(small, big, piece_size, batch_size)
+    g = (batch_size * big - piece_size * small) / (batch_size - piece_size)
+    s = (small - big) / (1.0 / piece_size - 1.0 / batch_size)
+    assert squared_norm == pytest.approx(g) and trace == pytest.approx(s)
+
+
+def test_one_piece_is_refused():
+    with pytest.raises(ValueError, match="a batch of 8 examples in pieces of 8 has one piece"):
+        estimate(1.0, 1.0, 8, 8)
+
+
+def test_averages_are_by_examples_and_debiased():
+    average = NoiseAverage(horizon=100.0)
+    assert average.noise_scale is None
+    one = average.add(4.0, 8.0, 50)
+    assert one.noise_scale == pytest.approx(2.0) and one.gradient_norm == pytest.approx(2.0)
+    two = one.add(1.0, 8.0, 50)
+    decay = math.exp(-0.5)
+    weights = decay * (1 - decay), 1 - decay
+    squared_norm = (4 * weights[0] + 1 * weights[1]) / sum(weights)
+    assert two.noise_scale == pytest.approx(8.0 / squared_norm)
+    assert two.add(-100.0, 8.0, 50).noise_scale is None  # a negative average is unknown
+
+
+def test_squared_norms_of_piece_gradients():
+    gradients = {"a": jnp.array([[3.0, 0.0], [0.0, 4.0]]), "b": jnp.array([1.0, -1.0])}
+    piece, batch = noise.squared_norms(gradients)
+    assert float(piece) == pytest.approx((9 + 1 + 16 + 1) / 2)
+    assert float(batch) == pytest.approx(1.5**2 + 2**2 + 0)
+
+
+class Linear(nn.Module):
+    @nn.compact
+    def __call__(self, x, *, train):
+        return nn.Dense(1)(x)
+
+
+def linear_experiment(num_devices, optimizer="momentum", num_pieces=5):
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal((40, 3)).astype(np.float32)
+    y = (x @ np.array([[1.0], [-2.0], [0.5]]) + rng.standard_normal((40, 1))).astype(np.float32)
+    experiment = make_experiment(
+        make_config({"run.num_devices": num_devices, "optimizer.name": optimizer})
+    )
+    return dataclasses.replace(
+        experiment,
+        task=Regression(Linear()),
+        train_data=ArrayDataset({"x": x, "y": y}),
+        test_data=ArrayDataset({"x": x, "y": y}),
+        ghost_batch_size=1,
+        noise=NoiseProbe(piece_size=3, num_pieces=num_pieces, every=100, horizon=100.0),
+    )
+
+
+def measured(experiment, position=7):
+    mesh = layout.make_mesh(experiment.execution.num_devices)
+    with Engine(experiment, mesh) as engine:
+        return engine.measure_noise(engine.noise().result(), engine.initial_state(), position)
+
+
+@pytest.mark.parametrize("num_devices", [1, 2, 8])
+def test_a_probe_equals_brute_force_on_any_devices(num_devices):
+    """5 pieces do not divide 2 or 8 devices. Per-example gradients of least squares are known."""
+    experiment = linear_experiment(num_devices)
+    found = measured(experiment)
+    with Engine(experiment, layout.make_mesh(1)) as engine:
+        params = jax.device_get(engine.initial_state().params)["Dense_0"]
+        index = engine.feed.batch(np.arange(7, 22))["index"]
+    x, y = (experiment.train_data.arrays[name][index].astype(np.float64) for name in "xy")
+    residual = x @ params["kernel"] + params["bias"] - y
+    gradients = 2 * residual * np.concatenate([x, np.ones((15, 1))], 1)
+    piece, batch = pieces_of(gradients, 3)
+    assert found["piece"] == pytest.approx(piece, rel=1e-5)
+    assert found["batch"] == pytest.approx(batch, rel=1e-5)
+    assert found.keys() == {"piece", "batch"}
+
+
+def test_adam_has_a_preconditioned_noise_beside_it():
+    """Before the first update all second moments are equal, and so are the noise scales."""
+    found = measured(linear_experiment(1, optimizer="adam"))
+    plain = estimate(found["piece"], found["batch"], 3, 15)
+    scaled = estimate(found["piece_preconditioned"], found["batch_preconditioned"], 3, 15)
+    assert scaled[1] / scaled[0] == pytest.approx(plain[1] / plain[0], rel=1e-4)
+
+
+def test_pieces_hold_whole_ghost_batches():
+    with pytest.raises(ValueError, match="noise.piece_size 24 must be a multiple of .* 16"):
+        make_experiment(make_config({"noise.share": 0.1, "noise.piece_size": 24}))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"noise.share": 1.5}, "noise.share 1.5 must be above 0 and at most 1, or None"),
+        ({"noise.share": 0.1, "noise.num_pieces": 1}, "noise.num_pieces 1 must be 2 or more"),
+        ({"plan.name": "follow", "noise.share": None}, "'follow' needs the measured noise; set"),
+        ({"plan.name": "follow", "plan.factor": -1.0}, "factor=-1.0 must be a finite number above"),
+    ],
+)
+def test_wrong_fields(fields, message):
+    with pytest.raises(ValueError, match=message):
+        make_experiment(make_config({"noise.share": 0.1} | fields))
+
+
+RECIPE = Recipe(16, 0.9, curves.constant(0.1), num_examples=1000, num_epochs=3)
+
+
+def decided(plan, noise_scales):
+    """The segments of a run that measures these, one after another."""
+    history, measured = [], {}
+    scales = iter(noise_scales)
+    while segment := plan.next(history, measured):
+        history.append(segment)
+        measured = {"gradient_noise_scale": next(scales, measured.get("gradient_noise_scale", 0))}
+    return history
+
+
+def test_follow_climbs_one_rung_at_a_time_and_never_back():
+    plan = follow(RECIPE, max_batch_size=100, batch_multiple=16, decide_every_epochs=0.5)
+    assert plan.rungs == (16, 32, 64, 96)
+    history = decided(plan, [20, 200, 10, 500, 10])
+    assert [segment.batch_size for segment in history] == [16, 16, 32, 32, 64, 64]
+    ends = [segment.end_examples for segment in history]
+    for end, decision in zip(ends, range(500, 3001, 500), strict=True):
+        assert abs(end - decision) <= 32
+    assert plan.batch_sizes(history) == (64, 96)
+    assert plan.known(history[:2]) == tuple(history[:2])
+
+
+def test_follow_waits_for_the_noise_times_the_factor():
+    plan = follow(RECIPE, max_batch_size=64, factor=0.5, decide_every_epochs=1.0)
+    assert [segment.batch_size for segment in decided(plan, [63, 64])] == [16, 16, 32]
+    assert [segment.batch_size for segment in decided(plan, [])] == [16, 16, 16]  # unknown
+
+
+def test_a_recorded_run_becomes_a_fixed_plan():
+    plan = follow(RECIPE, max_batch_size=64, decide_every_epochs=0.5)
+    history = decided(plan, [20, 200, 10, 500])
+    fixed = from_run(RECIPE, plan.to_dict(history))
+    points = [p for i in range(len(history)) for p in plan.segment_points(history[: i + 1])]
+    assert [p[:2] + p[3:] for p in fixed.points()] == [p[:2] + p[3:] for p in points]
+    assert len(fixed.segments) == 3
+    other = dataclasses.replace(RECIPE, num_examples=999)
+    with pytest.raises(ValueError, match="is for 1000 examples and the recipe has 999"):
+        from_run(other, plan.to_dict(history))
