@@ -11,6 +11,8 @@ from batchgrow.data.prepared import open_source
 from batchgrow.data.records import ON_BAD_RECORD
 from batchgrow.data.source import Part, Source
 from batchgrow.data.sources import open_part
+from batchgrow.make_task import TASKS
+from batchgrow.names import find
 from batchgrow.tasks import Task
 
 # An ml_collections.ConfigDict, whose fields no type checker knows.
@@ -18,17 +20,13 @@ ConfigDict = Any
 FROM_BOTH = ("num_classes", "outputs", "vocab_size")  # facts that must cover training and test data
 
 
-def open_with(config: ConfigDict, part: Part, inputs: Any) -> Dataset:
-    """The "train" or "test" data of a config.
-
-    Args:
-      config: the whole config.
-      part: which of the two.
-      inputs: the arrays that the task reads (see `tasks.Task`).
+def open_data(config: ConfigDict, part: Part) -> Dataset:
+    """The "train" or "test" data of a config, as its task reads them.
 
     Raises:
       ValueError: if it is not there, or has another size than the config says.
     """
+    inputs = getattr(find(config.task.name, TASKS, "task.name"), "inputs", ())
     if config.run.input == "workers":
         found: Dataset = _open_jpegs(config, part)
     else:

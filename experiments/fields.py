@@ -10,7 +10,8 @@ import pathlib
 import re
 from typing import Any
 
-from batchgrow.config import TASKS, ConfigDict
+from batchgrow.config import ConfigDict
+from batchgrow.make_task import TASKS
 from batchgrow.models import MODELS
 from batchgrow.names import find
 from configs import base
