@@ -136,7 +136,8 @@ def open_csv(source: Source, part: Part) -> Dataset:
     x = _standardised(_numbers(rows, header, features, source), places[0])
     if any("label" in accepted for accepted in source.inputs):
         target = [cells[header.index(targets[0])] for _, cells in rows]
-        y = np.array([sorted(set(target), key=_as_number).index(cell) for cell in target])
+        numbers = {cell: i for i, cell in enumerate(sorted(set(target), key=_as_number))}
+        y = np.array([numbers[cell] for cell in target])
     else:
         y = _numbers(rows, header, targets, source)
         y = y if len(targets) == 1 else _standardised(y, places[0])

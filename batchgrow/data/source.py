@@ -33,6 +33,7 @@ class Source:
         None for the task's own names.
       in_memory: whether the examples are decoded once and kept.
       inputs: what the task reads; () for every array by its own name.
+      is_whole: whether all examples belong to the part that is asked for.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Source:
     columns: str | None = None
     in_memory: bool = True
     inputs: Inputs = ()
+    is_whole: bool = False
 
     @property
     def place(self) -> str:
@@ -71,7 +73,7 @@ class Source:
     @property
     def has_paths(self) -> bool:
         """Whether training and test data have paths of their own."""
-        return "{split}" in self.place and self.test_share is None
+        return self.is_whole or ("{split}" in self.place and self.test_share is None)
 
     def share(self, count: int) -> int:
         """The number of test examples if a source with one split has `count` examples.

@@ -28,6 +28,23 @@ KINDS: dict[str, Callable[[Source, Part], Dataset]] = {
 }
 
 
+def open_dataset(
+    name: str, split: str, *, data_dir: str = "", context: int | None = None
+) -> Dataset:
+    """A split of a data set, for a loop of your own.
+
+    Args:
+      name: as in `open_part`. Of a file without splits, all examples are taken.
+      split: such as "train" or "test".
+      data_dir, context: as in `Source`.
+
+    Raises:
+      ValueError: as `open_part`.
+    """
+    source = Source(name, split, split, data_dir=data_dir, context=context, is_whole=True)
+    return open_part(source, "train")
+
+
 def open_part(source: Source, part: Part) -> Dataset:
     """The training or the test data of a source.
 
