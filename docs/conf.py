@@ -2,6 +2,7 @@
 
 project = "batchgrow"
 copyright = "the batchgrow authors"
+myst_enable_extensions = ["deflist"]
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build"]
 html_theme = "furo"

@@ -39,10 +39,10 @@ def our_batches(
 
     def batches(feed: worker_feed.WorkerFeed) -> Iterator[Any]:
         positions = np.arange(batch_size)
-        feed.ahead(positions)
+        feed.read_ahead(positions)
         while True:
             # The next batch is requested before this one is taken, as in training.
-            feed.ahead(positions + batch_size)
+            feed.read_ahead(positions + batch_size)
             yield feed.batch(positions)
             positions = positions + batch_size
 

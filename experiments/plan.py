@@ -60,7 +60,10 @@ def main(_: list[str]) -> int:
     plan = make_plan(config, _num_examples(config))
     check_layouts(plan, num_devices, config)
     facts = plan.to_dict(num_devices=num_devices)
-    if _SECONDS_PER_EXAMPLE.value is not None or _DEVICE.value is not None:
+    predicts = _SECONDS_PER_EXAMPLE.value is not None or _DEVICE.value is not None
+    if predicts and not isinstance(plan, FixedPlan):
+        raise ValueError("plan.name 'follow' decides while it runs; its time cannot be predicted")
+    if predicts and isinstance(plan, FixedPlan):
         facts["time"] = _time(config, plan)
     if _JSON.value:
         print(json.dumps(facts, indent=2))

@@ -76,6 +76,8 @@ def test_images_too_small_to_be_padded_by_reflection(height, width):
 
 
 def test_values_by_channel_must_be_as_many_as_channels():
-    Classification(MODEL, CLASSES, mean=(1.0,), std=(1.0, 2.0, 3.0)).check(make_split(channels=3), "")
+    Classification(MODEL, CLASSES, mean=(1.0,), std=(1.0, 2.0, 3.0)).check(
+        make_split(channels=3), ""
+    )
     with pytest.raises(ValueError, match="task.std has 2 values and the images have 3 channels"):
         Classification(MODEL, CLASSES, std=(1.0, 2.0)).check(make_split(channels=3), "train")

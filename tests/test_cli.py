@@ -11,8 +11,8 @@ from typing import NamedTuple
 import pytest
 
 from batchgrow.config import make_schedule
-from batchgrow.run.signals import INTERRUPTED
 from batchgrow.run.folder import write_json
+from batchgrow.run.signals import INTERRUPTED
 from configs import digits
 from experiments import cli
 

@@ -102,7 +102,9 @@ def test_placing_arrays():
 
 def test_one_process_holds_all_examples():
     positions = np.arange(24).reshape(2, 3, 4)
-    np.testing.assert_array_equal(layouts.local_examples(positions, layouts.make_mesh(4)), positions)
+    np.testing.assert_array_equal(
+        layouts.local_examples(positions, layouts.make_mesh(4)), positions
+    )
 
 
 # Devices and the most examples in one pass, for batches of 32 and then 128 in ghosts of 16.

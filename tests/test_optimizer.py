@@ -235,7 +235,9 @@ def test_the_average_has_a_horizon_in_examples(tmp_path):
     average = exp(-e / h) w_0 + sum_i (1 - exp(-b_i / h)) exp(-(e - e_i) / h) w_i.
     """
     epochs = 0.2
-    experiment = tiny_experiment({"optimizer.average_epochs": epochs, "run.updates_per_dispatch": 1})
+    experiment = tiny_experiment(
+        {"optimizer.average_epochs": epochs, "run.updates_per_dispatch": 1}
+    )
     with Engine(experiment, make_mesh(1)) as engine:
         initial = jax.tree.map(np.array, engine.initial_state())
     trained = run_experiment(experiment, tmp_path)

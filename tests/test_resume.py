@@ -8,15 +8,15 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from batchgrow.loop import Outcome
+from batchgrow.programs import Programs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchgrow import train
-from batchgrow.loop import Outcome
-from batchgrow.run.signals import Preemption
-from batchgrow.programs import Programs
-from batchgrow.run.progress import Progress
 from batchgrow.run.folder import FolderError
+from batchgrow.run.progress import Progress
+from batchgrow.run.signals import Preemption
 from experiments import faults
 
 NUM_UPDATES = 36  # of the faults' config: 27 of batch 16, then 9 of 32

@@ -25,7 +25,8 @@ def augment(images: jax.Array, keys: jax.Array, kind: str) -> jax.Array:
     """
     if kind == "none":
         return images
-    rows, columns = window(keys, *images.shape[1:3], kind)
+    height, width = images.shape[1:3]
+    rows, columns = window(keys, height, width, kind)
     index = jnp.arange(images.shape[0])[:, None, None]
     return images[index, rows[:, :, None], columns[:, None, :]]
 

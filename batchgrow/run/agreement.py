@@ -13,9 +13,19 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
+from batchgrow.experiment import Experiment
+from batchgrow.run import environment
 from batchgrow.run.files import as_oserror, write_whole
-from batchgrow.run.folder import FolderError
+from batchgrow.run.folder import FolderError, flatten
 
+# Fields that may differ between the processes of one run.
+OWN_TO_A_PROCESS = (
+    "run.data_dir",
+    "run.num_workers",
+    "run.compilation_cache_dir",
+    "run.progress",
+    "run.tensorboard",
+)
 SHARED_SECONDS = 15.0  # a network file system may show a new file late
 POLL_SECONDS = 0.2
 SHOWN = 8  # differences in a message
@@ -87,6 +97,29 @@ def check_shared(folder: epath.Path) -> None:
             f"workdir {folder}: {_numbers(blind)} cannot see what process 0 writes there; all "
             "processes need the same folder, on a shared file system or an object store"
         )
+
+
+def facts_of(
+    experiment: Experiment, settings: Mapping[str, Any], folder: epath.Path
+) -> dict[str, str]:
+    """What must be the same on all processes of a run, by name; empty for a single process.
+
+    Args:
+      experiment: what this process is about to train.
+      settings: its config, as plain nested dicts.
+      folder: its run folder.
+    """
+    if jax.process_count() == 1:
+        return {}
+    fields = {k: str(v) for k, v in flatten(settings).items() if k not in OWN_TO_A_PROCESS}
+    return fields | {
+        "workdir": str(folder),
+        "plan": json.dumps(experiment.plan.to_dict()),
+        "train data": fingerprint(experiment.train_data),
+        "test data": fingerprint(experiment.test_data),
+        "versions": json.dumps(environment.versions()),
+        "commit": str(environment.commit()),
+    }
 
 
 def all_agree(mine: bool) -> bool:

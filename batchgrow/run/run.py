@@ -10,26 +10,25 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from batchgrow.compile import CompileAhead
 from batchgrow.experiment import Experiment, NonFiniteLoss, Outcome
 from batchgrow.layout import replicate
 from batchgrow.plan import Point, Segment
-from batchgrow.plan.noise import NOISE_SCALE, NoiseAverage, estimate
-from batchgrow.run import environment
-from batchgrow.run.agreement import check_agreement, check_shared, fingerprint
+from batchgrow.run.agreement import check_agreement, check_shared, facts_of
 from batchgrow.run.checkpoints import Checkpoints
 from batchgrow.run.folder import (
     FORMAT,
     FolderError,
     check_config,
     claim,
-    flatten,
     read_json,
     write_json,
 )
 from batchgrow.run.log import Clock, RunLog
+from batchgrow.run.noise_meter import NoiseMeter
 from batchgrow.run.progress import Progress
 from batchgrow.run.signals import Preemption
 from batchgrow.run.summary import compared, hyper_parameters, summarize
@@ -38,18 +37,6 @@ from batchgrow.step import TrainState
 
 if TYPE_CHECKING:
     from batchgrow.engine import Engine
-
-# Columns of a row, and the norms that they come from (see `noise.measure`).
-NOISE_SCALES = {NOISE_SCALE: "", "preconditioned_noise_scale": "_preconditioned"}
-
-# Fields that may differ between the processes of one run.
-OWN_TO_A_PROCESS = (
-    "run.data_dir",
-    "run.num_workers",
-    "run.compilation_cache_dir",
-    "run.progress",
-    "run.tensorboard",
-)
 
 
 class Due(NamedTuple):
@@ -94,7 +81,7 @@ class Run:
         self.examples_seen = 0
         self.history: list[Segment] = []
         self.measured: dict[str, float] = {}
-        self._noise: dict[str, NoiseAverage] = {}
+        self._noise = NoiseMeter(experiment)
         self._compiled: dict[str, dict[str, Any]] = {}
         self._clock = Clock()
         self._mark: Any = None
@@ -104,7 +91,7 @@ class Run:
         with ExitStack() as stack:
             self._folder = stack.enter_context(claim(workdir, is_writer=self._is_writer))
             check_shared(self._folder)
-            check_agreement(self._facts())
+            check_agreement(facts_of(experiment, self._settings, self._folder))
             self._preemption = stack.enter_context(Preemption())
             config, plan, summary = (
                 read_json(self._folder / f"{name}.json") for name in ("config", "plan", "summary")
@@ -153,7 +140,7 @@ class Run:
             )
         self.measured = notes["measured"]
         self._compiled = notes["compiled"]
-        self._noise = {name: NoiseAverage(**fields) for name, fields in notes["noise"].items()}
+        self._noise.restore(notes["noise"])
         self._clock = Clock(notes["seconds"])
         self._mark = notes["log"]
         return state
@@ -221,7 +208,7 @@ class Run:
             "compile_seconds": updates.times[batch_size].compile_seconds,
             "cache_hit": updates.times[batch_size].cache_hit,
             "waited_seconds": self._clock.seconds["compile"] - before,
-            "num_microbatches": updates.finished(batch_size).layout.num_microbatches,
+            "num_microbatches": updates.start(batch_size).result().layout.num_microbatches,
         }
 
     def dispatches(self, segment: Segment, most: int) -> Iterator[list[Point]]:
@@ -258,20 +245,12 @@ class Run:
 
     def measure_noise(self, engine: "Engine", state: TrainState) -> None:
         """Measures the gradient noise, and adds it to its averages."""
-        e, probe = self._experiment, self._experiment.noise
-        assert probe is not None
         jax.block_until_ready(state.params)
         with self._clock.timer("compile"):
             executable = engine.noise().result()
         with self._clock.timer("noise"):
             norms = engine.measure_noise(executable, state, self.examples_seen)
-        batch_size, num_examples = probe.piece_size * probe.num_pieces, e.train_data.num_examples
-        for name, suffix in NOISE_SCALES.items():
-            if f"piece{suffix}" in norms:
-                both = norms[f"piece{suffix}"], norms[f"batch{suffix}"]
-                estimates = estimate(*both, probe.piece_size, batch_size, num_examples)
-                average = self._noise.get(name, NoiseAverage(probe.horizon))
-                self._noise[name] = average.add(*estimates, probe.every)
+        self._noise.add(norms)
 
     def evaluate(self, engine: "Engine", state: TrainState) -> dict[str, float]:
         """The metrics of the test set, by column of a row."""
@@ -299,8 +278,7 @@ class Run:
         """
         sums = {name: float(value) for name, value in jax.device_get(state.sums).items()}
         metrics = self._experiment.task.summarize(sums)
-        found = {name: average.noise_scale for name, average in self._noise.items()}
-        noise = {name: scale for name, scale in found.items() if scale is not None}
+        noise = self._noise.columns()
         seconds, waited_for_input = self._clock.lap()
         row = {
             "examples_seen": self.examples_seen,
@@ -326,8 +304,9 @@ class Run:
         if self._log is not None:
             self._log.write(row)
         self._progress.row(row)
-        zeros = jax.tree.map(lambda x: x * 0, jax.device_get(state.sums))
-        return state.replace(sums=replicate(zeros, self._mesh))
+        zeros = jax.tree.map(np.zeros_like, jax.device_get(state.sums))
+        changed: Any = state
+        return changed.replace(sums=replicate(zeros, self._mesh))
 
     def reason_to_stop(self, asked: bool) -> Outcome | None:
         """Why the run stops here, or None. Every process asks once after each dispatch.
@@ -358,7 +337,7 @@ class Run:
             notes = {
                 "history": self.history,
                 "measured": self.measured,
-                "noise": {name: dataclasses.asdict(n) for name, n in self._noise.items()},
+                "noise": self._noise.notes(),
                 "compiled": self._compiled,
                 "seconds": self._clock.seconds,
                 "log": self._log.mark() if self._log is not None else None,
@@ -397,25 +376,6 @@ class Run:
     def _write_plan(self) -> None:
         plan = self._plan.to_dict(self.history, num_devices=self._mesh.size)
         write_json(self._folder / "plan.json", plan)
-
-    def _facts(self) -> dict[str, str]:
-        """What must be the same on all processes, by name."""
-        if jax.process_count() == 1:
-            return {}
-        e = self._experiment
-        fields = {
-            name: str(value)
-            for name, value in flatten(self._settings).items()
-            if name not in OWN_TO_A_PROCESS
-        }
-        data = {"train": e.train_data, "test": e.test_data}
-        return fields | {
-            "workdir": str(self._folder),
-            "plan": json.dumps(self._plan.to_dict()),
-            **{f"{split} data": fingerprint(found) for split, found in data.items()},
-            "versions": json.dumps(environment.versions()),
-            "commit": str(environment.commit()),
-        }
 
     def _check_finite(self, loss: float, point: Point) -> None:
         """Raises NonFiniteLoss, on every process alike, if the loss up to `point` is not finite."""

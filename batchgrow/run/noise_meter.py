@@ -1,0 +1,53 @@
+"""The averages of the measured gradient noise of a run, which survive in its checkpoints."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from batchgrow.experiment import Experiment
+from batchgrow.plan.noise import NOISE_SCALE, NoiseAverage, estimate
+
+# Columns of a row, and the norms that they come from (see `noise.measure`).
+NORMS = {NOISE_SCALE: "", "preconditioned_noise_scale": "_preconditioned"}
+
+
+class NoiseMeter:
+    """Averages of the gradient noise.
+
+    Args:
+      experiment: says how the noise is measured.
+    """
+
+    def __init__(self, experiment: Experiment):
+        self._probe = experiment.noise
+        self._num_examples = experiment.train_data.num_examples
+        self._averages: dict[str, NoiseAverage] = {}
+
+    def add(self, norms: Mapping[str, float]) -> None:
+        """Adds a measurement.
+
+        Args:
+          norms: what `Engine.measure_noise` returns.
+        """
+        probe = self._probe
+        assert probe is not None
+        batch_size = probe.piece_size * probe.num_pieces
+        for name, suffix in NORMS.items():
+            if f"piece{suffix}" in norms:
+                pair = norms[f"piece{suffix}"], norms[f"batch{suffix}"]
+                estimates = estimate(*pair, probe.piece_size, batch_size, self._num_examples)
+                average = self._averages.get(name, NoiseAverage(probe.horizon))
+                self._averages[name] = average.add(*estimates, probe.every)
+
+    def columns(self) -> dict[str, float]:
+        """The noise scales in examples, by column of a row; without those that are unknown."""
+        scales = {name: average.noise_scale for name, average in self._averages.items()}
+        return {name: scale for name, scale in scales.items() if scale is not None}
+
+    def notes(self) -> dict[str, Any]:
+        """The averages as JSON."""
+        return {name: dataclasses.asdict(average) for name, average in self._averages.items()}
+
+    def restore(self, notes: Mapping[str, Mapping[str, float]]) -> None:
+        """Goes on from the averages of `notes`."""
+        self._averages = {name: NoiseAverage(**fields) for name, fields in notes.items()}
