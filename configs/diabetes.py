@@ -29,6 +29,7 @@ def get_config(variant: str = "decaying_lr") -> library.ConfigDict:
 
     config.model.name = "mlp"
     config.model.features = (32, 32)
+    config.model.outputs = 1
     config.model.dropout = 0.2
 
     config.optimizer.name = "momentum"
@@ -49,5 +50,5 @@ def get_config(variant: str = "decaying_lr") -> library.ConfigDict:
             config.plan.name = "grow"
             config.plan.max_batch_size = 200
         case _:
-            raise ValueError(f"unknown variant {variant!r}: choose {', '.join(VARIANTS)}")
+            raise ValueError(f"unknown variant {variant!r}; choose {', '.join(VARIANTS)}")
     return config

@@ -24,7 +24,7 @@ The recipe's rate falls by 10 in all, so the batch grows 12 -> 24 -> 48 -> 96 an
 from ml_collections import ConfigDict
 
 from batchgrow import config as library
-from batchgrow.data.text import TextDataset, load_text
+from batchgrow.data.text import ASCII, TextDataset, load_text
 from configs import base
 
 VARIANTS = ("decaying_lr", "increasing_batch", "square_root")
@@ -49,6 +49,7 @@ def get_config(variant: str = "decaying_lr") -> library.ConfigDict:
     config.model.layers = 4
     config.model.heads = 4
     config.model.channels = 128
+    config.model.context = CONTEXT
     config.model.dropout = 0.0
     config.model.bias = False
     config.model.dtype = "float32"
@@ -70,11 +71,13 @@ def get_config(variant: str = "decaying_lr") -> library.ConfigDict:
     if text == "python_topics":
         config.data.name = "python_topics"
         config.data.test_split = "test"
+        config.model.vocab_size = len(ASCII)
         tokens = load_text("python_topics", "train").tokens
         num_examples = TextDataset(tokens, CONTEXT).num_examples
     else:
         config.data.name = "tiny_shakespeare"
         config.data.test_split = "validation+test"
+        config.model.vocab_size = 65
         num_examples = SHAKESPEARE_EXAMPLES
     config.data.num_train_examples = num_examples
     set_length(config, num_examples)
@@ -88,7 +91,7 @@ def get_config(variant: str = "decaying_lr") -> library.ConfigDict:
             config.plan.name = "grow"
             config.plan.exponent = 0.5
         case _:
-            raise ValueError(f"unknown variant {name!r}: choose {', '.join(VARIANTS)}")
+            raise ValueError(f"unknown variant {name!r}; choose {', '.join(VARIANTS)}")
     return config
 
 

@@ -7,6 +7,7 @@ import pathlib
 import subprocess
 import sys
 import types
+import warnings
 from typing import Any
 
 import cv2
@@ -19,6 +20,7 @@ import pytest
 from flax import nnx as flax_nnx
 from ml_collections import ConfigDict
 
+from batchgrow import Recipe, curves, decay, grow
 from batchgrow.config import make_experiment, make_plan
 from batchgrow.data.datasets import SourceDataset
 from batchgrow.experiment import Experiment, Outcome
@@ -685,6 +687,31 @@ def test_commands_take_a_config_outside_of_the_repository(outside, tmp_path):
 
 
 @pytest.mark.slow
+def test_the_config_of_the_docs_trains(tmp_path):
+    table = write_csv(tmp_path / "houses.csv", rows=200)
+    table.write_text(table.read_text().replace("a,b,y", "rooms,age,price"))
+    config = f"--config=docs/examples/own_config.py:{table}"
+    command("train", config, f"--workdir={tmp_path}/run", "--config.recipe.num_epochs=10")
+    row = json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[-1])
+    assert row["test_r2"] > 0.9
+    assert "own_config:heavy_ball" in command("fields", config)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "least", "most"), [("own_task", -0.35, -0.2), ("nnx", 0.9, 1.0)])
+def test_programs_of_the_docs_learn(name, least, most):
+    done = subprocess.run(
+        [sys.executable, ROOT / f"docs/examples/{name}.py"],
+        capture_output=True,
+        text=True,
+        env={k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+        | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert least <= float(done.stdout.split()[-1]) <= most
+
+
+@pytest.mark.slow
 def test_sweep_takes_fields_as_other_commands_do(outside, tmp_path):
     command(
         *("sweep", f"--config={outside}", "--variants=decay,grow", "--seeds=1"),
@@ -710,3 +737,12 @@ def test_fields_lists_every_field_with_its_comment():
     assert {name for name in names if not comments[name]} == set()
     assert comments["recipe.momentum"].startswith("of optimizers that have one")
     assert fields.comments_of_classes(config)["model.features"] == "units of each hidden layer."
+
+
+def test_grow_says_so_where_nothing_falls():
+    with pytest.warns(UserWarning, match="the learning rate never falls, so the batch does not"):
+        plan = grow(Recipe(10, 0.9, curves.constant(0.1), num_examples=100, num_epochs=2))
+    assert len(plan.segments) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        decay(plan.recipe)

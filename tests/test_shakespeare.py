@@ -42,8 +42,7 @@ def test_growth_plans_use_the_same_examples():
 
 
 def test_model_is_nanogpts():
-    config = shakespeare.get_config("decaying_lr,python_topics")
-    task = make_task(config, facts={"vocab_size": 96, "context": 64})
+    task = make_task(shakespeare.get_config("decaying_lr,python_topics"))
     tokens = {"tokens": np.zeros((1, 65), np.uint8)}
     variables = jax.eval_shape(task.init, jax.random.key(0), tokens)
     size = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
@@ -51,7 +50,7 @@ def test_model_is_nanogpts():
 
 
 def test_unknown_variants_are_refused():
-    with pytest.raises(ValueError, match="unknown variant 'growing': choose decaying_lr"):
+    with pytest.raises(ValueError, match="unknown variant 'growing'; choose decaying_lr"):
         shakespeare.get_config("growing")
     with pytest.raises(ValueError, match="write 'python_topics' or nothing after the comma"):
         shakespeare.get_config("decaying_lr,topics")

@@ -21,7 +21,8 @@ class Source:
 
     Attributes:
       name: as in `sources.open_part`.
-      train_split, test_split: the names of the splits.
+      train_split: the name of the split to train on.
+      test_split: the name of the split to test on.
       test_share: for a source with one split, the share of its examples to test on; None where
         training and test data are separate.
       data_dir: where tensorflow_datasets keeps its data; "" for its own default ($TFDS_DATA_DIR).

@@ -13,6 +13,7 @@ segment         epochs    examples  updates  batch  learning rate  momentum  noi
 """
 
 import math
+import warnings
 from bisect import bisect_left
 from collections.abc import Iterator
 from itertools import islice, pairwise
@@ -100,6 +101,12 @@ def grow(
     batch_size = min(first, limit)  # Not rounded, so that factors multiply exactly.
     batch_sizes = {0: nearest(batch_size, batch_multiple)}
     descent = find_descent(recipe)
+    if num_growths != 0 and descent.ceilings[-1] == descent.ceilings[0]:
+        warnings.warn(
+            "the learning rate never falls, so the batch does not grow; take a curve that falls, "
+            "or a plan whose batch sizes you give yourself (a ramp)",
+            stacklevel=2,
+        )
     for position, factor in islice(_falls(recipe, descent, ladder), num_growths):
         if batch_size == limit:
             break
