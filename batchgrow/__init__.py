@@ -3,6 +3,7 @@
 These parts are for training loops of your own. Each works without the others:
 
 - `Recipe`, `curves`, `decay`, `grow`, `hybrid`, `Plan`, `FixedPlan`: turn a recipe into a plan.
+- `follow`, `FollowPlan`, `from_run`: a plan that follows the measured gradient noise.
 - `from_optax`, `to_optax`: do the same with optax schedules, which count updates.
 - `Stream`: says which example is at each position of the training stream; `take` stacks them.
 - `CompileAhead`: compiles the next batch size while the current one trains.
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from batchgrow.data.stream import Stream, take
     from batchgrow.models.ghost_batch_norm import GhostBatchNorm
     from batchgrow.plan import curves
+    from batchgrow.plan.follow import FollowPlan, follow, from_run
     from batchgrow.plan.growth import decay, grow, hybrid
     from batchgrow.plan.optax_schedules import from_optax, to_optax
     from batchgrow.plan.plan import FixedPlan, Plan, Point, Segment
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CompileAhead",
     "FixedPlan",
+    "FollowPlan",
     "GhostBatchNorm",
     "Plan",
     "Point",
@@ -35,7 +38,9 @@ __all__ = [
     "Stream",
     "curves",
     "decay",
+    "follow",
     "from_optax",
+    "from_run",
     "grow",
     "hybrid",
     "take",

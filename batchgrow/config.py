@@ -195,7 +195,8 @@ def make_curve(recipe: ConfigDict, optimizer: str) -> curves.Curve:
                 f"recipe.curve {recipe.curve!r} returns a {type(curve).__name__}; return a "
                 "function from the epoch to the learning rate"
             )
-        return curves.with_warmup(curve, recipe.warmup_epochs, recipe.warmup_learning_rate)
+        own: Any = curve
+        return curves.with_warmup(own, recipe.warmup_epochs, recipe.warmup_learning_rate)
     if rate is None or not rate > 0:
         known = ", ".join(recipe.learning_rates) or "no optimizer"
         raise ValueError(

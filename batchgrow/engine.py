@@ -119,8 +119,9 @@ class Engine:
         self._arrays: Any = None
         self._read_until = 0
         self.updates: CompileAhead[int] = CompileAhead(self._compile_update)
+        others = {"evaluation": self._compile_evaluation, "noise": self._compile_noise}
         self._others: CompileAhead[str] = CompileAhead(
-            lambda name: getattr(self, f"_compile_{name}")(), pool=self.updates.pool
+            lambda name: others[name](), pool=self.updates.pool
         )
 
     def __enter__(self) -> "Engine":
@@ -210,19 +211,22 @@ class Engine:
                 self.updates.start(growths[0])
 
     def read_ahead(self, segments: Sequence[Segment], examples_seen: int) -> None:
-        """Lets the feed read what comes next, as far as it is decided and compiled.
+        """Lets the feed, if it can, read what comes next as far as it is decided and compiled.
 
         Args:
           segments: those that are decided.
           examples_seen: where the next dispatch starts.
         """
+        read_ahead = getattr(self.feed, "read_ahead", None)
+        if read_ahead is None:
+            return
         self._read_until = max(self._read_until, examples_seen)
         for segment in segments:
             program = self.updates.finished(segment.batch_size)
             while self._read_until < segment.end_examples:
                 if program is None:
                     return
-                if not self.feed.read_ahead(program.positions([self._read_until])):
+                if not read_ahead(program.positions([self._read_until])):
                     return
                 self._read_until += segment.batch_size
 

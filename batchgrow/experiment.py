@@ -1,6 +1,5 @@
 """An experiment: everything that a run needs, as plain values (see `config.make_experiment`)."""
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -46,7 +45,7 @@ class Cadence:
 
     def next_stop(self, examples_seen: int) -> int:
         """The first position beyond this one at which something is due."""
-        every = dataclasses.astuple(self)
+        every = (self.log, self.evaluate, self.checkpoint)
         return min((examples_seen // interval + 1) * interval for interval in every)
 
 
@@ -118,7 +117,8 @@ class Experiment:
     Attributes:
       name: shown in messages and in the report.
       task: the model, its loss and its metrics.
-      train_data, test_data: the data sets.
+      train_data: the training set.
+      test_data: the test set.
       plan: the segments of the run, and with them batch sizes and learning rates.
       optimizer: from gradients to the direction that the learning rate scales.
       cadence: when to log, evaluate and save.

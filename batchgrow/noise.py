@@ -58,8 +58,8 @@ def measure(
 
     Returns:
       "piece" (s) and "batch" (G), float32 scalars. With an optimizer that keeps second moments v,
-      as Adam does, also "piece_preconditioned" and "batch_preconditioned" in the norm
-      |x|^2 = sum of x_i^2 / (sqrt(v_i) + 1e-8).
+      as Adam does, also "piece_preconditioned" and "batch_preconditioned", whose squared norm of x
+      is the sum of x_i^2 / (sqrt(v_i) + 1e-8).
     """
     scale = _preconditioner(state.opt_state)
     norms = {"": None} if scale is None else {"": None, "_preconditioned": scale}

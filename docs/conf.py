@@ -20,6 +20,9 @@ maximum_signature_line_length = 88
 # Types of other libraries are named and not linked: the build needs no network.
 nitpick_ignore_regex = [
     (r"py:.*", r"(jax|jnp|np|numpy|optax|flax|nn|epath|etils|ml_collections)(\..*)?"),
-    (r"py:.*", r"(collections|pathlib|typing)\..*|bool|bytes|dict|float|int|str|range|tuple|None"),
+    (
+        r"py:.*",
+        r"(collections|concurrent|pathlib|typing)\..*|bool|bytes|dict|float|int|str|range|tuple|None",
+    ),
     (r"py:class", r"batchgrow\.compile\.Key"),  # a type variable
 ]

@@ -130,7 +130,8 @@ def _one_line(error: Exception, argv: list[str]) -> str:
         return f"--{error.flagname} is not a flag{hint}"
     if isinstance(error, AttributeError | KeyError):
         field = re.search(r'instead of "(\w+)"', text) or re.search(r"'(\w+)", text)
-        wrong = next((a for a in argv if field and field[1] in a), "--config")
+        suffix = f".{field[1]}" if field else "="
+        wrong = next((a for a in argv if a.split("=")[0].endswith(suffix)), "--config")
         near = re.search(r'Did you mean "([^"]+)"', text)
         hint = f"; the nearest is {near[1]!r}" if near else ""
         return f"{wrong.split('=')[0]}: no such config field{hint}"

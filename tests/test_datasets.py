@@ -55,6 +55,8 @@ def test_shapes_of_an_example():
 def test_arrays_of_unequal_length_are_refused():
     with pytest.raises(ValueError, match="unequal length .x 1,000, y 999.: give one entry"):
         ArrayDataset({"x": np.zeros(1000), "y": np.zeros(999)})
+    with pytest.raises(ValueError, match="unequal length .x.left 2, x.right 3.: give one entry"):
+        ArrayDataset({"x": {"left": np.zeros(2), "right": np.zeros(3)}})
 
 
 @pytest.mark.parametrize("process_count", [1, 2])

@@ -30,7 +30,7 @@ def test_resident_and_streamed_feeds_give_the_same_examples(data):
         assert sent == feed.example
         found: Any = jax.jit(feed.examples)(batch, feed.arrays)
         jax.tree.map(np.testing.assert_array_equal, found, expected)
-        assert not feed.read_ahead(positions)
+        assert not hasattr(feed, "read_ahead")
         feed.close()
     assert make_feed(data, 4, "resident").example.keys() == {"index", "position"}
     assert make_feed(data, 4, "streamed").arrays == ()

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -26,7 +27,7 @@ class Dataset(Protocol):
 
     @property
     def example(self) -> Any:
-        """The shapes and dtypes of one example, a pytree of `jax.ShapeDtypeStruct`s."""
+        """The shapes and dtypes of one example, a pytree of `jax.ShapeDtypeStruct`."""
         ...
 
     def gather(self, indices: np.ndarray) -> Batch:
@@ -55,25 +56,26 @@ class ArrayDataset:
     """Arrays whose first axis counts examples.
 
     Attributes:
-      arrays: of equal length, by name.
+      arrays: a pytree of arrays of equal length.
       facts: see `Dataset`.
 
     Raises:
       ValueError: if there is no array or their lengths differ.
     """
 
-    arrays: Mapping[str, np.ndarray]
+    arrays: Any
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        lengths = {name: len(array) for name, array in self.arrays.items()}
-        if len(set(lengths.values())) != 1:
-            shown = ", ".join(f"{name} {length:,}" for name, length in lengths.items())
+        lengths = [(path, len(array)) for path, array in jax.tree.leaves_with_path(self.arrays)]
+        if len({length for _, length in lengths}) != 1:
+            keystr = partial(jax.tree_util.keystr, simple=True, separator=".")
+            shown = ", ".join(f"{keystr(path)} {length:,}" for path, length in lengths)
             raise ValueError(f"arrays of unequal length ({shown}): give one entry for each example")
 
     @property
     def num_examples(self) -> int:
-        return len(next(iter(self.arrays.values())))
+        return len(jax.tree.leaves(self.arrays)[0])
 
     @property
     def example(self) -> Any:

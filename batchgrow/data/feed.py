@@ -18,6 +18,9 @@ HostBatch = dict[str, Any]
 class Feed(Protocol):
     """Where training batches come from.
 
+    A feed that reads in the background also has `read_ahead(positions)`. It starts to read what
+    `batch` will be asked for next, in the same order, and returns whether there was room.
+
     Attributes:
       arrays: host arrays that every device holds, or ().
       example: an example as the host sends it, a pytree of `jax.ShapeDtypeStruct`s.
@@ -40,13 +43,6 @@ class Feed(Protocol):
 
     def peek(self, positions: np.ndarray) -> HostBatch:
         """As `batch`, for any positions; what is read ahead stays as it is."""
-        ...
-
-    def read_ahead(self, positions: np.ndarray) -> bool:
-        """Starts to read what `batch` will be asked for next, in the same order.
-
-        Returns whether it wants to read further ahead.
-        """
         ...
 
     def close(self) -> None:
@@ -81,9 +77,6 @@ class ResidentFeed:
     def peek(self, positions: np.ndarray) -> HostBatch:
         return self.batch(positions)
 
-    def read_ahead(self, positions: np.ndarray) -> bool:
-        return False
-
     def close(self) -> None:
         pass
 
@@ -114,9 +107,6 @@ class StreamedFeed:
 
     def peek(self, positions: np.ndarray) -> HostBatch:
         return self.batch(positions)
-
-    def read_ahead(self, positions: np.ndarray) -> bool:
-        return False
 
     def close(self) -> None:
         pass

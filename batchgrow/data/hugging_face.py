@@ -1,5 +1,6 @@
 """Data sets of Hugging Face's `datasets`, which is imported only here and only when it is used."""
 
+import importlib
 import pathlib
 from dataclasses import replace
 from typing import Any
@@ -29,7 +30,7 @@ def _reads_text(source: Source) -> bool:
 
 def _load(source: Source, part: Part) -> Any:
     try:
-        import datasets  # pyright: ignore[reportMissingImports]
+        datasets: Any = importlib.import_module("datasets")
     except ImportError as error:
         raise ValueError(
             f"data.name {source.name!r} needs the package datasets; pip install datasets"

@@ -3,13 +3,14 @@
 The gradient of a batch of B examples is the full gradient g plus noise of covariance Sigma / B. The
 simple noise scale (McCandlish et al. 2018, arXiv 1812.06162, Sec. 2.2) is
 
-    B_simple = tr Sigma / |g|^2
+    B_simple = (trace of Sigma) / (squared norm of g)
 
 Batches far below it average little signal, and batches far above it average almost no noise. Both
 parts are estimated from K pieces of b examples with gradients g_k (their Appendix A). With
-B = K b, s = mean |g_k|^2 and G = |mean g_k|^2,
+B = K b, s the mean of the squared norms of the g_k, and G the squared norm of their mean,
 
-    tr Sigma = (s - G) / (1/b - 1/B)        |g|^2 = (B G - b s) / (B - b)
+    trace of Sigma = (s - G) / (1/b - 1/B)
+    squared norm of g = (B G - b s) / (B - b)
 
 are unbiased, but their ratio is not. Each is therefore averaged over the run, and the ratio is that
 of the averages. No JAX here: the norms may come from any framework.
@@ -25,7 +26,7 @@ NOISE_SCALE = "gradient_noise_scale"  # the column of rows that holds B_simple
 def estimate(
     piece: Any, batch: Any, piece_size: int, batch_size: int, num_examples: int | None = None
 ) -> tuple[Any, Any]:
-    """Unbiased estimates (|g|^2, tr Sigma) from one batch.
+    """Unbiased estimates from one batch: the squared norm of g, and the trace of Sigma.
 
     Args:
       piece: s, the mean squared norm of the gradients of the pieces.
@@ -34,7 +35,7 @@ def estimate(
       batch_size: B, the examples of all pieces.
       num_examples: N, if the examples were drawn without replacement from a training set of this
         size. Then g is the gradient over the whole set: a batch deviates from it by
-        (1/B - 1/N) Sigma, and |g|^2 is tr Sigma / N larger than the formula above.
+        (1/B - 1/N) Sigma, so the squared norm is larger by (trace of Sigma) / N.
 
     Raises:
       ValueError: if there is only one piece.
@@ -56,11 +57,12 @@ def estimate(
 
 @dataclass(frozen=True)
 class NoiseAverage:
-    """Debiased exponential averages of |g|^2 and tr Sigma, by examples seen and not by updates.
+    """Debiased exponential averages of both estimates, by examples seen and not by updates.
 
     Attributes:
       horizon: the time constant of the averages, in examples.
-      squared_norm, trace: the sums of the estimates times their weights.
+      squared_norm: the weighted sum of the estimates of the squared norm of g.
+      trace: the weighted sum of the estimates of the trace of Sigma.
       weight: the sum of the weights, which debiases both.
     """
 
@@ -92,5 +94,5 @@ class NoiseAverage:
 
     @property
     def gradient_norm(self) -> float | None:
-        """|g|; None while it is unknown."""
+        """The norm of g; None while it is unknown."""
         return math.sqrt(self.squared_norm / self.weight) if self.squared_norm > 0 else None

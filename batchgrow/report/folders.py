@@ -57,7 +57,7 @@ class Metric:
     """A metric of the task, as task.json describes it.
 
     Attributes:
-      name: as in the rows, without "train_" or "test_".
+      name: as in the rows, without the prefix `train_` or `test_`.
       better: "lower" or "higher".
       percent: whether its values are fractions that people read as percentages.
     """

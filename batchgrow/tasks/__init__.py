@@ -71,7 +71,7 @@ class Task(Protocol):
         """Returns the losses of a batch.
 
         Args:
-          variables: {"params": ..., **model_state}.
+          variables: "params" and the collections of the model state.
           examples: the batch.
           keys: typed PRNG keys `(examples,)`, each folded from (seed, stream position). None in
             evaluation.

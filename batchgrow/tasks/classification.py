@@ -27,8 +27,9 @@ class Classification:
       model: called as `model(images, train=...)` with float32 images; gives logits
         `(examples, num_classes)`.
       num_classes: the number of classes.
-      mean, std: of each channel or of all. None takes pixels from 0..255 to 0..1 and leaves floats
-        as they are.
+      mean: of each channel or of all. None takes pixels from 0..255 to 0..1 and leaves floats as
+        they are.
+      std: likewise.
       augment: of the training images: "none", "flip" or "crop_flip" (see `data.augment`).
       label_smoothing: probability that training spreads evenly over all classes.
 

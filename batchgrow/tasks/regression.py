@@ -22,7 +22,8 @@ class Regression:
 
     Attributes:
       model: called as `model(x, train=...)`; returns z, `(examples, outputs)`.
-      mean, std: of y in the training set, roughly; they bring z to the scale of one.
+      mean: of y in the training set, roughly.
+      std: of y in the training set, roughly. Both bring z to the scale of one.
     """
 
     model: nn.Module
