@@ -214,7 +214,8 @@ def make_curve(recipe: ConfigDict, optimizer: str) -> curves.Curve:
         case "inverse_time":
             curve = curves.inverse_time(rate, recipe.decay_rate)
         case "cosine":
-            curve = curves.cosine(rate, recipe.num_epochs, recipe.final_learning_rate)
+            final, start = recipe.final_learning_rate, recipe.decay_start_epochs
+            curve = curves.cosine(rate, recipe.num_epochs, final, start)
         case "polynomial":
             final = recipe.final_learning_rate
             curve = curves.polynomial(rate, recipe.num_epochs, recipe.power, final)

@@ -65,6 +65,7 @@ def get_config() -> library.ConfigDict:
     recipe.factor = 1.0  # of "step", at each boundary
     recipe.decay_rate = 1.0  # per epoch, of "exponential" and "inverse_time"
     recipe.final_learning_rate = 0.0  # of "cosine" and "polynomial"
+    recipe.decay_start_epochs = 0.0  # of "cosine"
     recipe.power = 1.0  # of "polynomial"
     recipe.warmup_epochs = 0.0  # linear, from warmup_learning_rate
     recipe.warmup_learning_rate = 0.0  # at epoch 0

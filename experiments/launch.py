@@ -56,8 +56,9 @@ _TIMEOUT = flags.DEFINE_integer("initialization_timeout", 300, "Seconds to wait 
 
 def launch(main: Callable[[list[str]], int]) -> None:
     """Parses flags, connects the processes, runs `main` and exits with the status it returns."""
+    app.call_after_init(connect)  # absl turns on Python's fault handler in between
     with _leaving(), cli.one_line_errors({NonFiniteLoss: DIVERGED}):
-        app.run(main, flags_parser=_parse_and_connect)
+        app.run(main, flags_parser=_parse)
 
 
 def train_config(config: ConfigDict, workdir: str) -> int:
@@ -85,14 +86,13 @@ def experiment_of(config: ConfigDict) -> Experiment:
     return experiment
 
 
-def _parse_and_connect(argv: list[str]) -> list[str]:
+def _parse(argv: list[str]) -> list[str]:
     rest = cli.parse(argv)
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
         # Orbax logs every step of a save, and a traceback where we print one line.
         logging.get_absl_logger().addFilter(lambda record: "orbax" not in record.pathname)
         sys.unraisablehook = _unraisablehook
-    connect()
     return rest
 
 
@@ -106,8 +106,9 @@ def _leaving() -> Iterator[None]:
         status = leaving.code
         raise
     finally:
-        if jax.distributed.is_initialized() and status not in STATUS.values():
+        if status not in STATUS.values():
             # JAX lets a process leave when all the others do; one that fails alone cannot wait.
+            # Nor for threads of Orbax, which wait for minutes where a write has failed.
             _after(GRACE_SECONDS, lambda: os._exit(status))
         elif status in GO_ON and not jax.distributed.is_initialized():
             # Everything is written. Python would wait for a compilation under way, which may take

@@ -88,18 +88,28 @@ def inverse_time(learning_rate: float, decay_rate: float, transition_epochs: flo
     return Curve(lambda epoch: learning_rate / (1 + decay_rate * epoch / transition_epochs), ())
 
 
-def cosine(learning_rate: float, num_epochs: float, final_learning_rate: float = 0.0) -> Curve:
+def cosine(
+    learning_rate: float,
+    num_epochs: float,
+    final_learning_rate: float = 0.0,
+    start_epochs: float = 0.0,
+) -> Curve:
     """Returns a curve that decays from `learning_rate` to `final_learning_rate` as half a cosine.
 
-    The decay takes `num_epochs`. After that the curve is constant.
+    The decay starts at `start_epochs` and ends at `num_epochs`. Before and after that the curve is
+    constant. Let a warm-up end at `start_epochs` for the schedule of nanoGPT.
     """
     _check_learning_rate("learning_rate", learning_rate)
     _check_learning_rate("final_learning_rate", final_learning_rate)
     _check_positive("num_epochs", num_epochs)
+    if not 0 <= start_epochs < num_epochs:
+        raise ValueError(
+            f"start_epochs={start_epochs} must be at least 0 and below num_epochs={num_epochs}"
+        )
     half_height = (learning_rate - final_learning_rate) / 2
 
     def function(epoch: float) -> float:
-        progress = min(epoch / num_epochs, 1.0)
+        progress = min(max(epoch - start_epochs, 0.0) / (num_epochs - start_epochs), 1.0)
         return final_learning_rate + half_height * (1 + math.cos(math.pi * progress))
 
     return Curve(function, ())
