@@ -17,7 +17,9 @@ import numpy as np
 from absl import flags
 
 from batchgrow import devices
-from batchgrow.config import ConfigDict, check_layouts, make_plan, make_task, open_data
+from batchgrow.config import ConfigDict, check_layouts, make_plan
+from batchgrow.make_task import make_task
+from batchgrow.open_data import facts_of, open_data
 from batchgrow.plan import FixedPlan, time_to_train
 from batchgrow.run.summary import flops_of, num_parameters
 from batchgrow.tasks import Task
@@ -102,7 +104,7 @@ def _num_examples(config: ConfigDict) -> int:
 def _time(config: ConfigDict, plan: FixedPlan) -> dict[str, Any]:
     """The prediction, with the lines that say what it assumes."""
     jax.config.update("jax_platforms", "cpu")  # it only counts, wherever this runs
-    task, example = make_task(config, axis_name=None), _example(config)
+    task, example = _task_and_example(config)
     seconds_per_example, basis = _compute(config, task, example)
     hardware = time_to_train.Hardware(
         seconds_per_example=seconds_per_example,
@@ -132,12 +134,13 @@ def _time(config: ConfigDict, plan: FixedPlan) -> dict[str, Any]:
     return prediction
 
 
-def _example(config: ConfigDict) -> Any:
-    """The shapes of one example; those of encoded images need no data."""
+def _task_and_example(config: ConfigDict) -> tuple[Task, Any]:
+    """The task, and the shapes of one example; those of encoded images need no data."""
     if config.run.input != "workers":
-        return open_data(config, "train").example
+        data = open_data(config, "train")
+        return make_task(config, axis_name=None, facts=facts_of(data)), data.example
     size = config.data.image_size
-    return {
+    return make_task(config, axis_name=None), {
         "image": jax.ShapeDtypeStruct((size, size, 3), np.uint8),
         "label": jax.ShapeDtypeStruct((), np.int32),
     }

@@ -71,12 +71,18 @@ COUPLINGS = {
 }
 
 
+# For an optimizer of your own: a plan that changes the batch size needs an exponent.
+YOUR_OWN = Coupling(False, None, None)
+
+
 def coupling_of(optimizer: str) -> Coupling:
-    """Returns the coupling of the optimizer with this name.
+    """Returns the coupling of the optimizer with this name; `module:function` is one's own.
 
     Raises:
       ValueError: for an unknown name.
     """
+    if ":" in optimizer:
+        return YOUR_OWN
     if optimizer not in COUPLINGS:
         raise ValueError(f"unknown optimizer {optimizer!r}; choose {', '.join(COUPLINGS)}")
     return COUPLINGS[optimizer]

@@ -135,6 +135,12 @@ def grow(
     segments = make_segments(batch_sizes, recipe, descent.jumps, momentum)
     exponent = check_exponent(recipe, exponent, changes)
     warnings = check_segments(recipe, segments)
+    if num_growths != 0 and descent.ceilings[-1] == descent.ceilings[0]:
+        warnings = (
+            "the learning rate never falls, so the batch does not grow; take a curve that falls, "
+            "or a plan whose batch sizes you give yourself (`ramp`)",
+            *warnings,
+        )
     if abs(batch_sizes[0] - min(first, limit)) >= 1:
         warnings = (
             f"the first batch size {min(first, limit):g} is rounded to {batch_sizes[0]}, a "
