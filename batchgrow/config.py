@@ -295,7 +295,7 @@ def make_execution(run: ConfigDict) -> Execution:
 
 
 def _at_least(name: str, value: Any, least: int) -> Any:
-    if not value >= least:
+    if value is None or not value >= least:
         raise ValueError(f"{name} {value} must be {least} or more")
     return value
 
