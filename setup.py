@@ -39,6 +39,12 @@ EXTRAS = {
     "s3": ["etils[epath-s3]"],
     "notebooks": NOTEBOOKS,
     "peers": ["keras", "torch", "transformers"],
+    # The adapters. Recipes, plans and the order of the examples need NumPy only.
+    "torch": ["torch>=2.4"],
+    "huggingface": ["accelerate", "torch>=2.4", "transformers>=5"],
+    "lightning": ["lightning>=2.4", "torch>=2.4"],
+    "keras": ["keras>=3.5"],
+    "wandb": ["wandb"],
     "tf": ["tensorflow-cpu"],
     # The suite builds the pages, runs the notebooks, reads event files as TensorBoard does, and
     # takes examples from a Grain source.
@@ -57,6 +63,7 @@ setup(
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     packages=find_packages(include=["batchgrow*"]),
+    entry_points={"console_scripts": ["batchgrow = batchgrow.__main__:main"]},
     package_data={"batchgrow": ["py.typed"], "batchgrow.report": ["*.html"]},
     python_requires=">=3.11",
     install_requires=CORE,

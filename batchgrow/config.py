@@ -6,7 +6,7 @@ A wrong value is found here, before anything is compiled or written.
 import json
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import optax
@@ -15,16 +15,27 @@ from batchgrow.experiment import MAX_EXAMPLES, Cadence, Execution, Experiment, N
 from batchgrow.make_task import make_task, model_fields
 from batchgrow.names import call, find, parameters
 from batchgrow.open_data import check_data, facts_of, open_data
-from batchgrow.optimizer import OPTIMIZERS, make_optimizer, uses_momentum
-from batchgrow.plan import Plan, Recipe, curves, follow, grow, hybrid
+from batchgrow.optimizer import OPTIMIZERS, optimizer_by_batch
+from batchgrow.plan import (
+    FixedPlan,
+    Plan,
+    Recipe,
+    curves,
+    follow,
+    from_megatron,
+    grow,
+    hybrid,
+    ramp,
+)
+from batchgrow.plan.coupling import coupling_of
 
 log = logging.getLogger(__name__)
 
 # An ml_collections.ConfigDict, whose fields no type checker knows.
 ConfigDict = Any
 
-CURVES = ("constant", "step", "exponential", "inverse_time", "cosine", "polynomial")
-PLANS = ("decay", "hybrid", "grow", "follow")
+CURVES = ("constant", "step", "exponential", "inverse_time", "cosine", "polynomial", "wsd")
+PLANS = ("decay", "hybrid", "grow", "ramp", "follow")
 
 
 def make_experiment(config: ConfigDict) -> Experiment:
@@ -54,9 +65,9 @@ def make_experiment(config: ConfigDict) -> Experiment:
         train_data=train_data,
         test_data=test_data,
         plan=plan,
-        optimizer=optimizer_of(config, first.momentum),
+        optimizer=optimizer_of(config, plan, first.momentum),
         cadence=make_cadence(config, train_data.num_examples, noise),
-        seed=_at_least("seed", config.seed, 0),
+        seed=_seed(config.seed),
         ghost_batch_size=config.ghost_batch_size or 1,
         noise=noise,
         average_epochs=average_epochs,
@@ -102,18 +113,31 @@ def make_plan(config: ConfigDict, num_examples: int) -> Plan:
             curve=make_curve(recipe, name),
             num_examples=num_examples,
             num_epochs=recipe.num_epochs,
+            optimizer=name,
+            tokens_per_example=config.data.get("context"),
         )
-        match plan.name:
-            case "decay":
-                return grow(reference, num_growths=0, **options)
-            case "hybrid":
-                return hybrid(reference, num_growths=plan.num_growths, **options)
-            case "grow":
-                return grow(reference, **options)
-            case "follow":
-                return _follow(config, reference, options)
+        if plan.name == "follow":
+            return _follow(config, reference, options)
+        found = _plan_of(reference, plan, options)
     except ValueError as error:
         raise ValueError(f"recipe or plan: {error}") from error
+    for warning in found.warnings:
+        log.warning("plan: %s", warning)
+    return found
+
+
+def _plan_of(recipe: Recipe, plan: ConfigDict, options: dict[str, Any]) -> FixedPlan:
+    match plan.name:
+        case "decay":
+            return grow(recipe, num_growths=0, **options)
+        case "hybrid":
+            return hybrid(recipe, num_growths=plan.num_growths, **options)
+        case "grow":
+            return grow(recipe, **options)
+        case "ramp":
+            batches = from_megatron(plan.batches, recipe.batch_size)
+            names = ("batch_multiple", "momentum", "exponent")
+            return ramp(recipe, batches, **{name: options[name] for name in names})
     raise ValueError(f"unknown plan.name {plan.name!r}; choose {', '.join(PLANS)}")
 
 
@@ -123,13 +147,16 @@ def _has_momentum(name: str) -> bool:
     if name not in OPTIMIZERS:
         known = ", ".join(OPTIMIZERS)
         raise ValueError(f"unknown optimizer.name {name!r}; choose {known} or module:function")
-    return uses_momentum(name)
+    return coupling_of(name).uses_momentum
 
 
-def optimizer_of(config: ConfigDict, momentum: float) -> optax.GradientTransformation:
-    """The optimizer that a config describes, without a learning rate.
+def optimizer_of(
+    config: ConfigDict, plan: Plan, momentum: float
+) -> optax.GradientTransformation | Callable[[int], optax.GradientTransformation]:
+    """The optimizer that a config describes, without a learning rate, for each batch size.
 
     Args:
+      plan: its recipe has the batch size that the fields are for.
       momentum: of the plan.
 
     Raises:
@@ -140,7 +167,9 @@ def optimizer_of(config: ConfigDict, momentum: float) -> optax.GradientTransform
     del fields["average_epochs"]
     _at_least("optimizer.weight_decay", config.optimizer.weight_decay, 0)
     if ":" not in name:
-        return make_optimizer(name, **fields)
+        return optimizer_by_batch(
+            name, batch_size=plan.recipe.batch_size, exponent=plan.exponent, **fields
+        )
     function = find(name, {}, "optimizer.name")
     for field in ("weight_decay", "clip_norm"):
         if fields[field] and field not in parameters(function):
@@ -219,6 +248,9 @@ def make_curve(recipe: ConfigDict, optimizer: str) -> curves.Curve:
         case "polynomial":
             final = recipe.final_learning_rate
             curve = curves.polynomial(rate, recipe.num_epochs, recipe.power, final)
+        case "wsd":
+            final = recipe.final_learning_rate
+            curve = curves.wsd(rate, recipe.num_epochs, recipe.decay_epochs, recipe.power, final)
         case _:
             known = ", ".join(CURVES)
             raise ValueError(
@@ -292,6 +324,13 @@ def make_execution(run: ConfigDict) -> Execution:
             _at_least(f"run.{name}", run[name], 1)
     fields: Mapping[str, Any] = run.to_dict()
     return Execution(**{k: v for k, v in fields.items() if k in Execution.__dataclass_fields__})
+
+
+def _seed(seed: int) -> int:
+    """The seed; beyond 32 bits it would collide with the number of the epoch."""
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed {seed} must be 0 or more and below 2**32 = {2**32}")
+    return seed
 
 
 def _at_least(name: str, value: Any, least: int) -> Any:

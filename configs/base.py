@@ -47,9 +47,17 @@ def get_config() -> library.ConfigDict:
     optimizer.name = "momentum"  # see OPTIMIZERS in batchgrow/optimizer.py, or module:function
     optimizer.weight_decay = 0.0  # coupled L2; decoupled for adamw and lamb
     optimizer.decay_on = "all"  # all, kernels (no norms, biases, embeddings), matrices
-    optimizer.b2 = 0.999  # of adam, adamw, lamb, rmsprop
+    optimizer.b2 = 0.999  # of adam, adamw, lamb
     optimizer.epsilon = 1e-8  # of adam, adamw, lamb, rmsprop, adagrad
+    optimizer.betas_follow_batch = False  # b1, b2 keep their half-life in examples as it grows
+    optimizer.b1_floor = 0.5  # with betas_follow_batch
+    optimizer.b2_floor = 0.9  # with betas_follow_batch
+    optimizer.decay_follows_batch = True  # adamw's decay keeps its time constant in examples
+    optimizer.rmsprop_decay = 0.9  # of rmsprop
+    optimizer.rmsprop_bias_correction = False  # of rmsprop; as published
+    optimizer.adagrad_initial = 0.0  # of adagrad: the sum of squares at the start
     optimizer.trust_coefficient = 0.001  # of lars
+    optimizer.debias_momentum = False  # of momentum and nesterov: full rate from the first update
     optimizer.clip_norm = placeholder(float)  # most global norm of the gradient; None: no clipping
     optimizer.average_epochs = placeholder(float)  # evaluate an average of the weights over these
 
@@ -57,25 +65,30 @@ def get_config() -> library.ConfigDict:
     recipe.num_epochs = placeholder(float)  # must be set
     recipe.batch_size = placeholder(int)  # examples of an update on all devices; must be set
     recipe.momentum = 0.9  # of optimizers that have one; b1 of adam, adamw and lamb
-    # step, constant, exponential, inverse_time, cosine, polynomial, or module:function
+    # step, constant, exponential, inverse_time, cosine, polynomial, wsd, or module:function
     recipe.curve = "step"
     recipe.learning_rate = placeholder(float)  # initial; None: that of learning_rates
     recipe.learning_rates = ConfigDict()  # initial, by optimizer
     recipe.boundaries_epochs = ()  # of "step"
     recipe.factor = 1.0  # of "step", at each boundary
     recipe.decay_rate = 1.0  # per epoch, of "exponential" and "inverse_time"
-    recipe.final_learning_rate = 0.0  # of "cosine" and "polynomial"
+    recipe.final_learning_rate = 0.0  # of "cosine", "polynomial", "wsd"
     recipe.decay_start_epochs = 0.0  # of "cosine"
-    recipe.power = 1.0  # of "polynomial"
+    recipe.power = 1.0  # of "polynomial" and "wsd"
+    recipe.decay_epochs = 0.0  # of "wsd": the last ones, in which the learning rate decays
     recipe.warmup_epochs = 0.0  # linear, from warmup_learning_rate
     recipe.warmup_learning_rate = 0.0  # at epoch 0
 
     plan = config.plan = ConfigDict()  # how the recipe's noise scale is kept
-    plan.name = "decay"  # decay, hybrid, grow, follow
-    plan.max_batch_size = placeholder(float)  # None: a tenth of the training set; inf: no limit
+    plan.name = "decay"  # decay, hybrid, grow, ramp, follow
+    plan.max_batch_size = placeholder(float)  # None: by N/10 and the curve; inf: no limit
     plan.initial_multiple = 1.0  # of batch and learning rate, from the start
-    plan.momentum = placeholder(float)  # the batch follows it; None: the recipe's
-    plan.exponent = 1.0  # of the coupling lr ~ B^exponent
+    plan.momentum = placeholder(float)  # the batch follows it for SGD; None: the recipe's
+    plan.exponent = placeholder(float)  # of lr ~ B^exponent; None: the optimizer's own
+    # Of "ramp": "EXAMPLE:BATCH EXAMPLE:BATCH ...", or "START INCREMENT EXAMPLES" up to
+    # recipe.batch_size, as Megatron-LM's --rampup-batch-size. With plan.exponent = 0 the learning
+    # rate does not follow.
+    plan.batches = ""
     plan.ladder = 2.0  # factor of a growth where the curve is smooth
     plan.num_growths = 1  # of "hybrid", before the learning rate takes over
     plan.factor = 1.0  # of "follow": the batch may be so many times the gradient noise scale

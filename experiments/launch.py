@@ -16,7 +16,7 @@ import faulthandler
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -25,6 +25,7 @@ from absl import app, flags, logging
 
 from batchgrow.config import ConfigDict, make_experiment
 from batchgrow.experiment import Experiment, NonFiniteLoss, Outcome
+from batchgrow.run.signals import Preemption
 from batchgrow.train import train
 from experiments import cli
 
@@ -66,6 +67,24 @@ def train_config(config: ConfigDict, workdir: str) -> int:
     experiment = experiment_of(config)
     outcome = train(experiment, workdir, override_config=OVERRIDE.value)
     return status_of(experiment, workdir, outcome)
+
+
+def run_cells(grid: Iterable[tuple[Experiment, str]]) -> int:
+    """Trains each experiment in its folder, unless it is finished; returns the exit status.
+
+    A run that diverges is a result: it is printed, and the next one starts.
+    """
+    with Preemption() as preemption:
+        for experiment, folder in grid:
+            try:
+                outcome = train(experiment, folder, override_config=OVERRIDE.value)
+                status = status_of(experiment, folder, outcome)
+            except NonFiniteLoss as error:
+                print(f"diverged: {folder}: {error}")
+                status = 0
+            if status or preemption.requested():
+                return status or STATUS[Outcome.PREEMPTED]
+    return 0
 
 
 def status_of(experiment: Experiment, workdir: str, outcome: Outcome) -> int:

@@ -16,12 +16,10 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from batchgrow.experiment import Experiment, NonFiniteLoss, Outcome
+from batchgrow.experiment import Experiment
 from batchgrow.report import find_runs, read_run, text, write_report
-from batchgrow.run.signals import Preemption
-from batchgrow.train import train
 from experiments import cli
-from experiments.launch import OVERRIDE, STATUS, experiment_of, launch, status_of
+from experiments.launch import experiment_of, launch, run_cells
 
 _CONFIG = cli.config_flag()
 _VARIANTS = flags.DEFINE_list("variants", [], "Variants, each as after the colon of --config.")
@@ -38,29 +36,12 @@ def main(_: list[str]) -> int:
     """Runs the cells that are missing, then writes and prints the report."""
     if not _WORKDIR.value:
         raise ValueError("--workdir is needed; --help has an example")
-    diverged = []
-    with Preemption() as preemption:
-        for experiment, folder in cells():
-            try:
-                outcome = train(experiment, folder, override_config=OVERRIDE.value)
-                status = status_of(experiment, folder, outcome)
-            except NonFiniteLoss as error:  # a finding: the report lists it
-                diverged.append(f"{folder}: {error}")
-                status = 0
-            if status or preemption.requested():
-                return status or STATUS[Outcome.PREEMPTED]
-    if jax.process_index() != 0:
-        return 0
+    status = run_cells(cells())
+    if status or jax.process_index() != 0:
+        return status
     runs = [read_run(folder) for folder in find_runs([_WORKDIR.value])]
     out = os.path.join(_WORKDIR.value, "report")
-    print(
-        text(
-            write_report(
-                runs, out, paper_of(config_flags.get_config_filename(flags.FLAGS["config"]))
-            )
-        )
-    )
-    print("".join(f"\ndiverged: {line}" for line in diverged))
+    print(text(write_report(runs, out, paper_of(_config_file()))))
     print(f"report: {os.path.join(out, 'index.html')}")
     return 0
 

@@ -750,7 +750,7 @@ def test_fields_lists_every_field_with_its_comment():
 
 
 def test_grow_says_so_where_nothing_falls():
-    with pytest.warns(UserWarning, match="the learning rate never falls, so the batch does not"):
+    with WARNS:
         plan = grow(Recipe(10, 0.9, curves.constant(0.1), num_examples=100, num_epochs=2))
     assert len(plan.segments) == 1
     with warnings.catch_warnings():

@@ -68,9 +68,7 @@ def make(changes: Mapping[str, Any] | None = None, **thresholds: float) -> Exper
         num_examples=1437,
         num_epochs=0.5,
     )
-    return tiny_experiment(
-        often | dict(changes or {}), plan=GrowAsTheLossFalls(recipe, THRESHOLDS)
-    )
+    return tiny_experiment(often | dict(changes or {}), plan=GrowAsTheLossFalls(recipe, THRESHOLDS))
 
 
 @pytest.fixture(scope="module")

@@ -135,6 +135,27 @@ def polynomial(
     return Curve(function, ())
 
 
+def wsd(
+    learning_rate: float,
+    num_epochs: float,
+    decay_epochs: float,
+    power: float = 1.0,
+    final_learning_rate: float = 0.0,
+) -> Curve:
+    """Returns a curve that is constant and decays at the end: warm-up-stable-decay, WSD.
+
+    The last `decay_epochs` of `num_epochs` decay as in `polynomial`, with power 1 linearly. Add the
+    warm-up with `with_warmup` (MiniCPM, Hu et al. 2024, arXiv 2404.06395).
+    """
+    if not 0 < decay_epochs <= num_epochs:
+        raise ValueError(
+            f"decay_epochs={decay_epochs} must be above 0 and at most num_epochs={num_epochs}"
+        )
+    decay = polynomial(learning_rate, decay_epochs, power, final_learning_rate)
+    start = num_epochs - decay_epochs
+    return Curve(lambda epoch: decay(max(0.0, epoch - start)), ())
+
+
 def with_warmup(
     curve: LearningRateCurve, warmup_epochs: float, initial_learning_rate: float = 0.0
 ) -> Curve:
