@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -22,8 +23,28 @@ BROKEN_PIPE = 141  # as shells have it
 TROUBLE = (OSError, MemoryError, BadRecordError)
 
 
+class _OrNone(flags.ArgumentParser):
+    """Reads "None" as None, and all else as `parser` does."""
+
+    def __init__(self, parser: flags.ArgumentParser):
+        self._parser = parser
+        self.syntactic_help = parser.syntactic_help
+
+    def parse(self, argument: Any) -> Any:
+        return None if argument == "None" else self._parser.parse(argument)
+
+    def flag_type(self) -> str:
+        return self._parser.flag_type()
+
+
 def config_flag() -> flags.FlagHolder:
     """The --config flag: `configs/NAME.py:VARIANT`, with --config.FIELD=VALUE beside it."""
+    for kind, parser in (
+        (float, flags.FloatParser()),
+        (int, flags.IntegerParser()),
+        (str, flags.ArgumentParser()),
+    ):
+        config_flags.register_flag_parser_for_type(kind, _OrNone(parser))
     holder = config_flags.DEFINE_config_file("config", None, "configs/NAME.py:VARIANT")
     flags.mark_flag_as_required("config")
     return holder

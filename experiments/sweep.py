@@ -71,7 +71,8 @@ def cells() -> list[tuple[Experiment, str]]:
 
 
 def _config_file() -> str:
-    return config_flags.get_config_filename(flags.FLAGS["config"])
+    """The path of --config, without a variant."""
+    return config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]
 
 
 def paper_of(config: str) -> dict[str, dict]:

@@ -628,6 +628,7 @@ def get_config(variant="grow"):
     config.name = "outside"
     config.variant = variant
     config.data.name = "neighbour:data"
+    config.data.num_train_examples = 9  # There are 8.
     config.model.name = "neighbour:Net"
     config.recipe.num_epochs = neighbour.EPOCHS
     config.recipe.batch_size = 4
@@ -657,6 +658,9 @@ class Net(nn.Module):
 """
 
 
+ANY_NUMBER = "--config.data.num_train_examples=None"
+
+
 def command(name: str, *arguments: str) -> str:
     done = subprocess.run(
         [sys.executable, "-m", f"experiments.{name}", *arguments],
@@ -680,7 +684,13 @@ def outside(tmp_path) -> pathlib.Path:
 
 @pytest.mark.slow
 def test_commands_take_a_config_outside_of_the_repository(outside, tmp_path):
-    command("train", f"--config={outside}:decay", f"--workdir={tmp_path}/run", "--config.seed=3")
+    command(
+        "train",
+        f"--config={outside}:decay",
+        f"--workdir={tmp_path}/run",
+        "--config.seed=3",
+        ANY_NUMBER,
+    )
     config = json.loads((tmp_path / "run/config.json").read_text())
     assert (config["seed"], config["model"]["num_classes"]) == (3, 2)
 
@@ -713,8 +723,8 @@ def test_programs_of_the_docs_learn(name, least, most):
 @pytest.mark.slow
 def test_sweep_takes_fields_as_other_commands_do(outside, tmp_path):
     command(
-        *("sweep", f"--config={outside}", "--variants=decay,grow", "--seeds=1"),
-        *("--config.recipe.learning_rate=0.5", f"--workdir={tmp_path}/sweep"),
+        *("sweep", f"--config={outside}:grow", "--variants=decay,grow", "--seeds=1"),
+        *("--config.recipe.learning_rate=0.5", ANY_NUMBER, f"--workdir={tmp_path}/sweep"),
     )
     configs = sorted((tmp_path / "sweep").rglob("config.json"))
     found = [json.loads(path.read_text()) for path in configs]

@@ -334,7 +334,7 @@ def _seed(seed: int) -> int:
 
 
 def _at_least(name: str, value: Any, least: int) -> Any:
-    if not value >= least:
+    if value is None or not value >= least:
         raise ValueError(f"{name} {value} must be {least} or more")
     return value
 
