@@ -7,39 +7,35 @@ import json
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
-from batchgrow.data import jpeg
-from batchgrow.data.datasets import Dataset, InMemory
-from batchgrow.data.jpeg_dataset import JpegDataset
-from batchgrow.data.prepared import open_source
-from batchgrow.data.records import ON_BAD_RECORD
-from batchgrow.data.sources import open_dataset
-from batchgrow.data.text import TEXTS, load_text
+import optax
+
 from batchgrow.experiment import MAX_EXAMPLES, Cadence, Execution, Experiment, NoiseProbe
-from batchgrow.layout import AXIS_NAME
-from batchgrow.models import make_model
-from batchgrow.names import find
-from batchgrow.optimizer import OPTIMIZERS, make_optimizer, uses_momentum
-from batchgrow.plan import Plan, Recipe, curves, follow, grow, hybrid
-from batchgrow.tasks import Task
-from batchgrow.tasks.classification import Classification
-from batchgrow.tasks.language import LanguageModel
-from batchgrow.tasks.regression import Regression
+from batchgrow.make_task import make_task, model_fields
+from batchgrow.names import call, find, parameters
+from batchgrow.open_data import check_data, facts_of, open_data
+from batchgrow.optimizer import OPTIMIZERS, optimizer_by_batch
+from batchgrow.plan import (
+    FixedPlan,
+    Plan,
+    Recipe,
+    curves,
+    follow,
+    from_megatron,
+    grow,
+    hybrid,
+    ramp,
+)
+from batchgrow.plan.coupling import coupling_of
 
 log = logging.getLogger(__name__)
 
 # An ml_collections.ConfigDict, whose fields no type checker knows.
 ConfigDict = Any
 
-CURVES = ("constant", "step", "exponential", "inverse_time", "cosine", "polynomial")
-PLANS = ("decay", "hybrid", "grow", "follow")
-TASKS: dict[str, Callable[..., Task]] = {
-    "classification": Classification,
-    "language": LanguageModel,
-    "regression": Regression,
-}
+CURVES = ("constant", "step", "exponential", "inverse_time", "cosine", "polynomial", "wsd")
+PLANS = ("decay", "hybrid", "grow", "ramp", "follow")
 
 
 def make_experiment(config: ConfigDict) -> Experiment:
@@ -49,32 +45,33 @@ def make_experiment(config: ConfigDict) -> Experiment:
       ValueError: for a wrong field, with its value and what it may be.
     """
     execution = make_execution(config.run)
-    train_data, test_data = (open_data(config, split) for split in ("train", "test"))
+    train_data, test_data = open_data(config, "train"), open_data(config, "test")
     plan = make_plan(config, train_data.num_examples)
-    task = make_task(config)
+    facts = facts_of(train_data, test_data)
+    task = make_task(config, facts=facts)
     check_data(task, train_data, "train")
     check_data(task, test_data, "test")
     noise = make_noise_probe(config, train_data.num_examples)
-    fields = config.optimizer.to_dict()
-    average_epochs = fields.pop("average_epochs")
+    average_epochs = config.optimizer.average_epochs
     if average_epochs is not None and not average_epochs > 0:
         raise ValueError(f"optimizer.average_epochs {average_epochs} must be above 0, or None")
-    _at_least("optimizer.weight_decay", config.optimizer.weight_decay, 0)
+    settings = json.loads(config.to_json())
+    settings["model"] |= json.loads(json.dumps(model_fields(config, facts)))
     first = plan.next((), {})
     assert first is not None
     return Experiment(
-        name=f"{config.name}:{config.variant}",
+        name=f"{config.name}:{config.variant}" if config.variant else config.name,
         task=task,
         train_data=train_data,
         test_data=test_data,
         plan=plan,
-        optimizer=make_optimizer(momentum=first.momentum, **fields),
+        optimizer=optimizer_of(config, plan, first.momentum),
         cadence=make_cadence(config, train_data.num_examples, noise),
-        seed=_at_least("seed", config.seed, 0),
+        seed=_seed(config.seed),
         ghost_batch_size=config.ghost_batch_size or 1,
         noise=noise,
         average_epochs=average_epochs,
-        settings=json.loads(config.to_json()),
+        settings=settings,
         execution=execution,
     )
 
@@ -91,11 +88,12 @@ def make_plan(config: ConfigDict, num_examples: int) -> Plan:
     recipe, plan = config.recipe, config.plan
     if config.ghost_batch_size is not None:
         _at_least("ghost_batch_size", config.ghost_batch_size, 1)
+    for field in ("batch_size", "num_epochs"):
+        if recipe[field] is None:
+            raise ValueError(f"recipe.{field} is not set")
     name = config.optimizer.name
-    if name not in OPTIMIZERS:
-        raise ValueError(f"unknown optimizer.name {name!r}; choose {', '.join(OPTIMIZERS)}")
-    momentum = recipe.momentum if uses_momentum(name) else 0.0
-    if plan.momentum is not None and not uses_momentum(name):
+    momentum = recipe.momentum if _has_momentum(name) else 0.0
+    if plan.momentum is not None and not _has_momentum(name):
         raise ValueError(
             f"plan.momentum {plan.momentum}: the optimizer {name!r} has no momentum; set "
             "plan.momentum to None or choose another optimizer"
@@ -115,19 +113,77 @@ def make_plan(config: ConfigDict, num_examples: int) -> Plan:
             curve=make_curve(recipe, name),
             num_examples=num_examples,
             num_epochs=recipe.num_epochs,
+            optimizer=name,
+            tokens_per_example=config.data.get("context"),
         )
-        match plan.name:
-            case "decay":
-                return grow(reference, num_growths=0, **options)
-            case "hybrid":
-                return hybrid(reference, num_growths=plan.num_growths, **options)
-            case "grow":
-                return grow(reference, **options)
-            case "follow":
-                return _follow(config, reference, options)
+        if plan.name == "follow":
+            return _follow(config, reference, options)
+        found = _plan_of(reference, plan, options)
     except ValueError as error:
         raise ValueError(f"recipe or plan: {error}") from error
+    for warning in found.warnings:
+        log.warning("plan: %s", warning)
+    return found
+
+
+def _plan_of(recipe: Recipe, plan: ConfigDict, options: dict[str, Any]) -> FixedPlan:
+    match plan.name:
+        case "decay":
+            return grow(recipe, num_growths=0, **options)
+        case "hybrid":
+            return hybrid(recipe, num_growths=plan.num_growths, **options)
+        case "grow":
+            return grow(recipe, **options)
+        case "ramp":
+            batches = from_megatron(plan.batches, recipe.batch_size)
+            names = ("batch_multiple", "momentum", "exponent")
+            return ramp(recipe, batches, **{name: options[name] for name in names})
     raise ValueError(f"unknown plan.name {plan.name!r}; choose {', '.join(PLANS)}")
+
+
+def _has_momentum(name: str) -> bool:
+    if ":" in name:
+        return "momentum" in parameters(find(name, {}, "optimizer.name"))
+    if name not in OPTIMIZERS:
+        known = ", ".join(OPTIMIZERS)
+        raise ValueError(f"unknown optimizer.name {name!r}; choose {known} or module:function")
+    return coupling_of(name).uses_momentum
+
+
+def optimizer_of(
+    config: ConfigDict, plan: Plan, momentum: float
+) -> optax.GradientTransformation | Callable[[int], optax.GradientTransformation]:
+    """The optimizer that a config describes, without a learning rate, for each batch size.
+
+    Args:
+      plan: its recipe has the batch size that the fields are for.
+      momentum: of the plan.
+
+    Raises:
+      ValueError: for a wrong field of `config.optimizer`.
+    """
+    fields = config.optimizer.to_dict() | {"momentum": momentum}
+    name = fields.pop("name")
+    del fields["average_epochs"]
+    _at_least("optimizer.weight_decay", config.optimizer.weight_decay, 0)
+    if ":" not in name:
+        return optimizer_by_batch(
+            name, batch_size=plan.recipe.batch_size, exponent=plan.exponent, **fields
+        )
+    function = find(name, {}, "optimizer.name")
+    for field in ("weight_decay", "clip_norm"):
+        if fields[field] and field not in parameters(function):
+            raise ValueError(
+                f"optimizer.{field} is {fields[field]}, but {name} has no argument {field}; add "
+                f"it, or set the field to {'None' if field == 'clip_norm' else '0.0'}"
+            )
+    made = call(function, fields, f"optimizer.name {name!r}")
+    if not isinstance(made, optax.GradientTransformation):
+        raise ValueError(
+            f"optimizer.name {name!r} returns a {type(made).__name__}; return an "
+            "optax.GradientTransformation without a learning rate"
+        )
+    return made
 
 
 def _follow(config: ConfigDict, recipe: Recipe, options: dict[str, Any]) -> Plan:
@@ -155,8 +211,22 @@ def make_curve(recipe: ConfigDict, optimizer: str) -> curves.Curve:
     Raises:
       ValueError: for an unknown curve, or without a learning rate for this optimizer.
     """
-    rate = recipe.learning_rate or recipe.learning_rates.get(optimizer, 0.0)
-    if rate <= 0:
+    rate = recipe.learning_rate
+    if rate is None:
+        rate = recipe.learning_rates.get(optimizer)
+    if ":" in recipe.curve:
+        fields = recipe.to_dict() | {"learning_rate": rate}
+        curve = call(
+            find(recipe.curve, {}, "recipe.curve"), fields, f"recipe.curve {recipe.curve!r}"
+        )
+        if not callable(curve):
+            raise ValueError(
+                f"recipe.curve {recipe.curve!r} returns a {type(curve).__name__}; return a "
+                "function from the epoch to the learning rate"
+            )
+        own: Any = curve
+        return curves.with_warmup(own, recipe.warmup_epochs, recipe.warmup_learning_rate)
+    if rate is None or not rate > 0:
         known = ", ".join(recipe.learning_rates) or "no optimizer"
         raise ValueError(
             f"recipe.learning_rate {recipe.learning_rate} must be above 0; set it, because this "
@@ -173,12 +243,19 @@ def make_curve(recipe: ConfigDict, optimizer: str) -> curves.Curve:
         case "inverse_time":
             curve = curves.inverse_time(rate, recipe.decay_rate)
         case "cosine":
-            curve = curves.cosine(rate, recipe.num_epochs, recipe.final_learning_rate)
+            final, start = recipe.final_learning_rate, recipe.decay_start_epochs
+            curve = curves.cosine(rate, recipe.num_epochs, final, start)
         case "polynomial":
             final = recipe.final_learning_rate
             curve = curves.polynomial(rate, recipe.num_epochs, recipe.power, final)
+        case "wsd":
+            final = recipe.final_learning_rate
+            curve = curves.wsd(rate, recipe.num_epochs, recipe.decay_epochs, recipe.power, final)
         case _:
-            raise ValueError(f"unknown recipe.curve {recipe.curve!r}; choose {', '.join(CURVES)}")
+            known = ", ".join(CURVES)
+            raise ValueError(
+                f"unknown recipe.curve {recipe.curve!r}; choose {known} or module:function"
+            )
     return curves.with_warmup(curve, recipe.warmup_epochs, recipe.warmup_learning_rate)
 
 
@@ -192,96 +269,6 @@ def _warn_of_late_steps(boundaries_epochs: Sequence[float], num_epochs: float) -
             ", ".join(f"{epoch:g}" for epoch in late),
             num_epochs,
         )
-
-
-def make_task(config: ConfigDict, axis_name: str | None = AXIS_NAME) -> Task:
-    """The task that a config describes, with its model.
-
-    Args:
-      axis_name: the mapped device axis; None for a model on one device.
-
-    Raises:
-      ValueError: for an unknown name or a wrong field.
-    """
-    model_fields, fields = config.model.to_dict(), config.task.to_dict()
-    model = make_model(
-        model_fields.pop("name"),
-        ghost_batch_size=config.ghost_batch_size,
-        axis_name=axis_name,
-        **model_fields,
-    )
-    make = find(fields.pop("name"), TASKS, "task.name")
-    if make is Classification and "num_classes" not in fields:
-        fields["num_classes"] = config.model.get("num_classes", 0)
-    if make is LanguageModel and config.data.name in TEXTS:
-        text = load_text(config.data.name, config.data.train_split, config.run.data_dir)
-        fields["bytes_per_token"] = text.bytes_per_token
-        if len(text.vocabulary) > config.model.vocab_size:
-            raise ValueError(
-                f"model.vocab_size is {config.model.vocab_size}, but {config.data.name} has "
-                f"{len(text.vocabulary)} different tokens; set the field to that or more"
-            )
-    try:
-        return make(model, **fields)
-    except TypeError as error:
-        raise ValueError(f"task {config.task.name!r}: {error}") from error
-
-
-def open_data(config: ConfigDict, split: str) -> Dataset:
-    """The "train" or "test" data of a config.
-
-    Raises:
-      ValueError: if it is not there, or has another size than the config says.
-    """
-    data = config.data
-    name, data_dir = data[f"{split}_split"], config.run.data_dir
-    if config.run.input == "workers":
-        found: Dataset = _open_jpegs(config, split)
-    else:
-        found = open_dataset(data.name, name, data_dir=data_dir, context=data.get("context"))
-    expected = data[f"num_{split}_examples"]
-    if expected is not None and found.num_examples != expected:
-        raise ValueError(
-            f"data.num_{split}_examples is {expected}, but {data.name} has {found.num_examples} "
-            f"examples in its {split} split; set the field to that or to None, or point "
-            "run.data_dir to the right data"
-        )
-    return found
-
-
-def _open_jpegs(config: ConfigDict, split: str) -> JpegDataset:
-    data, is_training = config.data, split == "train"
-    if data.on_bad_record not in ON_BAD_RECORD:
-        raise ValueError(
-            f"unknown data.on_bad_record {data.on_bad_record!r}; choose {', '.join(ON_BAD_RECORD)}"
-        )
-    if (config.run.updates_per_dispatch or 1) > 1:
-        raise ValueError(
-            f"run.updates_per_dispatch {config.run.updates_per_dispatch}: worker processes feed "
-            "one update at a time; set it to None or 1"
-        )
-    size = _at_least("data.image_size", data.get("image_size") or 0, 1)
-    crop: Any = partial(jpeg.evaluation_crop, image_size=size)
-    if is_training:
-        crop = partial(jpeg.training_crop, seed=config.seed)
-    return JpegDataset(
-        open_source(data.name, data[f"{split}_split"], config.run.data_dir, decode=False),
-        crop,
-        size,
-        config.model.num_classes,
-        data.on_bad_record if is_training else "stop",
-    )
-
-
-def check_data(task: Task, data: Dataset, split: str) -> None:
-    """Lets the task check a split that is held in memory.
-
-    Raises:
-      ValueError: if the task cannot train on it.
-    """
-    check = getattr(task, "check", None)
-    if check is not None and isinstance(data, InMemory):
-        check(data.arrays, split)
 
 
 def make_noise_probe(config: ConfigDict, num_examples: int) -> NoiseProbe | None:
@@ -337,6 +324,13 @@ def make_execution(run: ConfigDict) -> Execution:
             _at_least(f"run.{name}", run[name], 1)
     fields: Mapping[str, Any] = run.to_dict()
     return Execution(**{k: v for k, v in fields.items() if k in Execution.__dataclass_fields__})
+
+
+def _seed(seed: int) -> int:
+    """The seed; beyond 32 bits it would collide with the number of the epoch."""
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed {seed} must be 0 or more and below 2**32 = {2**32}")
+    return seed
 
 
 def _at_least(name: str, value: Any, least: int) -> Any:

@@ -8,6 +8,7 @@ import select
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from itertools import pairwise
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -68,7 +69,14 @@ def one_line_errors(statuses: Mapping[type[Exception], int] | None = None) -> It
 
 
 def parse(argv: list[str], positional: bool = False) -> list[str]:
-    """Parses the flags; returns the arguments that are not flags. A wrong flag exits with 2."""
+    """Parses the flags; returns the arguments that are not flags. A wrong flag exits with 2.
+
+    The folder of the config file can be imported from, by the file and by `module:name` fields.
+    """
+    for config in _config_files(argv):
+        folder = os.path.dirname(os.path.abspath(config))
+        if folder not in sys.path:
+            sys.path.append(folder)
     for module, defined in flags.FLAGS.flags_by_module_dict().items():
         if module.startswith("experiments."):  # so that --help shows what commands share
             for flag in defined:
@@ -84,6 +92,13 @@ def parse(argv: list[str], positional: bool = False) -> list[str]:
     if rest and not positional:
         sys.exit(complain(f"unexpected argument {rest[0]!r}; flags begin with --", BAD_INPUT))
     return rest
+
+
+def _config_files(argv: list[str]) -> list[str]:
+    """The path of --config, without a variant."""
+    given = [arg.partition("=")[2] for arg in argv if re.match(r"--?config=", arg)]
+    given += [after for arg, after in pairwise(argv) if re.fullmatch(r"--?config", arg)]
+    return [path.partition(":")[0] for path in given]
 
 
 def complain(error: Exception | str, status: int) -> int:

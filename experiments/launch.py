@@ -16,7 +16,7 @@ import faulthandler
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -25,6 +25,7 @@ from absl import app, flags, logging
 
 from batchgrow.config import ConfigDict, make_experiment
 from batchgrow.experiment import Experiment, NonFiniteLoss, Outcome
+from batchgrow.run.signals import Preemption
 from batchgrow.train import train
 from experiments import cli
 
@@ -56,8 +57,9 @@ _TIMEOUT = flags.DEFINE_integer("initialization_timeout", 300, "Seconds to wait 
 
 def launch(main: Callable[[list[str]], int]) -> None:
     """Parses flags, connects the processes, runs `main` and exits with the status it returns."""
+    app.call_after_init(connect)  # absl turns on Python's fault handler in between
     with _leaving(), cli.one_line_errors({NonFiniteLoss: DIVERGED}):
-        app.run(main, flags_parser=_parse_and_connect)
+        app.run(main, flags_parser=_parse)
 
 
 def train_config(config: ConfigDict, workdir: str) -> int:
@@ -65,6 +67,24 @@ def train_config(config: ConfigDict, workdir: str) -> int:
     experiment = experiment_of(config)
     outcome = train(experiment, workdir, override_config=OVERRIDE.value)
     return status_of(experiment, workdir, outcome)
+
+
+def run_cells(grid: Iterable[tuple[Experiment, str]]) -> int:
+    """Trains each experiment in its folder, unless it is finished; returns the exit status.
+
+    A run that diverges is a result: it is printed, and the next one starts.
+    """
+    with Preemption() as preemption:
+        for experiment, folder in grid:
+            try:
+                outcome = train(experiment, folder, override_config=OVERRIDE.value)
+                status = status_of(experiment, folder, outcome)
+            except NonFiniteLoss as error:
+                print(f"diverged: {folder}: {error}")
+                status = 0
+            if status or preemption.requested():
+                return status or STATUS[Outcome.PREEMPTED]
+    return 0
 
 
 def status_of(experiment: Experiment, workdir: str, outcome: Outcome) -> int:
@@ -85,14 +105,13 @@ def experiment_of(config: ConfigDict) -> Experiment:
     return experiment
 
 
-def _parse_and_connect(argv: list[str]) -> list[str]:
+def _parse(argv: list[str]) -> list[str]:
     rest = cli.parse(argv)
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
         # Orbax logs every step of a save, and a traceback where we print one line.
         logging.get_absl_logger().addFilter(lambda record: "orbax" not in record.pathname)
         sys.unraisablehook = _unraisablehook
-    connect()
     return rest
 
 
@@ -106,8 +125,9 @@ def _leaving() -> Iterator[None]:
         status = leaving.code
         raise
     finally:
-        if jax.distributed.is_initialized() and status not in STATUS.values():
+        if status not in STATUS.values():
             # JAX lets a process leave when all the others do; one that fails alone cannot wait.
+            # Nor for threads of Orbax, which wait for minutes where a write has failed.
             _after(GRACE_SECONDS, lambda: os._exit(status))
         elif status in GO_ON and not jax.distributed.is_initialized():
             # Everything is written. Python would wait for a compilation under way, which may take

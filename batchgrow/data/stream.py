@@ -53,6 +53,8 @@ class Stream:
 def take(source: RandomAccess, indices: Iterable[int]) -> Any:
     """The examples at these indices, stacked leaf by leaf: arrays `(number of indices, ...)`.
 
+    Needs JAX, unlike the rest of this file.
+
     >>> source = [{"text": np.arange(3) + i, "label": i} for i in range(10)]
     >>> batch = take(source, [7, 2])
     >>> batch["text"].tolist(), batch["label"].tolist()

@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import re
+import threading
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -35,6 +36,7 @@ log = logging.getLogger(__name__)
 Notes = dict[str, Any]
 State = TypeVar("State")
 Result = TypeVar("Result")
+EXIT_SECONDS = 15.0  # for a checkpoint that is being written when an error ends the run
 
 
 @dataclass(frozen=True)
@@ -117,12 +119,13 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        try:
+        if kind is None:
             self.close()
-        except OSError as error:
-            if kind is None:
-                raise
-            log.warning("%s", error)  # beside the error that ends the run
+            return
+        # Orbax may wait for minutes for a thread or a process that has failed.
+        closing = threading.Thread(target=self._close_after_error, daemon=True)
+        closing.start()
+        closing.join(EXIT_SECONDS)
 
     def save(self, examples_seen: int, state: Any, notes: Notes, score: float | None) -> None:
         """Copies the state off the device, then writes it in the background.
@@ -213,6 +216,12 @@ class Checkpoints:
         with _named(self._folder):
             self._manager.close()
 
+    def _close_after_error(self) -> None:
+        try:
+            self.close()
+        except OSError as error:
+            log.warning("%s", error)  # beside the error that ends the run
+
     def _read_notes(self, step: int) -> dict[str, Any]:
         args = ocp.args.Composite(notes=ocp.args.JsonRestore())
         sealed = self._manager.restore(step, args=args)["notes"]
@@ -221,7 +230,10 @@ class Checkpoints:
         return json.loads(sealed["text"])
 
     def _read_state(self, step: int, like: State) -> State:
-        tree = {"state": like, "digest": jax.eval_shape(digest, like)}
+        # With the sharding of the state: Orbax restores on other devices only what has one.
+        sums, sharding = jax.eval_shape(digest, like), jax.tree.leaves(like)[0].sharding
+        sums = jax.ShapeDtypeStruct(sums.shape, sums.dtype, sharding=sharding)
+        tree = {"state": like, "digest": sums}
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, tree)
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
         restored = self._manager.restore(step, args=args)["state"]

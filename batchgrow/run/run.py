@@ -290,11 +290,12 @@ class Run:
             "examples_seen": self.examples_seen,
             "updates": point.update + 1,
             "epoch": self.examples_seen / self._plan.recipe.num_examples,
+            **self._tokens_seen(),
             "segment": point.segment,
             "batch_size": point.batch_size,
             "learning_rate": point.learning_rate,
             "momentum": point.momentum,
-            "noise_scale": point.noise_scale,
+            **point.noise,
             **{f"train_{name}": value for name, value in metrics.items()},
             **test,
             **noise,
@@ -312,6 +313,10 @@ class Run:
         zeros = jax.tree.map(np.zeros_like, jax.device_get(state.sums))
         changed: Any = state
         return changed.replace(sums=replicate(zeros, self._mesh))
+
+    def _tokens_seen(self) -> dict[str, int]:
+        tokens = self._plan.recipe.tokens_per_example
+        return {} if tokens is None else {"tokens_seen": tokens * self.examples_seen}
 
     def reason_to_stop(self, asked: bool) -> Outcome | None:
         """Why the run stops here, or None. Every process asks once after each dispatch.
