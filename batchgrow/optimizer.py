@@ -195,9 +195,9 @@ def scale_by_changing_adam(b1: float, b2: float, epsilon: float) -> optax.Gradie
     """
 
     def init(params: Params) -> ChangingAdamState:
-        one = jnp.ones((), jnp.float32)
         mu, nu = (jax.tree.map(jnp.zeros_like, params) for _ in range(2))
-        return ChangingAdamState(mu, nu, one, one)
+        # Two arrays, because the state is donated.
+        return ChangingAdamState(mu, nu, jnp.ones(()), jnp.ones(()))
 
     def update(gradients: Any, state: ChangingAdamState, params: Params | None = None) -> Any:
         mu = jax.tree.map(lambda a, g: b1 * a + (1 - b1) * g, state.mu, gradients)

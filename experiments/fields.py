@@ -2,31 +2,27 @@
 
     python -m experiments.fields --config=configs/digits.py:hybrid
 
-The comments are those of configs/base.py, and of the docstrings of the model and the task.
+What a field means stands in batchgrow/config/fields.py, or in the docstring of the model or task.
 """
 
 import inspect
-import pathlib
 import re
 from typing import Any
 
 from batchgrow.config import ConfigDict
+from batchgrow.config.fields import FIELDS
 from batchgrow.config.task import TASKS
 from batchgrow.models import MODELS
 from batchgrow.names import find
-from configs import base
 from experiments import cli
 
 _CONFIG = cli.config_flag()
-
-# A field of base.py, `    recipe.power = 1.0  # comment` or `    plan = config.plan = ...`.
-FIELD = re.compile(r"    (?:\w+ = )?([\w.]+) = [^#]*?(?:  # (.*))?$")
 
 
 def main(_: list[str]) -> int:
     """Prints the fields."""
     config = _CONFIG.value
-    comments = comments_of_base() | comments_of_classes(config)
+    comments = {field.name: field.meaning for field in FIELDS} | comments_of_classes(config)
     rows = [(f"--config.{name}={value}", comments.get(name, "")) for name, value in flat(config)]
     width = min(48, max(len(field) for field, _ in rows))
     for field, comment in rows:
@@ -44,17 +40,6 @@ def flat(config: ConfigDict, prefix: str = "") -> list[tuple[str, Any]]:
         else:
             found.append((prefix + name, value))
     return found
-
-
-def comments_of_base() -> dict[str, str]:
-    """The comment of each field in configs/base.py; one on the line before counts too."""
-    comments, before = {}, ""
-    for line in pathlib.Path(base.__file__).read_text(encoding="utf-8").splitlines():
-        match = FIELD.match(line)
-        if match:
-            comments[match[1].removeprefix("config.")] = match[2] or before
-        before = line.strip()[2:] if line.strip().startswith("# ") else ""
-    return comments
 
 
 def comments_of_classes(config: ConfigDict) -> dict[str, str]:

@@ -63,6 +63,8 @@ def test_the_chains_of_all_batch_sizes_share_their_state():
             params = {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}
             first, last = (by_batch(size).init(params) for size in (32, 512))
             assert jax.tree.structure(first) == jax.tree.structure(last), name
+            leaves = jax.tree.leaves(first)  # They are donated, so no two may be one array.
+            assert len({leaf.unsafe_buffer_pointer() for leaf in leaves}) == len(leaves), name
 
 
 def test_changing_betas_divide_by_the_weights_that_the_averages_have():

@@ -12,6 +12,7 @@ from typing import Any
 import optax
 
 from batchgrow.config.data import check_data, facts_of, open_data
+from batchgrow.config.fields import CURVES, PLANS, check
 from batchgrow.config.task import make_task, model_fields
 from batchgrow.experiment import MAX_EXAMPLES, Cadence, Execution, Experiment, NoiseProbe
 from batchgrow.names import call, find, parameters
@@ -34,9 +35,6 @@ log = logging.getLogger(__name__)
 # An ml_collections.ConfigDict, whose fields no type checker knows.
 ConfigDict = Any
 
-CURVES = ("constant", "step", "exponential", "inverse_time", "cosine", "polynomial", "wsd")
-PLANS = ("decay", "hybrid", "grow", "ramp", "follow")
-
 
 def make_experiment(config: ConfigDict) -> Experiment:
     """The experiment that a config describes; opens its data.
@@ -44,6 +42,7 @@ def make_experiment(config: ConfigDict) -> Experiment:
     Raises:
       ValueError: for a wrong field, with its value and what it may be.
     """
+    check(config)
     execution = make_execution(config.run)
     train_data, test_data = open_data(config, "train"), open_data(config, "test")
     plan = make_plan(config, train_data.num_examples)
@@ -53,8 +52,6 @@ def make_experiment(config: ConfigDict) -> Experiment:
     check_data(task, test_data, "test")
     noise = make_noise_probe(config, train_data.num_examples)
     average_epochs = config.optimizer.average_epochs
-    if average_epochs is not None and not average_epochs > 0:
-        raise ValueError(f"optimizer.average_epochs {average_epochs} must be above 0, or None")
     settings = json.loads(config.to_json())
     settings["model"] |= json.loads(json.dumps(model_fields(config, facts)))
     first = plan.next((), {})
@@ -67,7 +64,7 @@ def make_experiment(config: ConfigDict) -> Experiment:
         plan=plan,
         optimizer=optimizer_of(config, plan, first.momentum),
         cadence=make_cadence(config, train_data.num_examples, noise),
-        seed=_seed(config.seed),
+        seed=config.seed,
         ghost_batch_size=config.ghost_batch_size or 1,
         noise=noise,
         average_epochs=average_epochs,
@@ -85,9 +82,8 @@ def make_plan(config: ConfigDict, num_examples: int) -> Plan:
     Raises:
       ValueError: with the field, for a value that makes no plan.
     """
+    check(config)
     recipe, plan = config.recipe, config.plan
-    if config.ghost_batch_size is not None:
-        _at_least("ghost_batch_size", config.ghost_batch_size, 1)
     for field in ("batch_size", "num_epochs"):
         if recipe[field] is None:
             raise ValueError(f"recipe.{field} is not set")
@@ -165,7 +161,6 @@ def optimizer_of(
     fields = config.optimizer.to_dict() | {"momentum": momentum}
     name = fields.pop("name")
     del fields["average_epochs"]
-    _at_least("optimizer.weight_decay", config.optimizer.weight_decay, 0)
     if ":" not in name:
         return optimizer_by_batch(
             name, batch_size=plan.recipe.batch_size, exponent=plan.exponent, **fields
@@ -280,8 +275,6 @@ def make_noise_probe(config: ConfigDict, num_examples: int) -> NoiseProbe | None
     noise = config.noise
     if noise.share is None:
         return None
-    if not 0 < noise.share <= 1:
-        raise ValueError(f"noise.share {noise.share} must be above 0 and at most 1, or None")
     piece_size = noise.piece_size or config.ghost_batch_size
     if piece_size is None:
         raise ValueError("noise.piece_size is not set; set it, as there is no ghost_batch_size")
@@ -294,49 +287,20 @@ def make_noise_probe(config: ConfigDict, num_examples: int) -> NoiseProbe | None
 
 
 def make_cadence(config: ConfigDict, num_examples: int, noise: NoiseProbe | None) -> Cadence:
-    """How often things happen, in examples.
-
-    Raises:
-      ValueError: for a number of epochs that is not above 0.
-    """
-    fields = {
-        "log": ("log_every_epochs", config.log_every_epochs),
-        "evaluate": ("evaluate_every_epochs", config.evaluate_every_epochs),
-        "checkpoint": ("run.checkpoint_every_epochs", config.run.checkpoint_every_epochs),
+    """How often things happen, in examples."""
+    epochs = {
+        "log": config.log_every_epochs,
+        "evaluate": config.evaluate_every_epochs,
+        "checkpoint": config.run.checkpoint_every_epochs,
     }
-    for name, epochs in fields.values():
-        if not 0 < epochs < math.inf:
-            raise ValueError(f"{name} {epochs} must be a finite number of epochs above 0")
-    every = {k: max(1, round(epochs * num_examples)) for k, (_, epochs) in fields.items()}
+    every = {name: max(1, round(value * num_examples)) for name, value in epochs.items()}
     return Cadence(**every, noise=noise.every if noise else MAX_EXAMPLES)
 
 
 def make_execution(run: ConfigDict) -> Execution:
-    """How `config.run` says to execute an experiment.
-
-    Raises:
-      ValueError: for a wrong field.
-    """
-    for name, least in {"num_workers": 0, "eval_batch_size": 1, "keep_checkpoints": 1}.items():
-        _at_least(f"run.{name}", run[name], least)
-    for name in ("num_devices", "updates_per_dispatch", "max_microbatch_size"):
-        if run[name] is not None:
-            _at_least(f"run.{name}", run[name], 1)
+    """How `config.run` says to execute an experiment."""
     fields: Mapping[str, Any] = run.to_dict()
     return Execution(**{k: v for k, v in fields.items() if k in Execution.__dataclass_fields__})
-
-
-def _seed(seed: int) -> int:
-    """The seed; beyond 32 bits it would collide with the number of the epoch."""
-    if not 0 <= seed < 2**32:
-        raise ValueError(f"seed {seed} must be 0 or more and below 2**32 = {2**32}")
-    return seed
-
-
-def _at_least(name: str, value: Any, least: int) -> Any:
-    if value is None or not value >= least:
-        raise ValueError(f"{name} {value} must be {least} or more")
-    return value
 
 
 def check_layouts(experiment_plan: Plan, num_devices: int, config: ConfigDict) -> None:
