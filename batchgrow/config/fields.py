@@ -237,6 +237,8 @@ def check(config: Any) -> None:
     values = flatten(config.to_dict())
     for field in FIELDS:
         section = field.name.partition(".")[0]
+        if section == "task" and values.get("task.name") != "classification":
+            continue  # The fields of other tasks are their own.
         if field.name not in values:
             if section in ("task", "data", "model", "optimizer"):
                 continue  # replaced by fields of the task's own
