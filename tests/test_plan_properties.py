@@ -18,7 +18,7 @@ from batchgrow.plan.curves import (
     step,
     with_warmup,
 )
-from batchgrow.plan.growth import find_descent
+from batchgrow.plan.descent import find_descent
 
 
 @st.composite
@@ -91,7 +91,8 @@ def test_the_noise_scale_is_the_recipes(recipe: Recipe, options: dict[str, Any])
     for point in some_points(plan):
         segment = plan.segments[point.segment]
         middle = point.start_examples + max(0, point.batch_size - recipe.batch_size) // 2
-        nominal = max(middle, segment.nominal_start_examples)
+        middle = min(middle, recipe.end_examples - 1)
+        nominal = max(point.start_examples, middle, segment.nominal_start_examples)
         assert nominal - point.start_examples <= largest / 2
         assert all(
             nominal < later.nominal_start_examples for later in plan.segments[point.segment + 1 :]

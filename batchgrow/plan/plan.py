@@ -106,8 +106,8 @@ class Plan(abc.ABC):
     def learning_rates(self, segment: Segment) -> np.ndarray:
         """Returns the learning rates of all updates of a segment: float64, shape (num_updates,)."""
         starts = segment.start_examples + segment.batch_size * np.arange(segment.num_updates)
-        middles = starts + self._lead(segment)
-        nominal = np.maximum(middles, segment.nominal_start_examples)
+        middles = np.minimum(starts + self._lead(segment), self.recipe.end_examples - 1)
+        nominal = np.maximum(middles, np.maximum(starts, segment.nominal_start_examples))
         return self._scaled(self.recipe.learning_rates_at(nominal), segment)
 
     def to_dict(
@@ -144,7 +144,8 @@ class Plan(abc.ABC):
     def learning_rate_of(self, segment: Segment, update: int) -> float:
         """Returns the learning rate of update number `update` of a segment."""
         start = segment.start_examples + update * segment.batch_size
-        nominal = max(start + self._lead(segment), segment.nominal_start_examples)
+        middle = min(start + self._lead(segment), self.recipe.end_examples - 1)
+        nominal = max(middle, start, segment.nominal_start_examples)
         return self._scaled(self.recipe.learning_rate_at(nominal), segment)
 
     def _lead(self, segment: Segment) -> int:

@@ -17,11 +17,11 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import SupportsFloat
 
+from batchgrow.plan.descent import find_descent
 from batchgrow.plan.growth import (
     check_exponent,
     check_recipe,
     check_segments,
-    find_descent,
     make_segments,
     nearest,
 )
