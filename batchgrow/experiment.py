@@ -45,7 +45,7 @@ class Cadence:
 
     def next_stop(self, examples_seen: int) -> int:
         """The first position beyond this one at which something is due."""
-        every = (self.log, self.evaluate, self.checkpoint)
+        every = (self.log, self.evaluate, self.checkpoint, self.noise)
         return min((examples_seen // interval + 1) * interval for interval in every)
 
 

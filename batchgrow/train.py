@@ -50,7 +50,6 @@ def train(
         run = stack.enter_context(Run(experiment, workdir, mesh, override_config=override_config))
         if run.is_finished:
             return Outcome.FINISHED
-        enable_compilation_cache(experiment.execution.compilation_cache_dir)
         engine = stack.enter_context(Engine(experiment, mesh))
         restored = run.restore(engine.state)
         for batch_size in run.batch_sizes():

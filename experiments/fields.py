@@ -11,7 +11,7 @@ import re
 from typing import Any
 
 from batchgrow.config import ConfigDict
-from batchgrow.make_task import TASKS
+from batchgrow.config.task import TASKS
 from batchgrow.models import MODELS
 from batchgrow.names import find
 from configs import base

@@ -24,6 +24,7 @@ import jax
 from absl import app, flags, logging
 
 from batchgrow.config import ConfigDict, make_experiment
+from batchgrow.data.prepared import download
 from batchgrow.experiment import Experiment, NonFiniteLoss, Outcome
 from batchgrow.run.signals import Preemption
 from batchgrow.train import train
@@ -43,6 +44,9 @@ _STOP = flags.DEFINE_bool(
 )
 _DATA_DIR = flags.DEFINE_string(
     "data_dir", None, "Where tensorflow_datasets keeps its data (default: $TFDS_DATA_DIR)."
+)
+_DOWNLOAD = flags.DEFINE_bool(
+    "download", False, "Download and prepare a data set of tensorflow_datasets if it is not there."
 )
 _DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "One of several processes on Cloud TPU, GKE, SLURM or Open MPI."
@@ -98,6 +102,8 @@ def experiment_of(config: ConfigDict) -> Experiment:
     with config.unlocked():
         if _DATA_DIR.value is not None:
             config.run.data_dir = _DATA_DIR.value
+    if _DOWNLOAD.value:
+        download(config.data.name.removeprefix("tfds:"), config.run.data_dir)
     experiment = make_experiment(config)
     if _STOP.value:  # without a mark in the folder's config
         execution = replace(experiment.execution, stop_at_growth=True)

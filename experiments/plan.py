@@ -18,8 +18,8 @@ from absl import flags
 
 from batchgrow import devices
 from batchgrow.config import ConfigDict, check_layouts, make_plan
-from batchgrow.make_task import make_task
-from batchgrow.open_data import facts_of, open_data
+from batchgrow.config.data import facts_of, open_data
+from batchgrow.config.task import make_task
 from batchgrow.plan import FixedPlan, time_to_train
 from batchgrow.run.summary import flops_of, num_parameters
 from batchgrow.tasks import Task

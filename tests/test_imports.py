@@ -147,7 +147,7 @@ def test_public_names_are_there():
 WORDS = re.compile("image|label|accurac", re.IGNORECASE)
 OWN_FOLDERS = ("tasks", "data", "models", "report")
 ALLOWED = {
-    "batchgrow.open_data": "image",  # image_size, a field of encoded images, and their crops
+    "batchgrow.config.data": "image",  # image_size, a field of encoded images, and their crops
     "batchgrow.plan.curves": "ImageNet",  # an example's data set
 }
 

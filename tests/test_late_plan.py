@@ -5,6 +5,7 @@
 trains and kills itself after EXAMPLES.
 """
 
+import json
 import os
 import pathlib
 import signal
@@ -17,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from tiny import Trained, read_rows, run_experiment, tiny_experiment
+from tiny import Trained, checkpoints, read_rows, run_experiment, tiny_experiment
 
 from batchgrow.engine import Engine
 from batchgrow.experiment import Experiment, Outcome
@@ -58,9 +59,11 @@ class GrowAsTheLossFalls(Plan):
         return tuple(n for n in (16, 32, 64) if n >= size)
 
 
-def make(changes: Mapping[str, Any] | None = None, **thresholds: float) -> Experiment:
+OFTEN = {"run.checkpoint_every_epochs": 100 / 1437, "run.keep_checkpoints": 99}
+
+
+def make(changes: Mapping[str, Any] | None = None) -> Experiment:
     """About 700 examples; checkpoints every 100 examples."""
-    often = {"run.checkpoint_every_epochs": 100 / 1437, "run.keep_checkpoints": 99}
     recipe = Recipe(
         batch_size=16,
         momentum=0.9,
@@ -68,7 +71,8 @@ def make(changes: Mapping[str, Any] | None = None, **thresholds: float) -> Exper
         num_examples=1437,
         num_epochs=0.5,
     )
-    return tiny_experiment(often | dict(changes or {}), plan=GrowAsTheLossFalls(recipe, THRESHOLDS))
+    plan = GrowAsTheLossFalls(recipe, THRESHOLDS)
+    return tiny_experiment(OFTEN | dict(changes or {}), plan=plan)
 
 
 @pytest.fixture(scope="module")
@@ -173,6 +177,30 @@ def assert_same(resumed: Trained, expected: Trained) -> None:
     )
 
 
+class StopEarly(GrowAsTheLossFalls):
+    """Ends the run where the batch would grow to 64."""
+
+    def next(self, history: Sequence[Segment], measured: Mapping[str, float]) -> Segment | None:
+        segment = super().next(history, measured)
+        return None if segment is None or segment.batch_size == 64 else segment
+
+
+def test_a_plan_may_end_the_run_early(undisturbed, tmp_path):
+    """By the last metrics; the end is evaluated and saved as any other."""
+    plan = StopEarly(make().plan.recipe, THRESHOLDS)
+    changes = OFTEN | {"run.checkpoint_every_epochs": 9.0, "evaluate_every_epochs": 9.0}
+    trained = run_experiment(tiny_experiment(changes, plan=plan), tmp_path)
+    grown = next(row for row in undisturbed.rows if row["batch_size"] == 64)
+    before = undisturbed.rows[undisturbed.rows.index(grown) - 1]
+    assert trained.outcome is Outcome.FINISHED
+    assert end(trained) == before["examples_seen"]
+    assert trained.rows[-1]["train_loss"] == before["train_loss"]
+    assert "test_loss" in trained.rows[-1]
+    assert checkpoints(tmp_path)[-1] == end(trained)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["examples_seen"] == end(trained)
+
+
 def test_a_checkpoint_holds_the_history(undisturbed, tmp_path):
     interrupted(tmp_path, "preempt", 400)
     rows = [row for row in read_rows(tmp_path) if row["examples_seen"] <= 400]
@@ -194,14 +222,9 @@ def test_a_plan_that_knows_another_past_is_refused(tmp_path):
             return tuple(segment._replace(batch_size=8) for segment in history)
 
     interrupted(tmp_path, "preempt", 100)
-    experiment = make()
-    other = Fixed(experiment.plan.recipe, THRESHOLDS)
+    other = Fixed(make().plan.recipe, THRESHOLDS)
     with pytest.raises(FolderError, match="was trained by another plan, although by the same"):
-        run_experiment(tiny_experiment(make_changes(), plan=other), tmp_path)
-
-
-def make_changes() -> dict[str, Any]:
-    return {"run.checkpoint_every_epochs": 100 / 1437, "run.keep_checkpoints": 99}
+        run_experiment(tiny_experiment(OFTEN, plan=other), tmp_path)
 
 
 if __name__ == "__main__":

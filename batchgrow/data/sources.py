@@ -10,7 +10,7 @@ import numpy as np
 from batchgrow.data.datasets import ArrayDataset, Dataset, SourceDataset
 from batchgrow.data.files import open_csv, open_images, open_npz, open_text
 from batchgrow.data.hugging_face import from_hugging_face, open_hugging_face
-from batchgrow.data.prepared import open_source
+from batchgrow.data.prepared import read_all
 from batchgrow.data.source import Part, Source, make_dataset
 from batchgrow.data.stream import RandomAccess
 from batchgrow.data.tables import load_table
@@ -137,8 +137,7 @@ def load_images(name: str, split: str, data_dir: str = "") -> ArrayDataset:
     """
     if name == "digits":
         return ArrayDataset(_digits(split))
-    source = open_source(name, split, data_dir)
-    examples = [source[i] for i in range(len(source))]
+    examples = read_all(name, split, data_dir)
     if not examples or not {"image", "label"} <= examples[0].keys():
         has = ", ".join(examples[0]) if examples else "no examples"
         raise ValueError(

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from batchgrow.data.datasets import shapes_of
-from batchgrow.data.prepared import open_source
+from batchgrow.data.prepared import read_all
 
 # For texts whose characters vary: a line feed and printable ASCII.
 ASCII = "\n" + "".join(map(chr, range(32, 127)))
@@ -154,8 +154,7 @@ def load_text(name: str, split: str, data_dir: str = "") -> Text:
 
 
 def _read_tfds(name: str, split: str, data_dir: str) -> str:
-    source: Any = open_source(name, split, data_dir)
-    return "".join(source[index]["text"].decode() for index in range(len(source)))
+    return "".join(example["text"].decode() for example in read_all(name, split, data_dir))
 
 
 def _python_topics(split: str) -> str:

@@ -11,10 +11,10 @@ from typing import Any
 
 import optax
 
+from batchgrow.config.data import check_data, facts_of, open_data
+from batchgrow.config.task import make_task, model_fields
 from batchgrow.experiment import MAX_EXAMPLES, Cadence, Execution, Experiment, NoiseProbe
-from batchgrow.make_task import make_task, model_fields
 from batchgrow.names import call, find, parameters
-from batchgrow.open_data import check_data, facts_of, open_data
 from batchgrow.optimizer import OPTIMIZERS, optimizer_by_batch
 from batchgrow.plan import (
     FixedPlan,
