@@ -44,6 +44,7 @@ def get_config(path: str = "houses.csv"):
     config.recipe.curve = "own_config:halves"
     config.recipe.learning_rate = 0.02
     config.plan.name = "grow"
+    config.plan.exponent = 1.0  # the learning rate is proportional to the batch size, as for SGD
     config.run.checkpoint_every_epochs = 20.0
     return config
 
