@@ -93,7 +93,7 @@ class PlanBatches:
 
     @property
     def examples_seen(self) -> int:
-        """Where iteration starts: the examples of all ranks that earlier updates have seen."""
+        """Examples that all ranks together have seen before iteration starts. Set it to resume."""
         return self._examples_seen
 
     @examples_seen.setter

@@ -1,5 +1,12 @@
 """The Trainer and Accelerate adapters against the real libraries."""
 
+import contextlib
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -13,6 +20,7 @@ from transformers import TrainerCallback, TrainingArguments  # noqa: E402
 
 from batchgrow.huggingface import PlanTrainer  # noqa: E402
 
+ROOT = pathlib.Path(__file__).parents[1]
 N = 60
 CURVE = curves.step(0.05, (2, 3), 0.5)
 PLAN = grow(Recipe(6, 0.9, CURVE, num_examples=N, num_epochs=4), max_batch_size=24)
@@ -154,7 +162,7 @@ def test_accelerate() -> None:
     )
     rates = []
     for step, batch in sampler.steps(DataLoader(data, batch_sampler=sampler)):
-        with accelerator.no_sync(model) if not step.ends_update else _nothing():
+        with contextlib.nullcontext() if step.ends_update else accelerator.no_sync(model):
             accelerator.backward(model(**batch)["loss"] / step.num_microbatches)
         if step.ends_update:
             rates.append(optimizer.param_groups[0]["lr"])
@@ -165,7 +173,48 @@ def test_accelerate() -> None:
     assert sum(model.passes, []) == sum(expected_updates(), [])
 
 
-def _nothing():
-    import contextlib
+TWO = """
+import sys
+sys.path.insert(0, "tests")
+import numpy as np
+from test_huggingface import make_trainer, weights
+trainer, recorder = make_trainer(sys.argv[1], microbatch=3, save_steps=1000, ddp_backend="gloo")
+assert trainer.args.world_size == 2
+trainer.train()
+np.savez(
+    f"{sys.argv[1]}/{trainer.args.process_index}.npz",
+    weights=weights(trainer),
+    examples=np.array([n for passes in recorder.updates for part in passes for n in part]),
+)
+"""
 
-    return contextlib.nullcontext()
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(tmp_path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", TWO, str(tmp_path)],
+            cwd=ROOT,
+            env=os.environ
+            | world
+            | {"RANK": str(rank), "LOCAL_RANK": str(rank), "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    for process in processes:
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+    one, _ = make_trainer(tmp_path / "one", save_steps=1000)
+    one.train()
+    found = [np.load(tmp_path / f"{rank}.npz") for rank in range(2)]
+    for rank in found:
+        np.testing.assert_allclose(rank["weights"], weights(one), rtol=1e-5)
+    read = np.concatenate([rank["examples"] for rank in found])
+    assert sorted(read.tolist()) == sorted(sum(expected_updates(), []))

@@ -1,6 +1,9 @@
 """The Lightning adapter against the real library."""
 
 import os
+import pathlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -15,6 +18,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint  # noqa: E402
 from batchgrow.lightning import PlanData  # noqa: E402
 from batchgrow.torch import PlanLR  # noqa: E402
 
+ROOT = pathlib.Path(__file__).parents[1]
 N = 60
 CURVE = curves.step(0.05, (2, 3), 0.5)
 PLAN = grow(Recipe(6, 0.9, CURVE, num_examples=N, num_epochs=4), max_batch_size=24)
@@ -65,9 +69,8 @@ def fit(folder, *, microbatch=5, every=None, ckpt_path=None, options=None, **loa
     if every is not None:
         callbacks = [ModelCheckpoint(folder, "{step}", every_n_train_steps=every, save_top_k=-1)]
     trainer = lightning.Trainer(
-        **(data.trainer_options() | (options or {})),
+        **(data.trainer_options() | {"devices": 1} | (options or {})),
         accelerator="cpu",
-        devices=1,
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -122,3 +125,37 @@ def test_errors(tmp_path) -> None:
         fit(tmp_path, options={"max_epochs": 9})
     with pytest.raises(ValueError, match="made for num_examples=60, but the data set has 50"):
         PlanData(PLAN, Data(50))
+
+
+TWO = """
+import sys
+import numpy as np
+from test_lightning import fit, weights
+model = fit(sys.argv[1], microbatch=3, options={"devices": 2, "strategy": "ddp"})
+np.savez(
+    f"{sys.argv[1]}/{model.global_rank}.npz",
+    weights=weights(model),
+    examples=np.array([n for passes in model.updates for part in passes for n in part]),
+)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(tmp_path) -> None:
+    program = tmp_path / "two.py"  # Lightning starts the file again for the second process.
+    program.write_text(TWO)
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    done = subprocess.run(
+        [sys.executable, program, tmp_path],
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    one = fit(tmp_path)
+    found = [np.load(tmp_path / f"{rank}.npz") for rank in range(2)]
+    for rank in found:
+        np.testing.assert_allclose(rank["weights"], weights(one), rtol=1e-5)
+    read = np.concatenate([rank["examples"] for rank in found])
+    assert sorted(read.tolist()) == sorted(sum(expected_updates(), []))

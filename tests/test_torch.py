@@ -1,6 +1,10 @@
 """The PyTorch adapter: the order of examples, ranks, micro-batches, learning rate, resume."""
 
 import os
+import pathlib
+import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -14,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset  # noqa: E402
 
 from batchgrow.torch import PlanBatchSampler, PlanLR  # noqa: E402
 
+ROOT = pathlib.Path(__file__).parents[1]
 N = 60
 CURVE = curves.with_warmup(curves.step(0.1, (2, 3), 0.5), 1, 0.01)
 RECIPE = Recipe(6, 0.9, CURVE, num_examples=N, num_epochs=4.5)
@@ -296,16 +301,12 @@ dist.destroy_process_group()
 
 @pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path) -> None:
-    import subprocess
-    import sys
-
-    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     out = tmp_path / "weights.npy"
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", DDP, str(rank), str(tmp_path / "store"), str(out)],
-            cwd=root,
-            env=os.environ | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"},
+            cwd=ROOT,
+            env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
             stderr=subprocess.PIPE,
             text=True,
         )
@@ -315,3 +316,28 @@ def test_two_processes_train_as_one(tmp_path) -> None:
         _, errors = process.communicate(timeout=300)
         assert process.returncode == 0, errors
     np.testing.assert_allclose(np.load(out), train(None)[0], rtol=1e-12)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "package"),
+    [
+        ("torch", "torch"),
+        ("huggingface", "transformers"),
+        ("lightning", "lightning"),
+        ("keras", "keras"),
+    ],
+)
+def test_programs_of_the_pages_reach_the_same_loss_in_fewer_updates(name: str, package: str):
+    pytest.importorskip(package)
+    program = ROOT / f"docs/examples/{name}_digits.py"
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "KERAS_BACKEND": "torch"}
+    done = subprocess.run(
+        [sys.executable, program], env=environment, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stdout.splitlines() if line.startswith(("decay:", "grow:"))]
+    decayed, grown = ([float(x) for x in re.findall(r"\d+(?:\.\d+)?", line)] for line in lines)
+    assert (decayed[0], grown[0]) == (1796, 1038)
+    assert grown[1] == pytest.approx(decayed[1], rel=0.2) and grown[1] < 0.01
+    assert min(grown[2], decayed[2]) > 0.97
