@@ -161,7 +161,7 @@ FIELDS = (
     Field("optimizer.debias_momentum", False, FLAG, "of momentum, nesterov: full rate at once"),
     Field("optimizer.clip_norm", None, maybe(POSITIVE), "most global norm of the gradient"),
     Field("optimizer.average_epochs", None, maybe(POSITIVE), "evaluate the weights' average"),
-    Field("recipe.num_epochs", None, maybe(POSITIVE), "must be set"),
+    Field("recipe.num_epochs", None, maybe(number(above=0, most=1e9)), "must be set"),
     Field("recipe.batch_size", None, maybe(whole(1, 2**40)), "on all devices; must be set"),
     Field("recipe.momentum", 0.9, DECAY, "of optimizers that have one; b1 of adam, adamw, lamb"),
     Field("recipe.curve", "step", one_of(*CURVES, own=True), "of the learning rate"),
