@@ -76,6 +76,12 @@ def cells() -> list[tuple[Experiment, str]]:
                 config.seed = seed
                 config.optimizer.name = optimizer or config.optimizer.name
                 cell = (config.variant, config.optimizer.name, str(seed))
+                for part, name in zip(("variant", "optimizer.name"), cell, strict=False):
+                    if name in ("", ".", "..") or os.sep in name:
+                        raise ValueError(
+                            f"{part} {name!r} cannot name a folder of a cell; use another name, "
+                            f"without {os.sep}"
+                        )
                 folder = os.path.join(_WORKDIR.value, *cell)
                 grid.append((experiment_of(config.lock()), folder))
     return grid

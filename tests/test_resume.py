@@ -2,6 +2,7 @@
 
 import pathlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,6 +115,16 @@ def test_any_stops_leave_the_same_run(
             assert faults.checkpoints(workdir)[-1] > max(before, default=0)
     assert run(workdir) is Outcome.FINISHED
     assert_same(workdir, undisturbed())
+
+
+def test_a_run_in_another_thread_is_the_same(
+    undisturbed: Callable[..., pathlib.Path], tmp_path: pathlib.Path
+) -> None:
+    """Signals reach the main thread only; `watch` stops the run as ever."""
+    with ThreadPoolExecutor() as pool:
+        assert pool.submit(run, tmp_path, Stop("preempt", 9)).result() is Outcome.PREEMPTED
+        assert pool.submit(run, tmp_path).result() is Outcome.FINISHED
+    assert_same(tmp_path, undisturbed())
 
 
 @pytest.mark.slow
