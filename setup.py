@@ -34,10 +34,17 @@ EXTRAS = {
     "cuda": ["jax[cuda13]>=0.10"],
     "tpu": ["jax[tpu]>=0.10"],
     "docs": DOCS,
+    "hf": ["datasets"],
     "gs": ["etils[epath-gcs]"],
     "s3": ["etils[epath-s3]"],
     "notebooks": NOTEBOOKS,
     "peers": ["keras", "torch", "transformers"],
+    # The adapters. Recipes, plans and the order of the examples need NumPy only.
+    "torch": ["torch>=2.4"],
+    "huggingface": ["accelerate", "torch>=2.4", "transformers>=5"],
+    "lightning": ["lightning>=2.4", "torch>=2.4"],
+    "keras": ["keras>=3.5"],
+    "wandb": ["wandb"],
     "tf": ["tensorflow-cpu"],
     # The suite builds the pages, runs the notebooks, reads event files as TensorBoard does, and
     # takes examples from a Grain source.
@@ -55,7 +62,8 @@ setup(
     description="Grow the batch instead of decaying the learning rate, in JAX and Flax.",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
-    packages=find_packages(include=["batchgrow*", "configs*", "experiments*"]),
+    packages=find_packages(include=["batchgrow*"]),
+    entry_points={"console_scripts": ["batchgrow = batchgrow.__main__:main"]},
     package_data={"batchgrow": ["py.typed"], "batchgrow.report": ["*.html"]},
     python_requires=">=3.11",
     install_requires=CORE,

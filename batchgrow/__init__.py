@@ -4,6 +4,7 @@ These parts are for training loops of your own. Each works without the others:
 
 - `Recipe`, `curves`, `decay`, `grow`, `hybrid`, `Plan`, `FixedPlan`: turn a recipe into a plan.
 - `follow`, `FollowPlan`, `from_run`: a plan that follows the measured gradient noise.
+- `ramp`: a plan whose batch sizes you give; `from_megatron`, `to_megatron` read and write them.
 - `from_optax`, `to_optax`: do the same with optax schedules, which count updates.
 - `Stream`: says which example is at each position of the training stream; `take` stacks them.
 - `CompileAhead`: compiles the next batch size while the current one trains.
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from batchgrow.plan.growth import decay, grow, hybrid
     from batchgrow.plan.optax_schedules import from_optax, to_optax
     from batchgrow.plan.plan import FixedPlan, Plan, Point, Segment
+    from batchgrow.plan.ramp import from_megatron, ramp, to_megatron
     from batchgrow.plan.recipe import Recipe
 
 __all__ = [
@@ -39,11 +41,14 @@ __all__ = [
     "curves",
     "decay",
     "follow",
+    "from_megatron",
     "from_optax",
     "from_run",
     "grow",
     "hybrid",
+    "ramp",
     "take",
+    "to_megatron",
     "to_optax",
 ]
 

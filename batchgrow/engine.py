@@ -119,8 +119,9 @@ class Engine:
         self._arrays: Any = None
         self._read_until = 0
         self.updates: CompileAhead[int] = CompileAhead(self._compile_update)
+        others = {"evaluation": self._compile_evaluation, "noise": self._compile_noise}
         self._others: CompileAhead[str] = CompileAhead(
-            lambda name: getattr(self, f"_compile_{name}")(), pool=self.updates.pool
+            lambda name: others[name](), pool=self.updates.pool
         )
 
     def __enter__(self) -> "Engine":
@@ -233,7 +234,8 @@ class Engine:
         e = self._experiment
         example = jax.tree.map(lambda x: np.zeros((1, *x.shape), x.dtype), e.train_data.example)
         averages = e.average_epochs is not None
-        return step.create_state(e.task, e.optimizer, example, e.seed, averages=averages)
+        optimizer = e.optimizer_at(e.plan.recipe.batch_size)
+        return step.create_state(e.task, optimizer, example, e.seed, averages=averages)
 
     def _default_microbatch_size(self) -> float:
         """The most examples of one pass if the user does not say; inf where memory decides."""
@@ -276,7 +278,7 @@ class Engine:
         update = partial(
             step.update,
             task=e.task,
-            optimizer=e.optimizer,
+            optimizer=e.optimizer_at(layout.batch_size),
             examples=self.feed.examples,
             seed=e.seed,
             average_decay=decay,

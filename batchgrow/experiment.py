@@ -1,6 +1,6 @@
 """An experiment: everything that a run needs, as plain values (see `config.make_experiment`)."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -45,7 +45,7 @@ class Cadence:
 
     def next_stop(self, examples_seen: int) -> int:
         """The first position beyond this one at which something is due."""
-        every = (self.log, self.evaluate, self.checkpoint)
+        every = (self.log, self.evaluate, self.checkpoint, self.noise)
         return min((examples_seen // interval + 1) * interval for interval in every)
 
 
@@ -120,7 +120,8 @@ class Experiment:
       train_data: the training set.
       test_data: the test set.
       plan: the segments of the run, and with them batch sizes and learning rates.
-      optimizer: from gradients to the direction that the learning rate scales.
+      optimizer: from gradients to the direction that the learning rate scales; or a function of
+        the batch size that returns it. The state must be the same for all batch sizes.
       cadence: when to log, evaluate and save.
       seed: of parameters, stream order, augmentation and dropout.
       ghost_batch_size: consecutive examples that share batch statistics; 1 without ghost norm.
@@ -137,7 +138,7 @@ class Experiment:
     train_data: Dataset
     test_data: Dataset
     plan: Plan
-    optimizer: optax.GradientTransformation
+    optimizer: optax.GradientTransformation | Callable[[int], optax.GradientTransformation]
     cadence: Cadence
     seed: int = 0
     ghost_batch_size: int = 1
@@ -145,6 +146,12 @@ class Experiment:
     average_epochs: float | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     execution: Execution = Execution()
+
+    def optimizer_at(self, batch_size: int) -> optax.GradientTransformation:
+        """The optimizer of the updates with this batch size."""
+        if isinstance(self.optimizer, optax.GradientTransformation):
+            return self.optimizer
+        return self.optimizer(batch_size)
 
     def __post_init__(self) -> None:
         if self.execution.input not in INPUTS:

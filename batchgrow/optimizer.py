@@ -5,24 +5,86 @@ Momentum therefore accumulates gradients and never learning rates (form (9) of G
 Smith et al. 2018, Sec. 4), and nothing has to be corrected when the rate changes. L2 is coupled: it
 is added to the gradient, enters the momentum and scales with the learning rate. The decay of AdamW
 is decoupled: learning_rate * weight_decay * w is subtracted beside Adam's own step.
+
+What changes with the batch size is in `optimizer_by_batch`; its formulae are in
+`batchgrow.plan.coupling`.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
+
+from batchgrow.plan.coupling import (
+    COUPLINGS,
+    coupling_of,
+    decay_at,
+    epsilon_at,
+    weight_decay_at,
+)
 
 Params = Any
 Mask = Callable[[Params], Any]
 
-OPTIMIZERS = ("sgd", "momentum", "nesterov", "adam", "adamw", "rmsprop", "adagrad", "lars", "lamb")
+OPTIMIZERS = tuple(COUPLINGS)
 DECAY_ON = ("all", "kernels", "matrices")
 
 
-def uses_momentum(name: str) -> bool:
-    """Whether the optimizer `name` averages gradients with the recipe's momentum."""
-    return name not in ("sgd", "rmsprop", "adagrad")
+def optimizer_by_batch(
+    name: str,
+    *,
+    batch_size: int,
+    exponent: float,
+    momentum: float,
+    weight_decay: float,
+    betas_follow_batch: bool = False,
+    decay_follows_batch: bool = True,
+    b1_floor: float = 0.5,
+    b2_floor: float = 0.9,
+    b2: float = 0.999,
+    rmsprop_decay: float = 0.9,
+    epsilon: float = 1e-8,
+    **fields: Any,
+) -> Callable[[int], optax.GradientTransformation]:
+    """The chain of each batch size. All of them have the same state.
+
+    Args:
+      name, momentum, weight_decay, b2, rmsprop_decay, epsilon, fields: of `make_optimizer`, for the
+        batch size of the recipe.
+      batch_size: of the recipe.
+      exponent: p of the plan, in learning rate ~ batch^p.
+      betas_follow_batch: whether b1 and b2 of Adam, AdamW and LAMB and the decay rate of RMSProp
+        keep their half-life in examples, and epsilon its proportion to the second moment.
+      decay_follows_batch: whether the decoupled weight decay keeps its time constant in examples.
+      b1_floor, b2_floor: the decay rates do not fall below these.
+    """
+    coupling = coupling_of(name)
+    follows = betas_follow_batch and coupling.noise == "diffusion" and not coupling.sums_momentum
+
+    def at(size: int) -> optax.GradientTransformation:
+        growth = size / batch_size
+        follow = decay_at if follows else _constant
+        decay = weight_decay
+        if decay_follows_batch and coupling.decoupled_decay:
+            decay = weight_decay_at(weight_decay, growth, exponent)
+        return make_optimizer(
+            name,
+            momentum=follow(momentum, growth, b1_floor),
+            weight_decay=decay,
+            b2=follow(b2, growth, b2_floor),
+            rmsprop_decay=follow(rmsprop_decay, growth, b1_floor),
+            epsilon=epsilon_at(epsilon, growth) if follows else epsilon,
+            changing_betas=follows,
+            **fields,
+        )
+
+    return at
+
+
+def _constant(decay: float, growth: float, floor: float) -> float:
+    return decay
 
 
 def make_optimizer(
@@ -32,9 +94,14 @@ def make_optimizer(
     weight_decay: float,
     decay_on: str = "all",
     b2: float = 0.999,
+    rmsprop_decay: float = 0.9,
+    rmsprop_bias_correction: bool = False,
+    adagrad_initial: float = 0.0,
     epsilon: float = 1e-8,
     trust_coefficient: float = 0.001,
+    debias_momentum: bool = False,
     clip_norm: float | None = None,
+    changing_betas: bool = False,
 ) -> optax.GradientTransformation:
     """The chain from gradients to the direction that the learning rate scales.
 
@@ -45,60 +112,129 @@ def make_optimizer(
         published, add it after Adam's normalisation.
       decay_on: "all" parameters, only "kernels" (without norms, biases and embeddings), or only
         "matrices" (all parameters of two or more dimensions).
-      b2, epsilon: of Adam, AdamW, RMSProp, AdaGrad and LAMB.
+      b2: of Adam, AdamW and LAMB.
+      rmsprop_decay: the factor of the mean square of RMSProp per update.
+      rmsprop_bias_correction: whether the mean square of RMSProp is divided by 1 - decay^t. Without
+        it, as published, the first update is 1 / sqrt(1 - decay) times as large as later ones.
+      adagrad_initial: the sum of squares of AdaGrad before the first update.
+      epsilon: added to the root by Adam, AdamW, LAMB, RMSProp and AdaGrad.
       trust_coefficient: of LARS.
+      debias_momentum: of momentum and Nesterov: whether A is divided by 1 - m^t, so that the first
+        updates have their full effective rate of lr / (1 - m).
       clip_norm: the mean gradient is scaled down to this global norm, before anything else; None
         for no clipping.
+      changing_betas: whether b1, b2 and rmsprop_decay change during the run. The bias correction
+        then comes from the weights that the averages have in fact.
 
     Raises:
-      ValueError: for an unknown `name` or `decay_on`, or a `clip_norm` that is not above 0.
+      ValueError: for an unknown `name` or `decay_on`, a `clip_norm` that is not above 0, or an
+        option that the optimizer does not have.
     """
+    if name not in OPTIMIZERS:
+        raise ValueError(f"unknown optimizer.name {name!r}; choose {', '.join(OPTIMIZERS)}")
     if decay_on not in DECAY_ON:
         raise ValueError(f"unknown optimizer.decay_on {decay_on!r}; choose {', '.join(DECAY_ON)}")
-    if clip_norm is None:
-        return _direction(name, momentum, weight_decay, decay_on, b2, epsilon, trust_coefficient)
-    if not clip_norm > 0:
+    if clip_norm is not None and not clip_norm > 0:
         raise ValueError(f"optimizer.clip_norm {clip_norm} must be above 0, or None")
-    chain = _direction(name, momentum, weight_decay, decay_on, b2, epsilon, trust_coefficient)
-    return optax.chain(optax.clip_by_global_norm(clip_norm), chain)
-
-
-def _direction(
-    name: str,
-    momentum: float,
-    weight_decay: float,
-    decay_on: str,
-    b2: float,
-    epsilon: float,
-    trust_coefficient: float,
-) -> optax.GradientTransformation:
+    if debias_momentum and name not in ("momentum", "nesterov"):
+        raise ValueError(
+            f"optimizer.debias_momentum: {name!r} does not need it; it is for momentum and nesterov"
+        )
     mask = {"all": None, "kernels": kernels, "matrices": matrices}[decay_on]
     decay = optax.add_decayed_weights(weight_decay, mask)
     adam = optax.scale_by_adam(b1=momentum, b2=b2, eps=epsilon)
+    if changing_betas:
+        adam = scale_by_changing_adam(momentum, b2, epsilon)
     match name:
         case "sgd":
-            return decay
-        case "momentum":
-            return optax.chain(decay, optax.trace(decay=momentum))
-        case "nesterov":
-            return optax.chain(decay, optax.trace(decay=momentum, nesterov=True))
+            links = [decay]
+        case "momentum" | "nesterov":
+            is_nesterov = name == "nesterov"
+            links = [decay, optax.trace(decay=momentum, nesterov=is_nesterov)]
+            if debias_momentum:
+                links.append(_debias(momentum, later=int(is_nesterov)))
         case "adam":
-            return optax.chain(decay, adam)
+            links = [decay, adam]
         case "adamw":
             # Loshchilov & Hutter (2019), Alg. 2.
-            return optax.chain(adam, decay)
+            links = [adam, decay]
         case "rmsprop":
-            return optax.chain(decay, optax.scale_by_rms(decay=b2, eps=epsilon))
+            rms = optax.scale_by_rms(
+                rmsprop_decay, epsilon, eps_in_sqrt=False, bias_correction=rmsprop_bias_correction
+            )
+            if rmsprop_bias_correction and changing_betas:
+                rms = scale_by_changing_adam(0.0, rmsprop_decay, epsilon)
+            links = [decay, rms]
         case "adagrad":
-            return optax.chain(decay, optax.scale_by_rss(eps=epsilon))
+            links = [decay, _scale_by_root_of_sum(adagrad_initial, epsilon)]
         case "lars":
             # You, Gitman & Ginsburg (2017): the trust ratio spares batch norm and biases.
             trust = optax.scale_by_trust_ratio(trust_coefficient=trust_coefficient)
-            return optax.chain(decay, optax.masked(trust, kernels), optax.trace(decay=momentum))
+            links = [decay, optax.masked(trust, kernels), optax.trace(decay=momentum)]
         case "lamb":
             # You et al. (2020), Alg. 2.
-            return optax.chain(adam, decay, optax.masked(optax.scale_by_trust_ratio(), kernels))
-    raise ValueError(f"unknown optimizer.name {name!r}; choose {', '.join(OPTIMIZERS)}")
+            links = [adam, decay, optax.masked(optax.scale_by_trust_ratio(), kernels)]
+    chain = optax.chain(*links) if len(links) > 1 else links[0]
+    return chain if clip_norm is None else optax.chain(optax.clip_by_global_norm(clip_norm), chain)
+
+
+class ChangingAdamState(NamedTuple):
+    """The averages of gradients and of their squares, and the weight of the zeros in each."""
+
+    mu: Any
+    nu: Any
+    zeros_in_mu: jax.Array
+    zeros_in_nu: jax.Array
+
+
+def scale_by_changing_adam(b1: float, b2: float, epsilon: float) -> optax.GradientTransformation:
+    """Adam's direction where b1 and b2 may have had other values before.
+
+    The averages start at zero. After decay rates b(1), ..., b(t) their weights sum to
+    1 - b(1) ... b(t), which replaces Adam's 1 - b^t.
+    """
+
+    def init(params: Params) -> ChangingAdamState:
+        mu, nu = (jax.tree.map(jnp.zeros_like, params) for _ in range(2))
+        # Two arrays, because the state is donated.
+        return ChangingAdamState(mu, nu, jnp.ones(()), jnp.ones(()))
+
+    def update(gradients: Any, state: ChangingAdamState, params: Params | None = None) -> Any:
+        mu = jax.tree.map(lambda a, g: b1 * a + (1 - b1) * g, state.mu, gradients)
+        nu = jax.tree.map(lambda a, g: b2 * a + (1 - b2) * g**2, state.nu, gradients)
+        new = ChangingAdamState(mu, nu, b1 * state.zeros_in_mu, b2 * state.zeros_in_nu)
+        of_mu, of_nu = 1 - new.zeros_in_mu, 1 - new.zeros_in_nu
+        direction = jax.tree.map(lambda m, v: m / of_mu / (jnp.sqrt(v / of_nu) + epsilon), mu, nu)
+        return direction, new
+
+    return optax.GradientTransformation(init, update)
+
+
+def _debias(momentum: float, later: int) -> optax.GradientTransformation:
+    """Divides by 1 - m^(t + later), t from 1 on: a constant gradient then gives g / (1 - m)."""
+
+    def init(params: Params) -> jax.Array:
+        return jnp.full((), momentum**later, jnp.float32)
+
+    def update(direction: Any, power: jax.Array, params: Params | None = None) -> Any:
+        power = momentum * power
+        return jax.tree.map(lambda d: d / (1 - power), direction), power
+
+    return optax.GradientTransformation(init, update)
+
+
+def _scale_by_root_of_sum(initial: float, epsilon: float) -> optax.GradientTransformation:
+    """g / (epsilon + sqrt(initial + sum of g^2)), AdaGrad (Duchi, Hazan & Singer 2011, Fig. 1)."""
+
+    def init(params: Params) -> Any:
+        return jax.tree.map(lambda w: jnp.full_like(w, initial), params)
+
+    def update(gradients: Any, sums: Any, params: Params | None = None) -> Any:
+        sums = jax.tree.map(lambda s, g: s + g**2, sums, gradients)
+        direction = jax.tree.map(lambda s, g: g / (epsilon + jnp.sqrt(s)), sums, gradients)
+        return direction, sums
+
+    return optax.GradientTransformation(init, update)
 
 
 def kernels(params: Params) -> Any:

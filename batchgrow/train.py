@@ -45,12 +45,12 @@ def train(
       MemoryError: if a device is too small for one ghost batch.
       OSError: if the run folder cannot be written any more.
     """
-    enable_compilation_cache(experiment.execution.compilation_cache_dir)
     plan, mesh = experiment.plan, layout.make_mesh(experiment.execution.num_devices)
     with ExitStack() as stack:
         run = stack.enter_context(Run(experiment, workdir, mesh, override_config=override_config))
         if run.is_finished:
             return Outcome.FINISHED
+        enable_compilation_cache(experiment.execution.compilation_cache_dir)
         engine = stack.enter_context(Engine(experiment, mesh))
         restored = run.restore(engine.state)
         for batch_size in run.batch_sizes():
@@ -65,12 +65,11 @@ def train(
                 with run.input_timer(state):
                     batches = engine.feed.batch(update.dispatch_positions(points))
                 state = update(state, batches, points)
-                due = run.advance(points)
+                run.advance(points)
                 engine.prepare(segment.batch_size, run.batch_sizes())
                 engine.read_ahead(plan.known(run.history), run.examples_seen)
 
-                if due.noise:
-                    run.measure_noise(engine, state)
+                due = run.measure(engine, state)
                 test = run.evaluate(engine, state) if due.evaluation else {}
                 if due.row:
                     state = run.write_row(state, points[-1], test)
@@ -79,4 +78,4 @@ def train(
                     run.save(state, points[-1], test)
                 if stop:
                     return run.stop(stop)
-        return run.finish()
+        return run.finish(engine)

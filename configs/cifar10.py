@@ -95,6 +95,7 @@ def wide_resnet() -> ConfigDict:
     config.recipe.learning_rates = {"momentum": 0.1, "nesterov": 0.1, "sgd": 0.1, "adam": 0.001}
     config.recipe.boundaries_epochs = (60.0, 120.0, 160.0)
     config.recipe.factor = 0.2
+    config.plan.exponent = 1.0  # the paper's, for every optimizer
 
     config.evaluate_every_epochs = 2.0
     config.run.eval_batch_size = 2000

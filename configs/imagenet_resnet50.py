@@ -53,7 +53,6 @@ def imagenet() -> ConfigDict:
     config.model.num_classes = 1000
     config.model.dtype = "bfloat16"
     config.run.input = "workers"
-    config.data.on_bad_record = "stop"  # or "replace", by the next record
     config.run.num_workers = 16
     config.run.eval_batch_size = 4096
     config.run.checkpoint_every_epochs = 2.0

@@ -16,7 +16,8 @@ windows at random; here each token is predicted once in an evaluation and once i
     square_root        the same batches, but the rate is multiplied by sqrt(2),      1,406
                        not 2: Seesaw's rule for Adam (arXiv 2510.14717)
 
-The recipe's rate falls by 10 in all, so the batch grows 12 -> 24 -> 48 -> 96 and needs no cap.
+The recipe's rate falls by 10 in all, so the batch grows 12 -> 24 -> 48 -> 96. The default limit of
+20 / (1 - momentum) updates in each rung would allow no growth in a run as short as this.
 
 `VARIANT,python_topics` trains on the help texts that ship with Python, for as many updates.
 """
@@ -87,8 +88,11 @@ def get_config(variant: str = "decaying_lr") -> library.ConfigDict:
             config.plan.name = "decay"
         case "increasing_batch":
             config.plan.name = "grow"
+            config.plan.max_batch_size = 96.0
+            config.plan.exponent = 1.0
         case "square_root":
             config.plan.name = "grow"
+            config.plan.max_batch_size = 96.0
             config.plan.exponent = 0.5
         case _:
             raise ValueError(f"unknown variant {name!r}; choose {', '.join(VARIANTS)}")

@@ -8,6 +8,8 @@ import select
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from itertools import pairwise
+from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -21,8 +23,28 @@ BROKEN_PIPE = 141  # as shells have it
 TROUBLE = (OSError, MemoryError, BadRecordError)
 
 
+class _OrNone(flags.ArgumentParser):
+    """Reads "None" as None, and all else as `parser` does."""
+
+    def __init__(self, parser: flags.ArgumentParser):
+        self._parser = parser
+        self.syntactic_help = parser.syntactic_help
+
+    def parse(self, argument: Any) -> Any:
+        return None if argument == "None" else self._parser.parse(argument)
+
+    def flag_type(self) -> str:
+        return self._parser.flag_type()
+
+
 def config_flag() -> flags.FlagHolder:
     """The --config flag: `configs/NAME.py:VARIANT`, with --config.FIELD=VALUE beside it."""
+    for kind, parser in (
+        (float, flags.FloatParser()),
+        (int, flags.IntegerParser()),
+        (str, flags.ArgumentParser()),
+    ):
+        config_flags.register_flag_parser_for_type(kind, _OrNone(parser))
     holder = config_flags.DEFINE_config_file("config", None, "configs/NAME.py:VARIANT")
     flags.mark_flag_as_required("config")
     return holder
@@ -68,7 +90,14 @@ def one_line_errors(statuses: Mapping[type[Exception], int] | None = None) -> It
 
 
 def parse(argv: list[str], positional: bool = False) -> list[str]:
-    """Parses the flags; returns the arguments that are not flags. A wrong flag exits with 2."""
+    """Parses the flags; returns the arguments that are not flags. A wrong flag exits with 2.
+
+    The folder of the config file can be imported from, by the file and by `module:name` fields.
+    """
+    for config in _config_files(argv):
+        folder = os.path.dirname(os.path.abspath(config))
+        if folder not in sys.path:
+            sys.path.append(folder)
     for module, defined in flags.FLAGS.flags_by_module_dict().items():
         if module.startswith("experiments."):  # so that --help shows what commands share
             for flag in defined:
@@ -84,6 +113,13 @@ def parse(argv: list[str], positional: bool = False) -> list[str]:
     if rest and not positional:
         sys.exit(complain(f"unexpected argument {rest[0]!r}; flags begin with --", BAD_INPUT))
     return rest
+
+
+def _config_files(argv: list[str]) -> list[str]:
+    """The path of --config, without a variant."""
+    given = [arg.partition("=")[2] for arg in argv if re.match(r"--?config=", arg)]
+    given += [after for arg, after in pairwise(argv) if re.fullmatch(r"--?config", arg)]
+    return [path.partition(":")[0] for path in given]
 
 
 def complain(error: Exception | str, status: int) -> int:
@@ -115,7 +151,8 @@ def _one_line(error: Exception, argv: list[str]) -> str:
         return f"--{error.flagname} is not a flag{hint}"
     if isinstance(error, AttributeError | KeyError):
         field = re.search(r'instead of "(\w+)"', text) or re.search(r"'(\w+)", text)
-        wrong = next((a for a in argv if field and field[1] in a), "--config")
+        suffix = f".{field[1]}" if field else "="
+        wrong = next((a for a in argv if a.split("=")[0].endswith(suffix)), "--config")
         near = re.search(r'Did you mean "([^"]+)"', text)
         hint = f"; the nearest is {near[1]!r}" if near else ""
         return f"{wrong.split('=')[0]}: no such config field{hint}"

@@ -16,7 +16,7 @@ import faulthandler
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -24,7 +24,9 @@ import jax
 from absl import app, flags, logging
 
 from batchgrow.config import ConfigDict, make_experiment
+from batchgrow.data.prepared import download
 from batchgrow.experiment import Experiment, NonFiniteLoss, Outcome
+from batchgrow.run.signals import Preemption
 from batchgrow.train import train
 from experiments import cli
 
@@ -42,6 +44,9 @@ _STOP = flags.DEFINE_bool(
 )
 _DATA_DIR = flags.DEFINE_string(
     "data_dir", None, "Where tensorflow_datasets keeps its data (default: $TFDS_DATA_DIR)."
+)
+_DOWNLOAD = flags.DEFINE_bool(
+    "download", False, "Download and prepare a data set of tensorflow_datasets if it is not there."
 )
 _DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "One of several processes on Cloud TPU, GKE, SLURM or Open MPI."
@@ -68,6 +73,24 @@ def train_config(config: ConfigDict, workdir: str) -> int:
     return status_of(experiment, workdir, outcome)
 
 
+def run_cells(grid: Iterable[tuple[Experiment, str]]) -> int:
+    """Trains each experiment in its folder, unless it is finished; returns the exit status.
+
+    A run that diverges is a result: it is printed, and the next one starts.
+    """
+    with Preemption() as preemption:
+        for experiment, folder in grid:
+            try:
+                outcome = train(experiment, folder, override_config=OVERRIDE.value)
+                status = status_of(experiment, folder, outcome)
+            except NonFiniteLoss as error:
+                print(f"diverged: {folder}: {error}")
+                status = 0
+            if status or preemption.requested():
+                return status or STATUS[Outcome.PREEMPTED]
+    return 0
+
+
 def status_of(experiment: Experiment, workdir: str, outcome: Outcome) -> int:
     """The exit status of a run; prints how it ended."""
     print(f"{experiment.name}: {outcome.value} ({workdir})", file=sys.stderr)
@@ -79,6 +102,8 @@ def experiment_of(config: ConfigDict) -> Experiment:
     with config.unlocked():
         if _DATA_DIR.value is not None:
             config.run.data_dir = _DATA_DIR.value
+    if _DOWNLOAD.value:
+        download(config.data.name.removeprefix("tfds:"), config.run.data_dir)
     experiment = make_experiment(config)
     if _STOP.value:  # without a mark in the folder's config
         execution = replace(experiment.execution, stop_at_growth=True)

@@ -17,7 +17,9 @@ import numpy as np
 from absl import flags
 
 from batchgrow import devices
-from batchgrow.config import ConfigDict, check_layouts, make_plan, make_task, open_data
+from batchgrow.config import ConfigDict, check_layouts, make_plan
+from batchgrow.config.data import facts_of, open_data
+from batchgrow.config.task import make_task
 from batchgrow.plan import FixedPlan, time_to_train
 from batchgrow.run.summary import flops_of, num_parameters
 from batchgrow.tasks import Task
@@ -30,6 +32,12 @@ _SECONDS_PER_EXAMPLE = flags.DEFINE_float(
     "seconds_per_example",
     None,
     "Time to train: measured on one device.",
+)
+_SECONDS_PER_UPDATE = flags.DEFINE_float(
+    "seconds_per_update", 0.0, "Time of an update that does not depend on its examples."
+)
+_NETWORK = flags.DEFINE_enum(
+    "network", "ring", list(time_to_train.NETWORKS), "How the devices are connected."
 )
 _DEVICE = flags.DEFINE_string(
     "device", None, f"Time to train, by its peak; one of: {', '.join(devices.PEAK_FLOPS)}."
@@ -72,9 +80,14 @@ def main(_: list[str]) -> int:
         return 0
     print(plan.table(num_devices=num_devices))
     longest = max(plan.at(s.start_examples).accumulation_epochs for s in plan.segments)
+    forms = {
+        "noise_scale": "noise scale: learning_rate N / (B (1 - momentum)); the form with (N/B - 1) "
+        "is lower by B/N.\n",
+        "diffusion": "diffusion: learning_rate sqrt(N / B), for steps that are normalised.\n",
+    }
     print(
-        f"\nnoise scale: learning_rate N / (B (1 - momentum)); the form with (N/B - 1) is lower by "
-        f"B/N.\nMomentum forgets old gradients over B / (N (1 - momentum)) <= {longest:.2g} epochs."
+        f"\n{forms.get(plan.recipe.coupling.noise or '', '')}"
+        f"Momentum forgets old gradients over B / (N (1 - momentum)) <= {longest:.2g} epochs."
     )
     if "time" in facts:
         print(f"\n{time_to_train.table(facts['time'])}\n")
@@ -91,7 +104,7 @@ def _num_examples(config: ConfigDict) -> int:
 def _time(config: ConfigDict, plan: FixedPlan) -> dict[str, Any]:
     """The prediction, with the lines that say what it assumes."""
     jax.config.update("jax_platforms", "cpu")  # it only counts, wherever this runs
-    task, example = make_task(config, axis_name=None), _example(config)
+    task, example = _task_and_example(config)
     seconds_per_example, basis = _compute(config, task, example)
     hardware = time_to_train.Hardware(
         seconds_per_example=seconds_per_example,
@@ -101,6 +114,8 @@ def _time(config: ConfigDict, plan: FixedPlan) -> dict[str, Any]:
         latency=1e-6 * _LATENCY.value,
         input_rate=_INPUT_RATE.value,
         grow_devices=_GROW_DEVICES.value,
+        seconds_per_update=_SECONDS_PER_UPDATE.value,
+        network=_NETWORK.value,
     )
     parameters = num_parameters(task, example)
     prediction = time_to_train.predict(plan, parameters, hardware)
@@ -108,9 +123,9 @@ def _time(config: ConfigDict, plan: FixedPlan) -> dict[str, Any]:
     prepares = "enough" if _INPUT_RATE.value == float("inf") else f"{_INPUT_RATE.value:,.0f}"
     prediction["assumptions"] = [
         basis,
-        f"ring all-reduce of {parameters:,} float32 gradients, not overlapped: "
-        f"2 (n - 1) steps, each of 1/n of the bytes at {_BANDWIDTH.value:g} GB/s and of "
-        f"{_LATENCY.value:g} microseconds (not measured)",
+        f"all-reduce of {parameters:,} float32 gradients in a {_NETWORK.value}, not overlapped: "
+        f"2 (n - 1) / n of the bytes at {_BANDWIDTH.value:g} GB/s, and {_LATENCY.value:g} "
+        "microseconds for each hop (not measured)",
         f"input, read ahead, for {_DEVICES_PER_HOST.value} devices a host: up to {needed:,.0f} "
         f"examples/s needed, {prepares} prepared",
         "not counted: evaluation, checkpoints, compilation, start, and that a device may be slower "
@@ -119,12 +134,13 @@ def _time(config: ConfigDict, plan: FixedPlan) -> dict[str, Any]:
     return prediction
 
 
-def _example(config: ConfigDict) -> Any:
-    """The shapes of one example; those of encoded images need no data."""
+def _task_and_example(config: ConfigDict) -> tuple[Task, Any]:
+    """The task, and the shapes of one example; those of encoded images need no data."""
     if config.run.input != "workers":
-        return open_data(config, "train").example
+        data = open_data(config, "train")
+        return make_task(config, axis_name=None, facts=facts_of(data)), data.example
     size = config.data.image_size
-    return {
+    return make_task(config, axis_name=None), {
         "image": jax.ShapeDtypeStruct((size, size, 3), np.uint8),
         "label": jax.ShapeDtypeStruct((), np.int32),
     }

@@ -3,25 +3,26 @@
     python -m experiments.sweep --config=configs/cifar10.py --variants=hybrid --workdir=runs/sweep
 
 Cells that are finished are skipped and an interrupted one is resumed, so the same command may be
-started again at any time. A cell lies in WORKDIR/VARIANT/OPTIMIZER/SEED.
+started again at any time. A cell is in WORKDIR/VARIANT/OPTIMIZER/SEED. --config.FIELD=VALUE sets a
+field of every cell. Without --variants the grid has the one variant of --config.
 """
 
-import importlib.util
 import json
 import os
 import pathlib
+import runpy
 
 import jax
 from absl import flags
+from ml_collections import config_flags
 
-from batchgrow.experiment import Experiment, NonFiniteLoss, Outcome
+from batchgrow.experiment import Experiment
 from batchgrow.report import find_runs, read_run, text, write_report
-from batchgrow.run.signals import Preemption
-from batchgrow.train import train
-from experiments.launch import OVERRIDE, STATUS, experiment_of, launch, status_of
+from experiments import cli
+from experiments.launch import experiment_of, launch, run_cells
 
-_CONFIG = flags.DEFINE_string("config", None, "configs/NAME.py, whose variants are run.")
-_VARIANTS = flags.DEFINE_list("variants", [], "Which; each as after the colon of --config.")
+_CONFIG = cli.config_flag()
+_VARIANTS = flags.DEFINE_list("variants", [], "Variants, each as after the colon of --config.")
 _SIZE = flags.DEFINE_string("size", "", "Added to each variant after a comma, such as small.")
 _SEEDS = flags.DEFINE_integer("seeds", 5, "How many, from --first_seed on.")
 _FIRST_SEED = flags.DEFINE_integer("first_seed", 0, "The first seed.")
@@ -33,25 +34,14 @@ PAPER = pathlib.Path(__file__).parent / "paper.json"
 
 def main(_: list[str]) -> int:
     """Runs the cells that are missing, then writes and prints the report."""
-    if not (_CONFIG.value and _VARIANTS.value and _WORKDIR.value):
-        raise ValueError("--config, --variants and --workdir are needed; --help has an example")
-    diverged = []
-    with Preemption() as preemption:
-        for experiment, folder in cells():
-            try:
-                outcome = train(experiment, folder, override_config=OVERRIDE.value)
-                status = status_of(experiment, folder, outcome)
-            except NonFiniteLoss as error:  # a finding: the report lists it
-                diverged.append(f"{folder}: {error}")
-                status = 0
-            if status or preemption.requested():
-                return status or STATUS[Outcome.PREEMPTED]
-    if jax.process_index() != 0:
-        return 0
+    if not _WORKDIR.value:
+        raise ValueError("--workdir is needed; --help has an example")
+    status = run_cells(cells())
+    if status or jax.process_index() != 0:
+        return status
     runs = [read_run(folder) for folder in find_runs([_WORKDIR.value])]
     out = os.path.join(_WORKDIR.value, "report")
-    print(text(write_report(runs, out, paper_of(_CONFIG.value))))
-    print("".join(f"\ndiverged: {line}" for line in diverged))
+    print(text(write_report(runs, out, paper_of(_config_file()))))
     print(f"report: {os.path.join(out, 'index.html')}")
     return 0
 
@@ -62,29 +52,33 @@ def cells() -> list[tuple[Experiment, str]]:
     Raises:
       ValueError: for a config file, a variant, an optimizer or a field that is wrong.
     """
-    path = pathlib.Path(str(_CONFIG.value))
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if not path.is_file() or spec is None or spec.loader is None:
-        raise ValueError(f"--config {str(path)!r}: no such Python file; try configs/NAME.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    overrides = config_flags.get_override_values(flags.FLAGS["config"])
+    get_config = runpy.run_path(_config_file())["get_config"]
     grid = []
     for seed in range(_FIRST_SEED.value, _FIRST_SEED.value + _SEEDS.value):
-        for variant in _VARIANTS.value:
+        for variant in _VARIANTS.value or [_CONFIG.value.variant]:
             for optimizer in _OPTIMIZERS.value or [None]:
-                config = module.get_config(f"{variant},{_SIZE.value}".rstrip(","))
+                text = f"{variant},{_SIZE.value}".rstrip(",")
+                config = get_config(text) if text else get_config()
+                with config.ignore_type():
+                    config.update_from_flattened_dict(overrides)
                 config.seed = seed
                 config.optimizer.name = optimizer or config.optimizer.name
                 cell = (config.variant, config.optimizer.name, str(seed))
-                for part, name in zip(("variant", "optimizer.name"), cell, strict=False):
-                    if name in ("", ".", "..") or os.sep in name:
+                for name in cell:
+                    if name in (".", "..") or os.sep in name:
                         raise ValueError(
-                            f"{part} {name!r} cannot name a folder of a cell; use another name, "
-                            f"without {os.sep}"
+                            f"--variants, --optimizers: {name!r} cannot name the folder of a cell; "
+                            f"use a name without {os.sep}"
                         )
-                folder = os.path.join(_WORKDIR.value, *cell)
+                folder = os.path.join(_WORKDIR.value, *filter(None, cell))
                 grid.append((experiment_of(config.lock()), folder))
     return grid
+
+
+def _config_file() -> str:
+    """The path of --config, without a variant."""
+    return config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]
 
 
 def paper_of(config: str) -> dict[str, dict]:

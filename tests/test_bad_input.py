@@ -20,28 +20,34 @@ BAD_FIELDS = {
     "plan.name": ("shrink", "unknown plan.name 'shrink'; choose decay, hybrid, grow"),
     "optimizer.name": ("adamax", "unknown optimizer.name 'adamax'; choose sgd"),
     "optimizer.decay_on": ("biases", "unknown optimizer.decay_on 'biases'; choose all, kernels"),
-    "optimizer.weight_decay": (-1.0, "optimizer.weight_decay -1.0 must be 0 or more"),
-    "optimizer.clip_norm": (0.0, "optimizer.clip_norm 0.0 must be above 0, or None"),
-    "optimizer.average_epochs": (0.0, "optimizer.average_epochs 0.0 must be above 0, or None"),
+    "optimizer.weight_decay": (
+        -1.0,
+        "optimizer.weight_decay .* must be a finite number, 0 or more",
+    ),
+    "optimizer.clip_norm": (0.0, "optimizer.clip_norm .* must be a finite number,"),
+    "optimizer.average_epochs": (0.0, "optimizer.average_epochs .* must be a finite number,"),
     "model.name": ("vgg", "unknown model.name 'vgg'; choose conv_net"),
     "model.dtype": ("float16", "unknown model.dtype 'float16'; choose"),
     "model.num_classes": (1, "model.num_classes 1 must be 2 or more"),
     "task.name": ("ranking", "unknown task.name 'ranking'; choose classification, language"),
     "task.augment": ("cutout", "unknown task.augment 'cutout'; choose none"),
-    "task.label_smoothing": (1.0, "task.label_smoothing 1.0 must be at least 0 and below 1"),
+    "task.label_smoothing": (
+        1.0,
+        "task.label_smoothing .* must be a finite number, 0 or more, below 1",
+    ),
     "task.mean": ((1.0, 2.0), "task.mean has 2 values and the images have 1 channels"),
-    "task.std": ((0.0,), r"task.std \(0.0,\) must be above 0"),
+    "task.std": ((0.0,), "task.std .* must be a tuple, each entry a finite"),
     "data.name": ("nowhere:at_all", "data.name 'nowhere:at_all' cannot be imported"),
     "data.num_train_examples": (1500, "data.num_train_examples is 1500, but digits has 1437"),
-    "seed": (-1, "seed -1 must be 0 or more"),
-    "ghost_batch_size": (0, "ghost_batch_size 0 must be 1 or more"),
-    "log_every_epochs": (0.0, "log_every_epochs 0.0 must be a finite number of epochs above 0"),
+    "seed": (-1, "seed -1 must be a whole number, 0 or more"),
+    "ghost_batch_size": (0, "ghost_batch_size 0 must be a whole number, 1 or more"),
+    "log_every_epochs": (0.0, "log_every_epochs 0.0 must be a finite number, .*above 0"),
     "evaluate_every_epochs": (np.inf, "evaluate_every_epochs inf must be a finite number"),
     "run.checkpoint_every_epochs": (-1.0, "run.checkpoint_every_epochs -1.0 must be"),
-    "run.max_microbatch_size": (0, "run.max_microbatch_size 0 must be 1 or more"),
-    "run.updates_per_dispatch": (0, "run.updates_per_dispatch 0 must be 1 or more"),
+    "run.max_microbatch_size": (0, "run.max_microbatch_size 0 must be a whole number, 1 or more"),
+    "run.updates_per_dispatch": (0, "run.updates_per_dispatch 0 must be a whole number, 1 or more"),
     "run.num_devices": (9, "run.num_devices 9: there are only 8 devices"),
-    "run.eval_batch_size": (0, "run.eval_batch_size 0 must be 1 or more"),
+    "run.eval_batch_size": (0, "run.eval_batch_size 0 must be a whole number, 1 or more"),
     "run.input": ("mail", "unknown run.input 'mail'; choose resident, streamed, workers"),
 }
 
@@ -133,6 +139,6 @@ def test_a_folder_in_use_is_refused(tmp_path):
 
 def test_steps_after_the_end_are_reported(caplog):
     make_plan(make_config(), 1437)
-    assert caplog.text == ""
+    assert "are after recipe.num_epochs" not in caplog.text
     make_plan(make_config({"recipe.num_epochs": 1.0, "recipe.boundaries_epochs": (0.5, 1.0)}), 1437)
     assert "the steps at 1 are after recipe.num_epochs 1;" in caplog.text

@@ -245,7 +245,7 @@ def test_a_failed_command_does_not_wait_for_threads():
     assert (done.returncode, done.stderr) == (1, "error: no space left\n")
 
 
-@pytest.mark.parametrize("variant", ["../outside", "/tmp/outside", "..", "a/b", ""])
+@pytest.mark.parametrize("variant", ["../outside", "/tmp/outside", "..", "a/b"])
 def test_a_variant_that_is_no_folder_name_is_refused_by_a_sweep(command, tmp_path, variant):
     path = tmp_path / "odd.py"
     path.write_text(
@@ -258,7 +258,7 @@ def test_a_variant_that_is_no_folder_name_is_refused_by_a_sweep(command, tmp_pat
     flags = (f"--config={path}", "--variants=x", f"--workdir={tmp_path}/runs")
     done = command("sweep", *flags, platform="cpu")
     assert (done.status, done.err.count("\n")) == (2, 1), done.err
-    assert f"variant {variant!r} cannot name a folder" in done.err
+    assert f"{variant!r} cannot name the folder of a cell" in done.err
     assert not (tmp_path / "runs").exists() and not (tmp_path / "outside").exists()
 
 

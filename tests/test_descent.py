@@ -18,7 +18,7 @@ from batchgrow.plan.curves import (
     step,
     with_warmup,
 )
-from batchgrow.plan.growth import NUM_SAMPLES, Descent, find_descent
+from batchgrow.plan.descent import NUM_SAMPLES, Descent, find_descent
 
 
 def look(curve: Callable[[float], Any], num_examples: int, num_epochs: float) -> Descent:

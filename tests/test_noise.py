@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import make_config
+from tiny import make_config, run_tiny
 
 from batchgrow import layout, noise
 from batchgrow.config import make_experiment
@@ -138,6 +138,38 @@ def test_adam_has_a_preconditioned_noise_beside_it():
     plain = estimate(found["piece"], found["batch"], 3, 15)
     scaled = estimate(found["piece_preconditioned"], found["batch_preconditioned"], 3, 15)
     assert scaled[1] / scaled[0] == pytest.approx(plain[1] / plain[0], rel=1e-4)
+
+
+MEASURED = {"noise.share": 0.5, "noise.num_pieces": 5, "log_every_epochs": 0.1}
+_reference: list = []
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"run.updates_per_dispatch": 1},
+        {"run.num_devices": 8},
+        {"run.num_devices": 2, "run.max_microbatch_size": 8},
+        {"run.input": "streamed"},
+    ],
+    ids=["one update a dispatch", "devices", "micro-batches", "streamed"],
+)
+def test_a_run_measures_the_same_however_it_is_executed(changes, tmp_path):
+    """And measuring changes nothing: the rows are those of a run that does not measure."""
+    if not _reference:
+        _reference.append(run_tiny(tmp_path / "one", MEASURED).rows)
+        plain = run_tiny(tmp_path / "plain", {"log_every_epochs": 0.1}).rows
+        for row, other in zip(_reference[0], plain, strict=True):
+            assert other == {
+                k: v for k, v in row.items() if not k.endswith("noise_scale") or k in other
+            }
+    rows = run_tiny(tmp_path / "other", MEASURED | changes).rows
+    found = [row.get("gradient_noise_scale") for row in rows]
+    expected = [row.get("gradient_noise_scale") for row in _reference[0]]
+    assert sum(value is not None for value in expected) >= 3
+    for value, other in zip(found, expected, strict=True):
+        assert (value is None) == (other is None)
+        assert value is None or value == pytest.approx(other, rel=1e-3)
 
 
 def test_pieces_hold_whole_ghost_batches():

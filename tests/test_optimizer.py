@@ -13,7 +13,8 @@ from tiny import assert_close, run_experiment, run_tiny, tiny_experiment
 from batchgrow.data.sources import load_images
 from batchgrow.engine import Engine
 from batchgrow.layout import make_mesh
-from batchgrow.optimizer import OPTIMIZERS, kernels, make_optimizer, matrices, uses_momentum
+from batchgrow.optimizer import OPTIMIZERS, kernels, make_optimizer, matrices
+from batchgrow.plan.coupling import COUPLINGS
 
 M, B2, EPS, DECAY = 0.9, 0.99, 1e-3, 0.1
 STEPS = 6
@@ -33,9 +34,10 @@ def gradients() -> list[dict]:
     return [jax.tree.map(lambda p: rng.normal(size=p.shape), start()) for _ in range(STEPS)]
 
 
-def directions(name: str, **options) -> list[dict]:
+def directions(name: str, **changes) -> list[dict]:
     """What the chain returns for the gradients above at fixed parameters."""
-    options = {"momentum": M, "weight_decay": 0.0, "b2": B2, "epsilon": EPS} | options
+    options = {"momentum": M, "weight_decay": 0.0, "b2": B2, "rmsprop_decay": B2}
+    options |= {"epsilon": EPS} | changes
     optimizer = make_optimizer(name, **options)
     params = jax.tree.map(jnp.float32, start())
     state, found = optimizer.init(params), []
@@ -63,9 +65,9 @@ def closed_form(name: str, g: list[np.ndarray]) -> np.ndarray:
             second = (1 - B2) * sum(squares) / (1 - B2**k)
             return first / (np.sqrt(second) + EPS)
         case "rmsprop":
-            return g[-1] / np.sqrt((1 - B2) * sum(squares) + EPS)
+            return g[-1] / (np.sqrt((1 - B2) * sum(squares)) + EPS)
         case "adagrad":
-            return g[-1] / np.sqrt(0.1 + sum(x**2 for x in g) + EPS)
+            return g[-1] / (np.sqrt(sum(x**2 for x in g)) + EPS)
     raise AssertionError(name)
 
 
@@ -147,7 +149,7 @@ def test_lamb_trusts_kernels_by_their_norms():
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_momentum_matters_where_it_is_said_to(name):
     last = [directions(name, momentum=m)[-1]["dense"]["bias"] for m in (0.5, 0.9)]
-    assert np.allclose(last[0], last[1]) != uses_momentum(name)
+    assert np.allclose(last[0], last[1]) != COUPLINGS[name].uses_momentum
 
 
 @pytest.mark.parametrize("gradient", [2.0, -0.5])
@@ -268,3 +270,5 @@ def test_unknown_names_are_refused():
         make_optimizer("sgd", momentum=M, weight_decay=0.0, decay_on="bias")
     with pytest.raises(ValueError, match="optimizer.clip_norm 0.0 must be above 0, or None"):
         make_optimizer("sgd", momentum=M, weight_decay=0.0, clip_norm=0.0)
+    with pytest.raises(ValueError, match="debias_momentum: 'adam' does not need it"):
+        make_optimizer("adam", momentum=M, weight_decay=0.0, debias_momentum=True)

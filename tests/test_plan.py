@@ -65,11 +65,13 @@ def test_lookup_in_many_segments() -> None:
 def test_plan_as_numbers() -> None:
     plan = grow(CIFAR, max_batch_size=5120).to_dict(num_devices=256)
     assert json.loads(json.dumps(plan)) == plan
-    assert {key: plan[key] for key in plan if key != "segments"} == {
+    assert {key: plan[key] for key in plan if key not in ("segments", "noise_scale")} == {
         "num_examples": 50_000,
         "num_epochs": 200,
         "num_updates": 29_141,
+        "bound": "max_batch_size=5120",
     }
+    assert len(plan["noise_scale"]) == 128
     assert plan["segments"][3] == {
         "start_examples": 7_999_744,
         "end_examples": 10_001_664,
@@ -109,12 +111,13 @@ def test_table_fits_100_columns_and_lists_every_segment() -> None:
         plan = grow(recipe, max_batch_size=math.inf, momentum=0.975)
         lines = plan.table(num_devices=1024).splitlines()
         assert max(map(len, lines)) <= 100
-        assert len(lines) == len(plan.segments) + 2
-        assert lines[-1].split()[-1] == f"{plan.num_updates:,}"
+        assert len(lines) == len(plan.segments) + 2 + bool(plan.bound)
+        assert lines[len(plan.segments) + 1].split()[-1] == f"{plan.num_updates:,}"
 
 
 def test_positions_of_all_updates_are_the_stream() -> None:
-    plan = grow(Recipe(8, 0.9, cosine(0.1, 4), num_examples=100, num_epochs=4))
+    recipe = Recipe(8, 0.9, cosine(0.1, 4), num_examples=100, num_epochs=4)
+    plan = grow(recipe, max_batch_size=10)
     positions = [position for point in plan.points() for position in point.positions]
     assert positions == list(range(plan.end_examples))
     assert plan.batch_sizes() == (8, 10)
@@ -186,7 +189,7 @@ def test_a_plan_may_decide_late() -> None:
     assert [point.update for point in points] == list(range(30))
     assert [n for point in points for n in point.positions] == list(range(400))
     for point in points:
-        on_curve = LATE.recipe.learning_rate_at(point.start_examples)
+        on_curve = LATE.recipe.learning_rate_at(point.start_examples + (point.batch_size - 10) // 2)
         assert point.learning_rate == pytest.approx(on_curve * point.batch_size / 10)
         assert history[point.segment].batch_size == point.batch_size
     assert run(LATE, [0.5] * 4)[0] != history

@@ -6,7 +6,7 @@ import pytest
 
 from batchgrow.plan import FixedPlan, Recipe, decay, grow, hybrid
 from batchgrow.plan.curves import step, with_warmup
-from batchgrow.plan.growth import find_descent
+from batchgrow.plan.descent import find_descent
 
 # Sec. 5.1 and 5.2, 5.3, and 5.4 (which is that of Goyal et al. 2017).
 CIFAR = Recipe(128, 0.9, step(0.1, (60, 120, 160), 0.2), num_examples=50_000, num_epochs=200)

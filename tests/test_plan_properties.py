@@ -18,7 +18,7 @@ from batchgrow.plan.curves import (
     step,
     with_warmup,
 )
-from batchgrow.plan.growth import find_descent
+from batchgrow.plan.descent import find_descent
 
 
 @st.composite
@@ -85,12 +85,14 @@ def some_points(plan: FixedPlan) -> list[Point]:
 @settings(max_examples=100, deadline=None)
 @given(recipe=recipes(), options=PLANS)
 def test_the_noise_scale_is_the_recipes(recipe: Recipe, options: dict[str, Any]) -> None:
-    """At each update it is that of the recipe at a time less than half a batch away."""
+    """At each update it is that of the recipe at the mean start of the updates that it replaces."""
     plan = grow(recipe, **(options | {"exponent": 1.0}))
     largest = max(segment.batch_size for segment in plan.segments)
     for point in some_points(plan):
         segment = plan.segments[point.segment]
-        nominal = max(point.start_examples, segment.nominal_start_examples)
+        middle = point.start_examples + max(0, point.batch_size - recipe.batch_size) // 2
+        middle = min(middle, recipe.end_examples - 1)
+        nominal = max(point.start_examples, middle, segment.nominal_start_examples)
         assert nominal - point.start_examples <= largest / 2
         assert all(
             nominal < later.nominal_start_examples for later in plan.segments[point.segment + 1 :]

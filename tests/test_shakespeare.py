@@ -50,7 +50,7 @@ def test_model_is_nanogpts():
 
 
 def test_unknown_variants_are_refused():
-    with pytest.raises(ValueError, match="unknown variant 'growing': choose decaying_lr"):
+    with pytest.raises(ValueError, match="unknown variant 'growing'; choose decaying_lr"):
         shakespeare.get_config("growing")
     with pytest.raises(ValueError, match="write 'python_topics' or nothing after the comma"):
         shakespeare.get_config("decaying_lr,topics")

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batchgrow.data.stream import Stream, _permutation, take
+from batchgrow.data import permutations as permutations_module
+from batchgrow.data.stream import Stream, take
 
 
 @settings(max_examples=30, deadline=None)
@@ -48,11 +49,18 @@ def test_order_is_pinned():
     assert Stream(8, 0).indices(np.arange(16)).tolist() == order
 
 
-def test_only_the_epochs_of_a_batch_are_drawn():
+def test_only_the_epochs_of_a_batch_are_drawn(monkeypatch):
     """At epoch 1000 nothing is drawn for the thousand before."""
-    _permutation.cache_clear()
+    drawn, compute = [], permutations_module.Permutations._compute
+
+    def count(self, epoch):
+        drawn.append(epoch)
+        return compute(self, epoch)
+
+    monkeypatch.setattr(permutations_module.Permutations, "_compute", count)
+    permutations_module.permutations.cache_clear()
     Stream(10, 0).indices(np.arange(10_005, 10_025)[::-1])
-    assert _permutation.cache_info().misses == 3
+    assert drawn == [1000, 1001, 1002]
 
 
 def test_any_shape_of_positions():
@@ -85,3 +93,15 @@ def test_take_from_an_array_is_indexing():
     array, stream = np.arange(24.0).reshape(12, 2), Stream(12, seed=3)
     index = stream.indices(range(9, 15))
     np.testing.assert_array_equal(take(array, index), array[index])
+
+
+def test_the_next_epoch_of_a_large_data_set_is_computed_ahead(monkeypatch):
+    """It is ready before the first epoch ends, only two permutations are kept, the order stays."""
+    monkeypatch.setattr(permutations_module, "PREPARED_AHEAD", 1)
+    order = permutations_module.Permutations(100, seed=3)
+    for epoch in range(5):
+        generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([3, epoch])))
+        np.testing.assert_array_equal(order(epoch), generator.permutation(100))
+        assert order._known.keys() == {epoch, epoch + 1}
+    ahead = order._known[5]
+    assert ahead.result() is order(5)

@@ -6,7 +6,7 @@ import pytest
 
 from batchgrow.plan import FixedPlan, Recipe, decay, grow
 from batchgrow.plan.curves import constant, step, with_warmup
-from batchgrow.plan.time_to_train import Hardware, allreduce_seconds, predict, table
+from batchgrow.plan.time_to_train import Hardware, allreduce_seconds, fit, predict, table
 
 RESNET50 = 25_557_032  # parameters
 PLAN = decay(Recipe(64, 0.9, constant(0.1), num_examples=6400, num_epochs=2))
@@ -97,3 +97,45 @@ def test_the_papers_minutes(bandwidth):
     assert 0.0045 < fitted < 0.006
     assert seconds(growing, 256, fitted) / 60 == pytest.approx(30, rel=0.02)
     assert seconds(doubled, 512, fitted) / 60 == pytest.approx(22, rel=0.05)
+
+
+def test_growth_on_the_same_devices_saves_the_time_that_every_update_takes():
+    """a + b B: with a = 10 ms, updates that are 4 times as large take less than 4 times as long."""
+    recipe = Recipe(64, 0.9, step(0.1, (1,), 0.25), num_examples=6400, num_epochs=2)
+    a, b = fit((256, 0.138), (64, 0.042))
+    assert (a, b) == pytest.approx((0.01, 0.0005))
+    hardware = Hardware(b, num_devices=1, seconds_per_update=a)
+    decayed = predict(decay(recipe), RESNET50, hardware)["seconds"]
+    grown = predict(grow(recipe, max_batch_size=256), RESNET50, hardware)["seconds"]
+    assert decayed == pytest.approx(200 * 0.042)
+    assert grown == pytest.approx(100 * 0.042 + 25 * 0.138)
+
+
+def test_fits_that_make_no_sense_are_refused():
+    assert fit((10, 1.0), (20, 4.0)) == (0.0, 0.2)  # faster than linear: noise
+    with pytest.raises(ValueError, match="the larger batch must take longer"):
+        fit((10, 2.0), (20, 2.0))
+
+
+def test_hops_of_a_torus_and_of_a_tree():
+    """With a latency alone: 512 devices in a ring are slower than 256, in a torus hardly."""
+
+    def seconds(n: int, network: str) -> float:
+        return allreduce_seconds(0.0, n, 1e9, 1e-6, network)
+
+    assert seconds(512, "ring") == pytest.approx(1022e-6)
+    assert seconds(256, "torus2") == pytest.approx(2 * 2 * 15e-6)
+    assert seconds(512, "torus3") == pytest.approx(2 * 3 * 7e-6)
+    assert seconds(512, "tree") == pytest.approx(2 * 9e-6)
+    assert all(seconds(1, network) == 0 for network in ("ring", "torus2", "torus3", "tree"))
+    for network in ("torus2", "torus3", "tree"):  # the bytes are the same
+        assert allreduce_seconds(1e9, 4, 1e9, 0.0, network) == 1.5
+    with pytest.raises(ValueError, match="unknown network 'mesh'"):
+        Hardware(0.01, 4, network="mesh")
+
+
+def test_the_fullest_host_needs_the_most_input():
+    """12 devices on hosts of 8: one has 8, and needs two thirds of all examples."""
+    free = {"bandwidth": math.inf, "latency": 0.0}
+    found = predict(PLAN, RESNET50, Hardware(0.01, 12, devices_per_host=8, **free))
+    assert found["needed_per_host"] == pytest.approx(8 / 0.01)

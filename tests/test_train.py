@@ -194,7 +194,7 @@ def test_run_folder(tmp_path):
     assert summary["best"] == {"metric": "test_accuracy", "value": best}
     seconds = summary["seconds"]
     assert sum(seconds.values()) == pytest.approx(summary["wall_seconds"], abs=0.1)
-    assert seconds.keys() == {"compile", "input", "eval", "checkpoint", "step"}
+    assert seconds.keys() == {"compile", "input", "eval", "noise", "checkpoint", "step"}
     assert [segment["batch_size"] for segment in summary["segments"]] == [32, 128]
     for segment in summary["segments"]:
         assert segment["num_microbatches"] == segment["batch_size"] // CPU_PASS
@@ -345,7 +345,17 @@ def test_devices_too_many_for_a_segment_of_jpegs_that_is_over(tmp_path):
     assert_close(moved.rows, whole.rows, 1e-3)
 
 
+def test_replaced_records_are_counted_in_the_summary(tmp_path):
+    experiment = jpeg_experiment({})
+    wrong = int(Stream(1437, seed=0).indices(np.arange(100))[-1])
+    source = list(experiment.train_data.source)
+    source[wrong] = source[wrong] | {"image": b"not a JPEG"}
+    data = dataclasses.replace(experiment.train_data, source=source, on_bad_record="replace")
+    run_experiment(dataclasses.replace(experiment, train_data=data), tmp_path)
+    assert read(tmp_path / "summary.json")["num_replaced_records"] == 1
+
+
 def test_a_label_of_jpegs_that_is_not_a_class_stops_the_first_update(tmp_path):
-    with pytest.raises(BadRecordError, match="its label is [5-9], but the model has 5 classes"):
+    with pytest.raises(BadRecordError, match="label is [5-9], but task.num_classes is 5; set"):
         train(jpeg_experiment({}, num_classes=5), str(tmp_path))
     assert not read_rows(tmp_path)

@@ -54,6 +54,7 @@ def make_config(changes: Mapping[str, Any] | None = None) -> ConfigDict:
     config.recipe.boundaries_epochs = (0.25,)
     config.recipe.factor = 0.25
     config.plan.max_batch_size = 128
+    config.noise.share = None
     config.log_every_epochs = 0.1
     config.evaluate_every_epochs = 0.3
     config.run.num_devices = 1

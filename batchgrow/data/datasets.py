@@ -1,7 +1,7 @@
 """Data sets: examples by index, in memory or behind any source that gives one example at a time."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
@@ -14,7 +14,11 @@ Batch = Any  # a pytree of arrays whose leading axes count examples
 
 
 class Dataset(Protocol):
-    """Examples by index."""
+    """Examples by index.
+
+    A data set may also have `facts`, a mapping such as {"num_classes": 10}. They fill those fields
+    of the model and of the task that have the same names and that the config leaves out.
+    """
 
     @property
     def num_examples(self) -> int:
@@ -53,12 +57,14 @@ class ArrayDataset:
 
     Attributes:
       arrays: a pytree of arrays of equal length.
+      facts: see `Dataset`.
 
     Raises:
       ValueError: if there is no array or their lengths differ.
     """
 
     arrays: Any
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         lengths = [(path, len(array)) for path, array in jax.tree.leaves_with_path(self.arrays)]
@@ -87,6 +93,7 @@ class SourceDataset:
     """Any source that gives one example, a pytree, at a time: a list, a Hugging Face data set."""
 
     source: RandomAccess
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def num_examples(self) -> int:

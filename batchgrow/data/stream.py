@@ -1,16 +1,16 @@
-"""The training stream: which example stands at each position, for ever and on any hardware.
+"""The training stream: which example comes at each position, on any hardware.
 
 Position p belongs to epoch p // N. Each epoch is a permutation of all N examples drawn from
-(seed, epoch), and batches run on across epoch boundaries, so no example is ever dropped. A stream
-has no state: a run that stops at `examples_seen` goes on from there.
+(seed, epoch), and batches continue across epoch boundaries, so no example is ever dropped. A stream
+has no state: a run that stops at `examples_seen` continues from there.
 """
 
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
 from typing import Any, Protocol
 
-import jax
 import numpy as np
+
+from batchgrow.data.permutations import permutations
 
 
 class RandomAccess(Protocol):
@@ -45,7 +45,7 @@ class Stream:
         indices = np.empty_like(positions)
         for epoch in range(epochs.min(), epochs.max() + 1) if epochs.size else ():
             here = epochs == epoch
-            order = _permutation(self.num_examples, self.seed, epoch)
+            order = permutations(self.num_examples, self.seed)(int(epoch))
             indices[here] = order[places[here]]
         return indices
 
@@ -53,20 +53,20 @@ class Stream:
 def take(source: RandomAccess, indices: Iterable[int]) -> Any:
     """The examples at these indices, stacked leaf by leaf: arrays `(number of indices, ...)`.
 
+    Needs JAX, unlike the rest of this file.
+
     >>> source = [{"text": np.arange(3) + i, "label": i} for i in range(10)]
     >>> batch = take(source, [7, 2])
     >>> batch["text"].tolist(), batch["label"].tolist()
     ([[7, 8, 9], [2, 3, 4]], [7, 2])
 
+    Needs JAX, unlike the rest of this file.
+
     Args:
       source: whose examples are pytrees of equal structure and shapes.
       indices: at least one.
     """
+    import jax  # Not above, so that streams need NumPy only.
+
     examples = [source[int(index)] for index in indices]
     return jax.tree.map(lambda *leaves: np.stack(leaves), *examples)
-
-
-@lru_cache(maxsize=4)
-def _permutation(num_examples: int, seed: int, epoch: int) -> np.ndarray:
-    generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, epoch])))
-    return generator.permutation(num_examples)

@@ -1,5 +1,6 @@
 """Texts as windows of tokens, one token for each character."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -7,13 +8,14 @@ from typing import Any
 import numpy as np
 
 from batchgrow.data.datasets import shapes_of
-from batchgrow.data.prepared import open_source
+from batchgrow.data.prepared import read_all
 
 # For texts whose characters vary: a line feed and printable ASCII.
 ASCII = "\n" + "".join(map(chr, range(32, 127)))
 TEST_SHARE = 0.1  # of python_topics, at its end
 SPLITS = ("train", "test")  # of python_topics
 TEXTS = ("tiny_shakespeare", "python_topics")
+TOKENS = ("characters", "bytes")
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +35,12 @@ class Text:
         """The UTF-8 bytes of each token, float32 `(vocabulary,)`."""
         return np.array([len(character.encode()) for character in self.vocabulary], np.float32)
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a model and a task need to know (see `datasets.Dataset`)."""
+        size = len(self.vocabulary)
+        return {"vocab_size": size, "bytes_per_token": self.bytes_per_token}
+
 
 class TextDataset:
     """Examples {"tokens": `(context + 1,)`}: windows that begin every `stride` tokens of a text.
@@ -40,17 +48,25 @@ class TextDataset:
     Attributes:
       arrays: {"tokens": the text, `(length,)`}, from which `take` cuts the windows.
       num_examples: the windows that the text has room for.
+      facts: see `datasets.Dataset`; with "context".
 
     Args:
       tokens: integers `(length,)`.
       context: predictions in an example; its window has a token more.
       stride: default `context`, so that each token but the first is predicted once.
+      facts: further facts, such as "vocab_size".
 
     Raises:
       ValueError: if the text is shorter than a window, or `context` or `stride` is below 1.
     """
 
-    def __init__(self, tokens: np.ndarray, context: int, stride: int | None = None):
+    def __init__(
+        self,
+        tokens: np.ndarray,
+        context: int,
+        stride: int | None = None,
+        facts: Mapping[str, Any] | None = None,
+    ):
         stride = context if stride is None else stride
         if context < 1 or stride < 1:
             raise ValueError(f"data.context {context} and stride {stride} must be 1 or more")
@@ -63,6 +79,7 @@ class TextDataset:
         self.context = context
         self.stride = stride
         self.num_examples = (len(tokens) - context - 1) // stride + 1
+        self.facts = {"context": context, **(facts or {})}
 
     @property
     def example(self) -> Any:
@@ -137,8 +154,7 @@ def load_text(name: str, split: str, data_dir: str = "") -> Text:
 
 
 def _read_tfds(name: str, split: str, data_dir: str) -> str:
-    source: Any = open_source(name, split, data_dir)
-    return "".join(source[index]["text"].decode() for index in range(len(source)))
+    return "".join(example["text"].decode() for example in read_all(name, split, data_dir))
 
 
 def _python_topics(split: str) -> str:
@@ -153,3 +169,32 @@ def _python_topics(split: str) -> str:
     text = "".join(character if character in known else "?" for character in characters)
     border = round(len(text) * (1 - TEST_SHARE))
     return text[:border] if split == "train" else text[border:]
+
+
+def read_tokens(
+    texts: Mapping[str, bytes], tokens: str, where: str
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Returns the tokens of each text, and facts (see `datasets.Dataset`).
+
+    Args:
+      texts: the splits of a text. Their vocabulary is that of all of them together.
+      tokens: "characters" or "bytes".
+      where: the text is, for messages.
+
+    Raises:
+      ValueError: if `tokens` is unknown, or a text has no UTF-8 characters.
+    """
+    if tokens == "bytes":
+        facts = {"vocab_size": 256, "bytes_per_token": 1.0}
+        return {key: np.frombuffer(text, np.uint8) for key, text in texts.items()}, facts
+    if tokens != "characters":
+        raise ValueError(f"unknown data.tokens {tokens!r}; choose {', '.join(TOKENS)}")
+    try:
+        decoded = {key: text.decode() for key, text in texts.items()}
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{where} is not a text in UTF-8 (byte {error.start}); set data.tokens to 'bytes'"
+        ) from error
+    vocabulary = "".join(sorted(set("".join(decoded.values()))))
+    encoded = {key: encode(text, vocabulary) for key, text in decoded.items()}
+    return encoded, Text(next(iter(encoded.values())), vocabulary).facts

@@ -1,5 +1,6 @@
 """Flax models. None has a state that depends on the batch size; all norms are by ghost batches."""
 
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -12,7 +13,7 @@ from batchgrow.models.mlp import MLP
 from batchgrow.models.resnet import ResNet
 from batchgrow.models.transformer import Transformer
 from batchgrow.models.wide_resnet import WideResNet
-from batchgrow.names import find
+from batchgrow.names import find, parameters, takes_any
 
 __all__ = [
     "MLP",
@@ -42,21 +43,24 @@ def make_model(
     """The model `name` with its module's own fields.
 
     Args:
-      name: one of `MODELS`, or `module:Class` of a Flax module.
+      name: one of `MODELS`, or `module:Class` of a Flax module, Linen or NNX, or a function that
+        returns one. One that takes `rngs` is of NNX (see `models.nnx.NNXModel`).
       ghost_batch_size: examples that share batch statistics; a model without ghost batch norm has
         no such field and ignores it.
       axis_name: the mapped device axis, likewise.
-      fields: other fields of the module; a `dtype` is given by its name.
+      fields: other fields of the module; a `dtype` is given by its name. One that is None takes
+        the module's own default.
 
     Raises:
-      ValueError: for an unknown name, dtype or field, or a model with ghost batch norm and no ghost
-        batch size.
+      ValueError: for an unknown name, dtype or field, a field that is not set, or a model with
+        ghost batch norm and no ghost batch size.
     """
     model = find(name, MODELS, "model.name")
-    known = model.__dataclass_fields__
+    known = parameters(model)
+    fields = {field: value for field, value in fields.items() if value is not None}
     for field in fields:
-        if field not in known:
-            names = ", ".join(name for name in known if name not in ("parent", "name"))
+        if field not in known and not takes_any(model):
+            names = ", ".join(name for name in known if name not in ("parent", "name", "rngs"))
             raise ValueError(f"{name} has no field model.{field}; it has {names}")
     if "dtype" in fields:
         if fields["dtype"] not in DTYPES:
@@ -67,5 +71,14 @@ def make_model(
             raise ValueError(
                 f"ghost_batch_size is not set, but {name} has ghost batch norm; set it"
             )
-        fields |= {"ghost_batch_size": ghost_batch_size, "axis_name": axis_name}
-    return model(**fields)
+        fields["ghost_batch_size"] = ghost_batch_size
+    if "axis_name" in known:
+        fields["axis_name"] = axis_name
+    missing = [field for field in known if known[field] and field not in (*fields, "rngs")]
+    if missing:
+        raise ValueError(f"model.{missing[0]} is not set, and the data do not say it; set it")
+    if "rngs" not in known:
+        return model(**fields)
+    from batchgrow.models.nnx import NNXModel
+
+    return NNXModel(partial(model, **fields))

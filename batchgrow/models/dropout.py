@@ -5,13 +5,30 @@ from `keys[i]`. With keys folded from (seed, stream position), a run has the sam
 devices, with any micro-batches, and after a resume.
 """
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+# The keys of the batch that a model is applied to, and how many masks they have given.
+_keys: ContextVar[list[Any] | None] = ContextVar("keys", default=None)
+
+
+def example_keys() -> jax.Array | None:
+    """Typed PRNG keys `(examples,)`, other ones for each call; for `models.nnx.Dropout`.
+
+    None outside of `masks_by_example`.
+    """
+    state = _keys.get()
+    if state is None:
+        return None
+    keys, count = state
+    state[1] += 1
+    return jax.vmap(lambda key: jax.random.fold_in(key, count))(keys)
 
 
 def apply(
@@ -46,7 +63,8 @@ def apply(
     return outputs, {**model_state, **updated}
 
 
-def masks_by_example(keys: jax.Array | None) -> AbstractContextManager[None]:
+@contextmanager
+def masks_by_example(keys: jax.Array | None) -> Iterator[None]:
     """A context in which each `nn.Dropout` draws the mask of example i from `keys[i]`.
 
     The key of a mask is `keys[i]` folded with bits that the layer draws from Flax's "dropout"
@@ -77,7 +95,12 @@ def masks_by_example(keys: jax.Array | None) -> AbstractContextManager[None]:
             )
         return outputs
 
-    return nn.intercept_methods(interceptor)
+    token = _keys.set(None if keys is None else [keys, 0])
+    try:
+        with nn.intercept_methods(interceptor):
+            yield
+    finally:
+        _keys.reset(token)
 
 
 def _dropout(

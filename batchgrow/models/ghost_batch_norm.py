@@ -65,56 +65,88 @@ class GhostBatchNorm(nn.Module):
         var = self.variable("batch_stats", "var", jnp.ones, (channels,), jnp.float32)
 
         if self.use_running_average:
-            return _normalise(x, mean.value, var.value, scale, bias, self.epsilon, self.dtype)
+            return normalise(x, mean.value, var.value, scale, bias, self.epsilon, self.dtype)
         if self.is_initializing():
             return x.astype(self.dtype)
-
-        sharing = devices_per_ghost(x.shape[0], self.ghost_batch_size, self._num_devices())
-        ghosts = x.reshape(-1, self.ghost_batch_size // sharing, *x.shape[1:])
-        axes = tuple(range(1, ghosts.ndim - 1))
-        as_float = ghosts.astype(jnp.float32)
-        moments = jnp.stack([as_float.mean(axes), lax.square(as_float).mean(axes)])
-        if sharing > 1:
-            moments = lax.pmean(moments, self._axis(), axis_index_groups=self._groups(sharing))
-        ghost_mean = moments[0]
-        ghost_var = jnp.maximum(moments[1] - lax.square(ghost_mean), 0.0)
-
-        running = jnp.stack([mean.value, var.value])
-        running = self._advance(running, jnp.stack([ghost_mean, ghost_var]), sharing)
-        mean.value, var.value = running[0], running[1]
-
-        across = (slice(None), *(None,) * len(axes))
-        y = _normalise(
-            ghosts, ghost_mean[across], ghost_var[across], scale, bias, self.epsilon, self.dtype
+        y, mean.value, var.value = normalise_ghosts(
+            x,
+            (mean.value, var.value),
+            (scale, bias),
+            ghost_batch_size=self.ghost_batch_size,
+            axis_name=self.axis_name,
+            momentum=self.momentum,
+            epsilon=self.epsilon,
+            dtype=self.dtype,
         )
-        return y.reshape(x.shape)
+        return y
 
-    def _advance(self, running: jax.Array, new: jax.Array, sharing: int) -> jax.Array:
-        """The closed form above: `running` (2, channels), `new` (2, local ghosts, channels)."""
-        new = lax.stop_gradient(new)
-        num_devices = self._num_devices()
-        num_local = new.shape[1]
-        total = num_local * num_devices // sharing
-        first = num_local * (lax.axis_index(self._axis()) // sharing) if num_devices > 1 else 0
-        age = total - 1 - (first + jnp.arange(num_local))
-        weights = (1.0 - self.momentum) / sharing * self.momentum ** age.astype(jnp.float32)
-        seen = jnp.einsum("g,sgc->sc", weights, new)
-        if num_devices > 1:
-            seen = lax.psum(seen, self._axis())
-        return self.momentum**total * running + seen
 
-    def _axis(self) -> str:
-        assert self.axis_name is not None
-        return self.axis_name
+def normalise_ghosts(
+    x: jax.Array,
+    running: tuple[jax.Array, jax.Array],
+    scale_and_bias: tuple[jax.Array, jax.Array],
+    *,
+    ghost_batch_size: int,
+    axis_name: str | None,
+    momentum: float,
+    epsilon: float,
+    dtype: Any,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Ghost batch norm in training, for any module system; arguments as in `GhostBatchNorm`.
 
-    def _num_devices(self) -> int:
-        if self.axis_name is None or self.is_initializing():
-            return 1
-        return lax.axis_size(self.axis_name)
+    Args:
+      x: `(batch, ..., channels)`.
+      running: the running mean and variance, float32 `(channels,)`.
+      scale_and_bias: float32 `(channels,)`.
 
-    def _groups(self, sharing: int) -> list[list[int]]:
-        devices = range(self._num_devices())
-        return [list(devices[i : i + sharing]) for i in devices[::sharing]]
+    Returns:
+      `x` normalised, and the new running mean and variance.
+
+    Raises:
+      ValueError: if `batch` and `ghost_batch_size` do not divide.
+    """
+    num_devices = 1 if axis_name is None else lax.axis_size(axis_name)
+    sharing = devices_per_ghost(x.shape[0], ghost_batch_size, num_devices)
+    ghosts = x.reshape(-1, ghost_batch_size // sharing, *x.shape[1:])
+    axes = tuple(range(1, ghosts.ndim - 1))
+    as_float = ghosts.astype(jnp.float32)
+    moments = jnp.stack([as_float.mean(axes), lax.square(as_float).mean(axes)])
+    if sharing > 1:
+        assert axis_name is not None
+        devices = range(num_devices)
+        groups = [list(devices[i : i + sharing]) for i in devices[::sharing]]
+        moments = lax.pmean(moments, axis_name, axis_index_groups=groups)
+    ghost_mean = moments[0]
+    ghost_var = jnp.maximum(moments[1] - lax.square(ghost_mean), 0.0)
+    new = jnp.stack([ghost_mean, ghost_var])
+    mean, var = _advance(jnp.stack(running), new, sharing, momentum, num_devices, axis_name)
+
+    across = (slice(None), *(None,) * len(axes))
+    y = normalise(ghosts, ghost_mean[across], ghost_var[across], *scale_and_bias, epsilon, dtype)
+    return y.reshape(x.shape), mean, var
+
+
+def _advance(
+    running: jax.Array,
+    new: jax.Array,
+    sharing: int,
+    momentum: float,
+    num_devices: int,
+    axis_name: str | None,
+) -> jax.Array:
+    """The closed form above: `running` (2, channels), `new` (2, local ghosts, channels)."""
+    new = lax.stop_gradient(new)
+    num_local = new.shape[1]
+    total = num_local * num_devices // sharing
+    first: Any = 0
+    if axis_name is not None and num_devices > 1:
+        first = num_local * (lax.axis_index(axis_name) // sharing)
+    age = total - 1 - (first + jnp.arange(num_local))
+    weights = (1.0 - momentum) / sharing * momentum ** age.astype(jnp.float32)
+    seen = jnp.einsum("g,sgc->sc", weights, new)
+    if axis_name is not None and num_devices > 1:
+        seen = lax.psum(seen, axis_name)
+    return momentum**total * running + seen
 
 
 def devices_per_ghost(local_batch_size: int, ghost_batch_size: int, num_devices: int) -> int:
@@ -135,7 +167,7 @@ def devices_per_ghost(local_batch_size: int, ghost_batch_size: int, num_devices:
     )
 
 
-def _normalise(x, mean, var, scale, bias, epsilon, dtype) -> jax.Array:
+def normalise(x, mean, var, scale, bias, epsilon, dtype) -> jax.Array:
     """(x - mean) / sqrt(var + epsilon) * scale + bias, in float32 until the end."""
     mean, var, scale, bias = (
         v.reshape((1,) * (x.ndim - v.ndim) + v.shape) for v in (mean, var, scale, bias)

@@ -6,6 +6,7 @@
 from batchgrow.plan.follow import FollowPlan, follow, from_run
 from batchgrow.plan.growth import decay, grow, hybrid
 from batchgrow.plan.plan import FixedPlan, Plan, Point, Segment
+from batchgrow.plan.ramp import from_megatron, ramp, to_megatron
 from batchgrow.plan.recipe import Recipe, noise_scale
 
 __all__ = [
@@ -17,8 +18,11 @@ __all__ = [
     "Segment",
     "decay",
     "follow",
+    "from_megatron",
     "from_run",
     "grow",
     "hybrid",
     "noise_scale",
+    "ramp",
+    "to_megatron",
 ]

@@ -88,18 +88,28 @@ def inverse_time(learning_rate: float, decay_rate: float, transition_epochs: flo
     return Curve(lambda epoch: learning_rate / (1 + decay_rate * epoch / transition_epochs), ())
 
 
-def cosine(learning_rate: float, num_epochs: float, final_learning_rate: float = 0.0) -> Curve:
+def cosine(
+    learning_rate: float,
+    num_epochs: float,
+    final_learning_rate: float = 0.0,
+    start_epochs: float = 0.0,
+) -> Curve:
     """Returns a curve that decays from `learning_rate` to `final_learning_rate` as half a cosine.
 
-    The decay takes `num_epochs`. After that the curve is constant.
+    The decay starts at `start_epochs` and ends at `num_epochs`. Before and after that the curve is
+    constant. Let a warm-up end at `start_epochs` for the schedule of nanoGPT.
     """
     _check_learning_rate("learning_rate", learning_rate)
     _check_learning_rate("final_learning_rate", final_learning_rate)
     _check_positive("num_epochs", num_epochs)
+    if not 0 <= start_epochs < num_epochs:
+        raise ValueError(
+            f"start_epochs={start_epochs} must be at least 0 and below num_epochs={num_epochs}"
+        )
     half_height = (learning_rate - final_learning_rate) / 2
 
     def function(epoch: float) -> float:
-        progress = min(epoch / num_epochs, 1.0)
+        progress = min(max(epoch - start_epochs, 0.0) / (num_epochs - start_epochs), 1.0)
         return final_learning_rate + half_height * (1 + math.cos(math.pi * progress))
 
     return Curve(function, ())
@@ -123,6 +133,27 @@ def polynomial(
         return final_learning_rate + height * max(1 - epoch / num_epochs, 0.0) ** power
 
     return Curve(function, ())
+
+
+def wsd(
+    learning_rate: float,
+    num_epochs: float,
+    decay_epochs: float,
+    power: float = 1.0,
+    final_learning_rate: float = 0.0,
+) -> Curve:
+    """Returns a curve that is constant and decays at the end: warm-up-stable-decay, WSD.
+
+    The last `decay_epochs` of `num_epochs` decay as in `polynomial`, with power 1 linearly. Add the
+    warm-up with `with_warmup` (MiniCPM, Hu et al. 2024, arXiv 2404.06395).
+    """
+    if not 0 < decay_epochs <= num_epochs:
+        raise ValueError(
+            f"decay_epochs={decay_epochs} must be above 0 and at most num_epochs={num_epochs}"
+        )
+    decay = polynomial(learning_rate, decay_epochs, power, final_learning_rate)
+    start = num_epochs - decay_epochs
+    return Curve(lambda epoch: decay(max(0.0, epoch - start)), ())
 
 
 def with_warmup(

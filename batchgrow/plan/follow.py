@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from batchgrow.plan.growth import batch_limit, nearest
+from batchgrow.plan.growth import batch_limit, check_exponent, nearest
 from batchgrow.plan.noise import NOISE_SCALE
 from batchgrow.plan.plan import FixedPlan, Plan, Segment
 from batchgrow.plan.recipe import Recipe, check_whole
@@ -96,7 +96,7 @@ def follow(
     decide_every_epochs: float = 0.1,
     ladder: float = 2.0,
     batch_multiple: int = 1,
-    exponent: float = 1.0,
+    exponent: float | None = None,
 ) -> FollowPlan:
     """Returns a plan that grows the batch as the measured gradient noise scale grows.
 
@@ -120,7 +120,7 @@ def follow(
         factor=factor,
         ladder=ladder,
         batch_multiple=batch_multiple,
-        exponent=exponent,
+        exponent=check_exponent(recipe, exponent, changes=True),
     )
 
 

@@ -1,9 +1,13 @@
 """Plans: which batch size, learning rate and momentum each update of a run has.
 
 A plan chooses the batch size B and the momentum m. The learning rate follows from the recipe's own
-batch size B0, momentum m0 and curve, so that the noise scale stays the recipe's:
+batch size B0, momentum m0 and curve, so that the effective step stays the recipe's:
 
-    learning_rate(t) = curve(t) * (B(t) / B0) * (1 - m) / (1 - m0)
+    learning_rate(t) = curve(t) * (B(t) / B0)**p * gain(m0) / gain(m)
+
+For SGD with momentum p = 1 and gain(m) = 1 / (1 - m), which keeps the noise scale. For Adam p = 1/2
+and gain = 1 (see `batchgrow.plan.coupling`). An update takes the curve at the mean position of the
+updates of the recipe that it replaces.
 
 Time is counted in examples seen, because updates of different batch sizes are not comparable. A run
 is a sequence of segments. Each is a whole number of updates of one batch size. `decay`, `grow` and
@@ -17,79 +21,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from batchgrow.plan.recipe import Recipe, accumulation_epochs, noise_scale, noise_scale_exact
-
-NUM_NOISE_SCALES = 128  # in plan.json
-
-
-class Segment(NamedTuple):
-    """A whole number of updates of one batch size.
-
-    The recipe puts the start of the segment at its nominal start. The real start is within half a
-    batch of that, because each segment starts where the one before it ended. An update that starts
-    before the nominal start takes the learning rate at the nominal start, so that it is on the
-    right side of a jump.
-
-    Attributes:
-      start_examples: examples seen before the first update.
-      num_updates: at least 1.
-      batch_size: B, the examples of one update on all devices together.
-      momentum: m.
-      nominal_start_examples: where the recipe puts the start.
-    """
-
-    start_examples: int
-    num_updates: int
-    batch_size: int
-    momentum: float
-    nominal_start_examples: int
-
-    @property
-    def end_examples(self) -> int:
-        """Examples seen after the last update."""
-        return self.start_examples + self.num_updates * self.batch_size
-
-
-class Point(NamedTuple):
-    """One update: its position in the run and its hyper-parameters.
-
-    Attributes:
-      start_examples: examples seen before the update.
-      update: updates made before it in the whole run.
-      segment: index of its segment.
-      epoch: start_examples / N.
-      batch_size: B, the examples of the update on all devices together.
-      learning_rate: of the update.
-      momentum: m.
-      noise_scale: learning_rate * N / (B * (1 - m)).
-      noise_scale_exact: learning_rate / (1 - m) * (N / B - 1).
-      accumulation_epochs: B / (N * (1 - m)), the epochs over which momentum averages gradients.
-    """
-
-    start_examples: int
-    update: int
-    segment: int
-    epoch: float
-    batch_size: int
-    learning_rate: float
-    momentum: float
-    noise_scale: float
-    noise_scale_exact: float
-    accumulation_epochs: float
-
-    @property
-    def end_examples(self) -> int:
-        """Examples seen after the update."""
-        return self.start_examples + self.batch_size
-
-    @property
-    def positions(self) -> range:
-        """The stream positions of the update's examples."""
-        return range(self.start_examples, self.end_examples)
+from batchgrow.plan import describe
+from batchgrow.plan.recipe import Recipe, accumulation_epochs, noise_scale_exact
+from batchgrow.plan.segments import Point, Segment
 
 
 class Plan(abc.ABC):
@@ -101,11 +39,14 @@ class Plan(abc.ABC):
 
     Attributes:
       recipe: what the plan follows.
-      exponent: p in `learning_rate = curve * (B / B0)**p * (1 - m) / (1 - m0)`. Usually 1.
+      exponent: p in `learning_rate = curve * (B / B0)**p * gain(m0) / gain(m)`. With 0 the
+        learning rate does not depend on the batch size.
     """
 
     recipe: Recipe
     exponent: float
+    bound: str = ""  # The rule that limits the largest batch size; "" if nothing does.
+    warnings: tuple[str, ...] = ()  # What makes the plan differ from the recipe in practice.
 
     @property
     def end_examples(self) -> int:
@@ -165,58 +106,27 @@ class Plan(abc.ABC):
     def learning_rates(self, segment: Segment) -> np.ndarray:
         """Returns the learning rates of all updates of a segment: float64, shape (num_updates,)."""
         starts = segment.start_examples + segment.batch_size * np.arange(segment.num_updates)
-        nominal = np.maximum(starts, segment.nominal_start_examples)
+        middles = np.minimum(starts + self._lead(segment), self.recipe.end_examples - 1)
+        nominal = np.maximum(middles, np.maximum(starts, segment.nominal_start_examples))
         return self._scaled(self.recipe.learning_rates_at(nominal), segment)
 
     def to_dict(
         self, history: Sequence[Segment] = (), num_devices: int | None = None
     ) -> dict[str, Any]:
-        """Returns the known segments as plain numbers, ready for JSON.
-
-        A value with `_start` is that of the first update of a segment, one with `_end` that of the
-        last. With `num_devices` each segment also has a `per_device_batch_size`, which is a
-        fraction if the devices do not divide the batch.
-
-        "noise_scale" has 128 values, so that plans can be compared at equal epochs: those of the
-        updates that train on the middles of 128 equal parts of the recipe's run. Values after the
-        known segments are left out.
-        """
-        segments = self.known(history)
-        return {
-            "num_examples": self.recipe.num_examples,
-            "num_epochs": self.recipe.num_epochs,
-            "num_updates": sum(segment.num_updates for segment in segments),
-            "noise_scale": self._noise_scales(segments),
-            "segments": [self._row(segment, num_devices) for segment in segments],
-        }
+        """Returns the known segments as plain numbers, ready for JSON (see `describe.to_dict`)."""
+        return describe.to_dict(self, history, num_devices)
 
     def table(self, history: Sequence[Segment] = (), num_devices: int | None = None) -> str:
         """Returns the known segments as rounded text of at most 100 columns, one line each."""
-        plan = self.to_dict(history, num_devices)
-        lines = []
-        for index, row in enumerate(plan["segments"]):
-            extent = row["start_examples"], row["end_examples"], row["num_updates"]
-            line = {"segment": str(index), **self._extent(*extent)}
-            line["batch"] = str(row["batch_size"])
-            if num_devices is not None:
-                line["per device"] = f"{row['per_device_batch_size']:.6g}"
-            line["learning rate"] = _span(row, "learning_rate")
-            line["momentum"] = f"{row['momentum']:g}"
-            line["noise scale"] = _span(row, "noise_scale")
-            lines.append(line)
-        end = plan["segments"][-1]["end_examples"] if lines else 0
-        lines.append({"segment": "total", **self._extent(0, end, plan["num_updates"])})
-        names = list(lines[0])
-        cells = [names, *([line.get(name, "") for name in names] for line in lines)]
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        gap = "  " if sum(widths) + 2 * (len(widths) - 1) <= 100 else " "
-        return "\n".join(gap.join(map(str.rjust, row, widths)).rstrip() for row in cells)
+        return describe.table(self, history, num_devices)
 
     def _point(self, segment: Segment, index: int, updates_before: int, update: int) -> Point:
         """Returns update number `update` of the segment."""
         start = segment.start_examples + update * segment.batch_size
-        learning_rate = self._learning_rate(segment, update)
+        learning_rate = self.learning_rate_of(segment, update)
         setting = (segment.batch_size, segment.momentum, self.recipe.num_examples)
+        name, value = self.recipe.coupling.noise, self.noise_of(learning_rate, segment)
+        is_scale = name == "noise_scale"
         return Point(
             start_examples=start,
             update=updates_before + update,
@@ -225,62 +135,34 @@ class Plan(abc.ABC):
             batch_size=segment.batch_size,
             learning_rate=learning_rate,
             momentum=segment.momentum,
-            noise_scale=noise_scale(learning_rate, *setting),
-            noise_scale_exact=noise_scale_exact(learning_rate, *setting),
+            noise_scale=value if is_scale else None,
+            noise_scale_exact=noise_scale_exact(learning_rate, *setting) if is_scale else None,
+            diffusion=value if name == "diffusion" else None,
             accumulation_epochs=accumulation_epochs(*setting),
         )
 
-    def _learning_rate(self, segment: Segment, update: int) -> float:
+    def learning_rate_of(self, segment: Segment, update: int) -> float:
+        """Returns the learning rate of update number `update` of a segment."""
         start = segment.start_examples + update * segment.batch_size
-        nominal = max(start, segment.nominal_start_examples)
+        middle = min(start + self._lead(segment), self.recipe.end_examples - 1)
+        nominal = max(middle, start, segment.nominal_start_examples)
         return self._scaled(self.recipe.learning_rate_at(nominal), segment)
+
+    def _lead(self, segment: Segment) -> int:
+        """Examples from the start of an update to the mean start of those that it replaces."""
+        return max(0, segment.batch_size - self.recipe.batch_size) // 2
 
     def _scaled(self, on_curve: Any, segment: Segment) -> Any:
         growth = (segment.batch_size / self.recipe.batch_size) ** self.exponent
+        if not self.recipe.coupling.sums_momentum:
+            return on_curve * growth
         return on_curve * growth * ((1 - segment.momentum) / (1 - self.recipe.momentum))
 
-    def _row(self, segment: Segment, num_devices: int | None) -> dict[str, Any]:
-        rates = [self._learning_rate(segment, n) for n in (0, segment.num_updates - 1)]
-        setting = (segment.batch_size, segment.momentum, self.recipe.num_examples)
-        row: dict[str, Any] = {
-            "start_examples": segment.start_examples,
-            "end_examples": segment.end_examples,
-            "num_updates": segment.num_updates,
-            "batch_size": segment.batch_size,
-        }
-        if num_devices is not None:
-            whole, rest = divmod(segment.batch_size, num_devices)
-            row["per_device_batch_size"] = segment.batch_size / num_devices if rest else whole
-        return row | {
-            "learning_rate_start": rates[0],
-            "learning_rate_end": rates[1],
-            "momentum": segment.momentum,
-            "noise_scale_start": noise_scale(rates[0], *setting),
-            "noise_scale_end": noise_scale(rates[1], *setting),
-        }
-
-    def _noise_scales(self, segments: Sequence[Segment]) -> list[float]:
-        starts = [segment.start_examples for segment in segments]
-        values = []
-        for part in range(NUM_NOISE_SCALES):
-            middle = (2 * part + 1) * self.recipe.end_examples // (2 * NUM_NOISE_SCALES)
-            position = min(middle, self.end_examples - 1)
-            if not segments or position >= segments[-1].end_examples:
-                break
-            segment = segments[bisect_right(starts, position) - 1]
-            update = (position - segment.start_examples) // segment.batch_size
-            learning_rate = self._learning_rate(segment, update)
-            setting = (segment.batch_size, segment.momentum, self.recipe.num_examples)
-            values.append(noise_scale(learning_rate, *setting))
-        return values
-
-    def _extent(self, start_examples: int, end_examples: int, num_updates: int) -> dict[str, str]:
-        start, end = (n / self.recipe.num_examples for n in (start_examples, end_examples))
-        return {
-            "epochs": f"{start:.2f}-{end:.2f}",
-            "examples": f"{end_examples - start_examples:,}",
-            "updates": f"{num_updates:,}",
-        }
+    def noise_of(self, learning_rate: float, segment: Segment) -> float | None:
+        """Returns the noise scale or the diffusion at this learning rate; None without either."""
+        size, momentum = segment.batch_size, segment.momentum
+        measure = self.recipe.coupling.measure
+        return measure(learning_rate, size, momentum, self.recipe.num_examples)
 
 
 @dataclass(frozen=True)
@@ -291,11 +173,15 @@ class FixedPlan(Plan):
       recipe: what the plan follows.
       segments: at least one; the first starts at example 0, each other where the last one ends.
       exponent: as in `Plan`.
+      bound: the rule that limits the largest batch size; "" if nothing does.
+      warnings: a line for each thing that makes the plan differ from the recipe in practice.
     """
 
     recipe: Recipe
     segments: tuple[Segment, ...]
     exponent: float = 1.0
+    bound: str = ""
+    warnings: tuple[str, ...] = ()
 
     @property
     def num_updates(self) -> int:
@@ -373,11 +259,3 @@ class FixedPlan(Plan):
     @cached_property
     def _updates_before(self) -> list[int]:
         return list(accumulate((segment.num_updates for segment in self.segments), initial=0))
-
-
-def _span(row: dict[str, Any], key: str) -> str:
-    start, end = (
-        f"{value:,.0f}" if 1000 <= value < 1e6 else f"{value:.3g}"
-        for value in (row[f"{key}_start"], row[f"{key}_end"])
-    )
-    return start if start == end else f"{start}..{end}"

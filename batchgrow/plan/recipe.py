@@ -4,6 +4,8 @@ The noise scale of stochastic gradients (Smith & Le 2017; Smith, Kindermans, Yin
 Sec. 2-4) is, for N training examples and batch size B,
 
     g = learning_rate / (1 - momentum) * (N / B - 1)  ~  learning_rate * N / (B * (1 - momentum))
+
+It is that of SGD. `batchgrow.plan.coupling` has what other optimizers keep instead.
 """
 
 import math
@@ -12,6 +14,7 @@ from numbers import Integral
 
 import numpy as np
 
+from batchgrow.plan.coupling import Coupling, coupling_of
 from batchgrow.plan.curves import LearningRateCurve, evaluate
 
 
@@ -43,6 +46,10 @@ class Recipe:
         once per update. `from_optax` makes a recipe from a schedule that counts updates.
       num_examples: N, the size of the training set.
       num_epochs: the length of the run. It may be a fraction.
+      optimizer: the name of the optimizer, which determines how learning rate, momentum and batch
+        size depend on each other: one of `batchgrow.plan.coupling.COUPLINGS`.
+      tokens_per_example: the length of a sequence, so that plans also count tokens. None if
+        examples are not sequences.
 
     Raises:
       ValueError: if a field is outside its range.
@@ -53,11 +60,16 @@ class Recipe:
     curve: LearningRateCurve
     num_examples: int
     num_epochs: float
+    optimizer: str = "momentum"
+    tokens_per_example: int | None = None
 
     def __post_init__(self) -> None:
         check_whole("batch_size", self.batch_size)
         check_whole("num_examples", self.num_examples)
         check_momentum(self.momentum)
+        coupling_of(self.optimizer)
+        if self.tokens_per_example is not None:
+            check_whole("tokens_per_example", self.tokens_per_example)
         if not 0 < self.num_epochs < math.inf:
             raise ValueError(f"num_epochs={self.num_epochs} must be a finite number above 0")
         if self.end_examples < 1:
@@ -70,6 +82,11 @@ class Recipe:
                 f"curve={self.curve!r} must be a function of the epoch, such as "
                 "batchgrow.curves.constant(0.1)"
             )
+
+    @property
+    def coupling(self) -> Coupling:
+        """How the optimizer's step depends on learning rate, momentum and batch size."""
+        return coupling_of(self.optimizer)
 
     @property
     def end_examples(self) -> int:

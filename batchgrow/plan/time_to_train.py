@@ -2,15 +2,18 @@
 
 An update computes gradients and then sums them over all devices. Input is prepared meanwhile:
 
-    update_seconds = max(B / n * seconds_per_example + allreduce, B / (hosts * input_rate))
-    allreduce = 2 (n - 1) / n * bytes / bandwidth + 2 (n - 1) * latency
+    update_seconds = max(a + b * B / n + allreduce, B * h / n / input_rate)
+    allreduce = 2 (n - 1) / n * bytes / bandwidth + hops(n) * latency
 
-for batch size B on n devices and a ring all-reduce of float32 gradients that does not overlap with
-computation. Not counted: evaluation, checkpoints, compilation, start-up, and the lower speed of a
-device that has few examples per update.
+for batch size B on n devices, h of them on the largest host, and an all-reduce of float32 gradients
+that does not overlap with computation. a is the time that an update takes for any number of
+examples: launching programs, applying the optimizer, reading the parameters. It is why a larger
+batch is faster on the same devices; `fit` finds a and b from two measured batch sizes. Not counted:
+evaluation, checkpoints, compilation and start-up.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,14 +27,16 @@ class Hardware:
     """The hardware that a plan runs on.
 
     Attributes:
-      seconds_per_example: time to train on one example on one device.
+      seconds_per_example: b, the time of one more example on one device.
       num_devices: the devices of all hosts together. With `grow_devices`, those of the first
         segment.
       devices_per_host: each host prepares the input of so many devices.
-      bandwidth: bytes per second that a device sends to the next one in the ring.
-      latency: seconds of one step of the ring.
+      bandwidth: bytes per second that a device sends to the next one.
+      latency: seconds from a device to the next one.
       input_rate: examples per second that one host can prepare. math.inf means no limit.
       grow_devices: whether the number of devices grows in proportion to the batch size.
+      seconds_per_update: a, the time of an update that does not depend on its examples.
+      network: "ring"; "torus" of two or three dimensions: "torus2", "torus3"; or "tree".
 
     Raises:
       ValueError: if a field is outside its range.
@@ -44,6 +49,8 @@ class Hardware:
     latency: float = 5e-6
     input_rate: float = math.inf
     grow_devices: bool = False
+    seconds_per_update: float = 0.0
+    network: str = "ring"
 
     def __post_init__(self) -> None:
         for name in ("seconds_per_example", "bandwidth", "input_rate"):
@@ -52,20 +59,60 @@ class Hardware:
         for name in ("num_devices", "devices_per_host"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be 1 or more")
-        if not self.latency >= 0:
-            raise ValueError(f"latency={self.latency} must be 0 seconds or more")
+        for name in ("latency", "seconds_per_update"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be 0 seconds or more")
+        if self.network not in NETWORKS:
+            raise ValueError(f"unknown network {self.network!r}; choose {', '.join(NETWORKS)}")
+
+
+def fit(first: tuple[float, float], second: tuple[float, float]) -> tuple[float, float]:
+    """Returns (a, b) of update seconds = a + b * examples, from two measurements on one device.
+
+    >>> fit((32, 0.012), (256, 0.068))
+    (0.004, 0.00025)
+
+    Args:
+      first, second: (examples per device, seconds of an update).
+
+    Raises:
+      ValueError: if the larger batch is not slower. A negative a, from noise, counts as 0.
+    """
+    (small, fast), (large, slow) = sorted((first, second))
+    if not (0 < small < large and 0 < fast < slow):
+        raise ValueError(
+            f"{small:g} examples in {fast:g} s and {large:g} in {slow:g} s: the larger batch must "
+            "take longer; measure two sizes that are further apart"
+        )
+    slope = (slow - fast) / (large - small)
+    intercept = fast - slope * small
+    if intercept < 0:
+        return 0.0, slow / large
+    return round(intercept, 12), round(slope, 15)
 
 
 def allreduce_seconds(
-    num_bytes: float, num_devices: int, bandwidth: float, latency: float
+    num_bytes: float, num_devices: int, bandwidth: float, latency: float, network: str = "ring"
 ) -> float:
-    """Returns the seconds of a ring all-reduce: each device sends 2 (n - 1) pieces of bytes / n.
+    """Returns the seconds of an all-reduce: a device sends 2 (n - 1) / n of the bytes in any case.
+
+    A ring has 2 (n - 1) hops, a torus of d dimensions 2 d (n^(1/d) - 1), because it reduces along
+    one dimension after another, and a tree 2 log2(n) (Thakur, Rabenseifner & Gropp 2005).
 
     >>> allreduce_seconds(1e9, num_devices=4, bandwidth=1e9, latency=0.0)
     1.5
     """
-    steps = 2 * (num_devices - 1)
-    return steps * (num_bytes / num_devices / bandwidth + latency)
+    hops = 2 * NETWORKS[network](num_devices)
+    share = 2 * (num_devices - 1) / num_devices
+    return share * num_bytes / bandwidth + hops * latency
+
+
+NETWORKS: dict[str, Callable[[int], float]] = {
+    "ring": lambda n: n - 1,
+    "torus2": lambda n: 2 * (n ** (1 / 2) - 1),
+    "torus3": lambda n: 3 * (n ** (1 / 3) - 1),
+    "tree": lambda n: math.ceil(math.log2(n)),
+}
 
 
 def predict(plan: FixedPlan, num_parameters: int, hardware: Hardware) -> dict[str, Any]:
@@ -89,13 +136,20 @@ def predict(plan: FixedPlan, num_parameters: int, hardware: Hardware) -> dict[st
                     f"whole number for {segment.batch_size}: change num_devices, or do not set "
                     "grow_devices"
                 )
-        hosts = math.ceil(devices / hardware.devices_per_host)
-        compute = segment.batch_size / devices * hardware.seconds_per_example
+        # The host with the most devices needs the most input.
+        share = min(devices, hardware.devices_per_host) / devices
+        examples = segment.batch_size / devices
+        compute = hardware.seconds_per_update + examples * hardware.seconds_per_example
         allreduce = allreduce_seconds(
-            num_parameters * BYTES_PER_GRADIENT, devices, hardware.bandwidth, hardware.latency
+            num_parameters * BYTES_PER_GRADIENT,
+            devices,
+            hardware.bandwidth,
+            hardware.latency,
+            hardware.network,
         )
-        needed = segment.batch_size / (compute + allreduce) / hosts
-        wait = max(0.0, segment.batch_size / (hosts * hardware.input_rate) - compute - allreduce)
+        needed = segment.batch_size * share / (compute + allreduce)
+        input_seconds = segment.batch_size * share / hardware.input_rate
+        wait = max(0.0, input_seconds - compute - allreduce)
         update = compute + allreduce + wait
         segments.append(
             {

@@ -141,20 +141,25 @@ def _median(values: Sequence[float | None]) -> float | None:
 
 
 def same_noise_scale(plans: Sequence[Mapping[str, Any]]) -> bool | None:
-    """Whether the noise scales of these plans (plan.json) agree; None for fewer than two plans.
+    """Whether the noise of these plans (plan.json) agrees; None for fewer than two plans.
+
+    The noise is the noise scale, or what is called diffusion in plans for Adam. None if the plans
+    have neither, or not the same of both.
 
     The learning rate of an update is that of its first example, so at one epoch two plans may
     differ by as much as the curve falls within one batch. Each plan is therefore given the range of
     its noise scales within one batch, the largest there, and the ranges must meet.
     """
-    if len(plans) < 2:
+    names = {wording.noise_name(plan) for plan in plans}
+    name = names.pop() if len(names) == 1 else None
+    if len(plans) < 2 or name is None:
         return None
     # plan.json has the values at the middles of equal parts of the run.
-    size = min(len(plan["noise_scale"]) for plan in plans)
+    size = min(len(plan[name]) for plan in plans)
     middles = np.arange(size * NOISE_GRID) / NOISE_GRID
-    scales = [np.array(plan["noise_scale"][:size], np.float64) for plan in plans]
+    scales = [np.array(plan[name][:size], np.float64) for plan in plans]
     floor = NOISE_FLOOR * np.max(scales)
-    widths = np.max([_batch_widths(plan, middles) for plan in plans], axis=0)
+    widths = np.max([_batch_widths(plan, middles, len(plan[name])) for plan in plans], axis=0)
     lows, highs = [], []
     for values in scales:
         logs = np.interp(middles, np.arange(size), np.log(np.maximum(values, floor)))
@@ -165,9 +170,9 @@ def same_noise_scale(plans: Sequence[Mapping[str, Any]]) -> bool | None:
     return bool(np.mean(apart < np.log1p(NOISE_TOLERANCE)) >= NOISE_SHARE)
 
 
-def _batch_widths(plan: Mapping[str, Any], middles: np.ndarray) -> np.ndarray:
+def _batch_widths(plan: Mapping[str, Any], middles: np.ndarray, size: int) -> np.ndarray:
     """The batch size at each place of the grid, in steps of the grid, rounded up."""
-    part = plan["num_examples"] * plan["num_epochs"] / len(plan["noise_scale"])
+    part = plan["num_examples"] * plan["num_epochs"] / size
     ends = [segment["end_examples"] for segment in plan["segments"]]
     batch_sizes = np.array([segment["batch_size"] for segment in plan["segments"]])
     index = np.searchsorted(ends, (middles + 0.5) * part, side="right")

@@ -129,18 +129,19 @@ def _spans_a_factor(groups: Sequence[PlanGroup], column: str, factor: float) -> 
 
 
 def plan_panels(plans: Mapping[str, Iterable[Any]]) -> list[Panel]:
-    """Four figures of plans before anything is trained, over epochs; the last has the legend.
+    """Figures of plans before anything is trained, over epochs; the last has the legend.
 
     Args:
       plans: label -> the points of a plan (`FixedPlan.points()`).
     """
+    curves = {label: _thinned(list(points)) for label, points in plans.items()}
+    names = {name for points in curves.values() for name in points[0].noise}
     fields = {
         "learning_rate": "learning rate",
         "batch_size": "batch size",
-        "noise_scale": "noise scale",
+        **({name: name.replace("_", " ") for name in names} if len(names) == 1 else {}),
         "update": "updates so far",
     }
-    curves = {label: _thinned(list(points)) for label, points in plans.items()}
 
     def panel(field: str, label: str) -> Panel:
         return Panel(

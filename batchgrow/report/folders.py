@@ -18,7 +18,6 @@ PLAN = {
     "num_epochs": NUMBER,
     "num_updates": int,
     "segments": list,
-    "noise_scale": list,
 }
 SEGMENT = {
     "start_examples": int,
@@ -28,8 +27,6 @@ SEGMENT = {
     "learning_rate_start": NUMBER,
     "learning_rate_end": NUMBER,
     "momentum": NUMBER,
-    "noise_scale_start": NUMBER,
-    "noise_scale_end": NUMBER,
 }
 ROW = {
     "examples_seen": int,

@@ -78,14 +78,23 @@ def _comparison(comparison: Facts, drawn: Mapping[str, Drawing], level: str) -> 
         "to the highest seed. Dotted lines mark the starts of segments.</p>",
         f"<{level}>The segments of each plan</{level}>",
         _segments_table(comparison["plans"]),
-        '<p class="soft">Noise scale = learning rate × training examples / (batch size × '
-        "(1 − momentum)). Plans with the same noise scale over the epochs are expected to train "
-        "alike. A plan has the noise scale of its recipe if its exponent is 1.</p>",
+        f'<p class="soft">{NOISE.get(_noise(comparison["plans"]) or "", "")}</p>',
     ]
     if "time" in drawn:
         parts += [f"<{level}>Where the time went</{level}>", _time_table(comparison["plans"])]
         parts += [f'<div class="figures">{_figure(drawn["time"])}</div>']
     return "\n".join(parts)
+
+
+NOISE = {
+    "noise_scale": "Noise scale = learning rate × training examples / (batch size × "
+    "(1 − momentum)). Plans with the same noise scale over the epochs are expected to train "
+    "alike. A plan has the noise scale of its recipe if its exponent is 1.",
+    "diffusion": "Diffusion = learning rate × √(training examples / batch size): how far noise "
+    "moves a parameter in an epoch if each step is normalised, as Adam's. Plans with the same "
+    "diffusion over the epochs are expected to train alike. A plan has the diffusion of its recipe "
+    "if its exponent is 1/2.",
+}
 
 
 def _plans_table(plans: Sequence[Facts], metric: Facts) -> str:
@@ -137,9 +146,16 @@ def _paper_table(rows: Sequence[Facts], metric: Facts) -> str:
     return "<h3>Beside the paper</h3>" + _table(header, cells, wide=(6, 7), cards=True)
 
 
+def _noise(plans: Sequence[Facts]) -> str | None:
+    """What all segments call the noise; None if not all call it the same."""
+    names = {wording.noise_name(s) for plan in plans for s in plan["segments"]}
+    return names.pop() if len(names) == 1 else None
+
+
 def _segments_table(plans: Sequence[Facts]) -> str:
     header = ["Plan", "Epochs", "Updates", "Batch size", "Learning rate", "Momentum"]
-    header += ["Noise scale", "Examples/s"]
+    noise = _noise(plans)
+    header += [*([noise.replace("_", " ").capitalize()] if noise else []), "Examples/s"]
     known = any(segment["share_of_peak"] for plan in plans for segment in plan["segments"])
     if known:
         header += ["Share of peak"]
@@ -151,7 +167,7 @@ def _segments_table(plans: Sequence[Facts]) -> str:
             wording.count(segment["batch_size"]),
             wording.start_and_end(segment, "learning_rate"),
             f"{segment['momentum']:g}",
-            wording.start_and_end(segment, "noise_scale"),
+            *([wording.start_and_end(segment, noise)] if noise else []),
             wording.count(segment["examples_per_second"]),
             *([wording.percent(segment["share_of_peak"], 1)] if known else []),
         )

@@ -95,6 +95,12 @@ def plan_cells(plan: Mapping[str, Any], metric: Metric) -> tuple[str, ...]:
     )
 
 
+def noise_name(numbers: Mapping[str, Any]) -> str | None:
+    """Returns what a plan.json or one of its segments calls the noise; None if it has none."""
+    names = ("noise_scale", "diffusion")
+    return next((n for n in names if n in numbers or f"{n}_start" in numbers), None)
+
+
 def headline(
     plans: Sequence[Mapping[str, Any]], metric: Metric, same_noise_scale: bool | None
 ) -> str:
@@ -106,8 +112,9 @@ def headline(
         median = value(done[0]["test"]["median"], metric, 1)
         updates = count(done[0]["num_updates"])
         return f"{done[0]['plan']}: {test(metric)} {median} after {updates} updates."
-    noise = {True: "Same noise scale", False: "Different noise scales", None: "Noise scale unknown"}
-    sentence = f"{noise[same_noise_scale]}: {_spread(done, metric)}"
+    noise = (noise_name(done[0]["segments"][0]) or "noise_scale").replace("_", " ")
+    starts = {True: f"Same {noise}", False: f"Different {noise}s", None: "Noise scale unknown"}
+    sentence = f"{starts[same_noise_scale]}: {_spread(done, metric)}"
     most = max(done, key=lambda plan: plan["num_updates"])
     least = min(done, key=lambda plan: plan["num_updates"])
     if most["num_updates"] == least["num_updates"]:

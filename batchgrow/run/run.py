@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 class Due(NamedTuple):
     """What is due after a dispatch."""
 
-    noise: bool
     evaluation: bool
     row: bool
     checkpoint: bool
@@ -78,7 +77,7 @@ class Run:
         self._plan = experiment.plan
         self._mesh = mesh
         self._is_writer = jax.process_index() == 0
-        self.examples_seen = 0
+        self.examples_seen = self._before = 0
         self.history: list[Segment] = []
         self.measured: dict[str, float] = {}
         self._noise = NoiseMeter(experiment)
@@ -227,23 +226,31 @@ class Run:
         before: Any = state.sums["loss"]
         return self._clock.timer("input", counts=before.is_ready)
 
-    def advance(self, points: Sequence[Point]) -> Due:
-        """Notes that these updates were dispatched, and says what is due after them."""
-        before, self.examples_seen = self.examples_seen, points[-1].end_examples
-        self._progress.advance(self.examples_seen - before)
-        cadence, at_end = self._experiment.cadence, self._is_at_end()
+    def advance(self, points: Sequence[Point]) -> None:
+        """Notes that these updates were dispatched."""
+        self._before, self.examples_seen = self.examples_seen, points[-1].end_examples
+        self._progress.advance(self.examples_seen - self._before)
 
-        def due(every: int) -> bool:
-            return at_end or before // every < self.examples_seen // every
-
-        evaluation = due(cadence.evaluate)
+    def measure(self, engine: "Engine", state: TrainState) -> Due:
+        """Measures what the plan may decide by, and says what is due after the last dispatch."""
+        cadence = self._experiment.cadence
+        if self._has_passed(cadence.noise):
+            self._measure_noise(engine, state)
         # A row never mixes two batch sizes.
-        row = evaluation or due(cadence.log) or self.current is None
-        noise = before // cadence.noise < self.examples_seen // cadence.noise
-        checkpoint, self._save_soon = due(cadence.checkpoint) or self._save_soon, False
-        return Due(noise, evaluation, row, checkpoint)
+        row = self.current is None or self._has_passed(cadence.log, cadence.evaluate)
+        if row:
+            self.measured = self._experiment.task.summarize(_sums(state)) | self._noise.columns()
+        at_end = self._is_at_end()
+        evaluation = at_end or self._has_passed(cadence.evaluate)
+        checkpoint = at_end or self._save_soon or self._has_passed(cadence.checkpoint)
+        self._save_soon = False
+        return Due(evaluation, row, checkpoint)
 
-    def measure_noise(self, engine: "Engine", state: TrainState) -> None:
+    def _has_passed(self, *intervals: int) -> bool:
+        """Whether the last dispatch reached a multiple of one of the intervals."""
+        return any(self._before // every < self.examples_seen // every for every in intervals)
+
+    def _measure_noise(self, engine: "Engine", state: TrainState) -> None:
         """Measures the gradient noise, and adds it to its averages."""
         jax.block_until_ready(state.params)
         with self._clock.timer("compile"):
@@ -276,23 +283,23 @@ class Run:
         Raises:
           NonFiniteLoss: if the loss is not finite, on every process alike.
         """
-        sums = {name: float(value) for name, value in jax.device_get(state.sums).items()}
-        metrics = self._experiment.task.summarize(sums)
         noise = self._noise.columns()
+        metrics = {k: value for k, value in self.measured.items() if k not in noise}
         seconds, waited_for_input = self._clock.lap()
         row = {
             "examples_seen": self.examples_seen,
             "updates": point.update + 1,
             "epoch": self.examples_seen / self._plan.recipe.num_examples,
+            **self._tokens_seen(),
             "segment": point.segment,
             "batch_size": point.batch_size,
             "learning_rate": point.learning_rate,
             "momentum": point.momentum,
-            "noise_scale": point.noise_scale,
+            **point.noise,
             **{f"train_{name}": value for name, value in metrics.items()},
             **test,
             **noise,
-            "examples_per_second": sums["count"] / max(seconds, 1e-9),
+            "examples_per_second": float(state.sums["count"]) / max(seconds, 1e-9),
             "input_share": waited_for_input / max(seconds, 1e-9),
             "wall_seconds": self._clock.total(),
             **{f"{name}_seconds": self._clock.seconds[name] for name in TIMERS},
@@ -300,13 +307,16 @@ class Run:
         self._check_finite(metrics["loss"], point)
         if self._is_at_end():  # no later update shows what the last one did
             self._check_finite(test["test_loss"], point)
-        self.measured = metrics | noise
         if self._log is not None:
             self._log.write(row)
         self._progress.row(row)
         zeros = jax.tree.map(np.zeros_like, jax.device_get(state.sums))
         changed: Any = state
         return changed.replace(sums=replicate(zeros, self._mesh))
+
+    def _tokens_seen(self) -> dict[str, int]:
+        tokens = self._plan.recipe.tokens_per_example
+        return {} if tokens is None else {"tokens_seen": tokens * self.examples_seen}
 
     def reason_to_stop(self, asked: bool) -> Outcome | None:
         """Why the run stops here, or None. Every process asks once after each dispatch.
@@ -350,13 +360,14 @@ class Run:
         self._checkpoints.wait()
         return outcome
 
-    def finish(self) -> Outcome:
+    def finish(self, engine: "Engine") -> Outcome:
         """Writes the summary; returns when everything is on disk."""
         self._checkpoints.wait()
         if self._log is not None:
             e, num_updates = self._experiment, sum(s.num_updates for s in self.history)
+            rows, num_replaced = list(self._log.rows()), getattr(engine.feed, "num_replaced", 0)
             summary = summarize(
-                e, self._mesh, list(self._log.rows()), self.history, self._compiled, self._clock
+                e, self._mesh, rows, self.history, self._compiled, self._clock, num_replaced
             )
             self._log.finish(
                 hyper_parameters(e, self._settings, num_updates), compared(e.task, summary)
@@ -396,6 +407,10 @@ class Run:
             f"batch size {point.batch_size}, learning rate {point.learning_rate:.4g}); {good}; "
             "lower recipe.learning_rate or add recipe.warmup_epochs, in a new workdir"
         )
+
+
+def _sums(state: TrainState) -> dict[str, float]:
+    return {name: float(value) for name, value in jax.device_get(state.sums).items()}
 
 
 def _same_segments(a: Sequence[Segment], b: Sequence[Segment]) -> bool:

@@ -25,6 +25,7 @@ def summarize(
     segments: Sequence[Segment],
     compiled: Mapping[str, Mapping[str, Any]],
     clock: Clock,
+    num_replaced: int,
 ) -> dict[str, Any]:
     """The content of `summary.json`.
 
@@ -35,6 +36,7 @@ def summarize(
       segments: of the run.
       compiled: what the update of each batch size cost to compile.
       clock: of the run.
+      num_replaced: training records that were replaced since the last start.
     """
     metric = experiment.task.metrics[0]
     column = f"test_{metric.name}"
@@ -54,7 +56,7 @@ def summarize(
         "compile_seconds": seconds["compile"],
         "seconds": seconds,
         "segments": _segments(rows, segments, compiled, share_of_peak(experiment, mesh)),
-        "num_replaced_records": getattr(experiment.train_data, "num_replaced", 0),
+        "num_replaced_records": num_replaced,
         "versions": environment.versions(),
         "devices": environment.devices(),
         "commit": environment.commit(),

@@ -44,7 +44,12 @@ class Outputs(NamedTuple):
 
 
 class Task(Protocol):
-    """What is trained. The engine knows no other names of metrics than those of the task."""
+    """What is trained. The engine knows no other names of metrics than those of the task.
+
+    A task may also have `inputs`, the names of the arrays that it reads, each with other names that
+    it accepts: (("image", "x"), ("label", "y")). And it may have `check(arrays, split)`, which
+    raises a ValueError for a data set in memory that it cannot train on.
+    """
 
     @property
     def metrics(self) -> tuple[Metric, ...]:

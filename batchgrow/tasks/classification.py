@@ -1,4 +1,4 @@
-"""Image classification."""
+"""Classification of images, rows of a table, or any other arrays."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,13 +18,17 @@ Images = dict[str, jax.Array]
 
 @dataclass(frozen=True, eq=False)
 class Classification:
-    """Cross entropy of images `{"image": uint8 (examples, h, w, c), "label": int (examples,)}`.
+    """Cross entropy of `{"image": (examples, ..., channels), "label": int (examples,)}`.
+
+    An "image" is usually uint8 `(examples, height, width, channels)`. It may have any other shape
+    and dtype, such as float32 `(examples, columns)`.
 
     Attributes:
-      model: called as `model(images, train=...)` with float32 images `(examples, h, w, c)`; gives
-        logits `(examples, num_classes)`.
+      model: called as `model(images, train=...)` with float32 images; gives logits
+        `(examples, num_classes)`.
       num_classes: the number of classes.
-      mean: of 0..255 pixels, for each channel or for all.
+      mean: of each channel or of all. None takes pixels from 0..255 to 0..1 and leaves floats as
+        they are.
       std: likewise.
       augment: of the training images: "none", "flip" or "crop_flip" (see `data.augment`).
       label_smoothing: probability that training spreads evenly over all classes.
@@ -35,11 +39,12 @@ class Classification:
 
     model: nn.Module
     num_classes: int
-    mean: Sequence[float] = (0.0,)
-    std: Sequence[float] = (255.0,)
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
     augment: str = "none"
     label_smoothing: float = 0.0
 
+    inputs = (("image", "x"), ("label", "y"))
     metrics = (Metric("accuracy", "higher", percent=True), Metric("loss", "lower"))
 
     def __post_init__(self) -> None:
@@ -53,7 +58,7 @@ class Classification:
             raise ValueError(
                 f"task.label_smoothing {self.label_smoothing} must be at least 0 and below 1"
             )
-        if min(self.std) <= 0:
+        if self.std is not None and min(self.std) <= 0:
             raise ValueError(f"task.std {tuple(self.std)} must be above 0")
 
     def check(self, examples: Images, split: str) -> None:
@@ -62,17 +67,23 @@ class Classification:
         Raises:
           ValueError: if the images do not fit the fields, or a label is not a class.
         """
-        height, width, channels = examples["image"].shape[1:]
+        shape = examples["image"].shape[1:]
+        channels = shape[-1]
         for name, values in (("mean", self.mean), ("std", self.std)):
-            if len(values) not in (1, channels):
+            if values is not None and len(values) not in (1, channels):
                 raise ValueError(
                     f"task.{name} has {len(values)} values and the images have {channels} "
                     "channels; give one value for each channel, or one for all"
                 )
-        if self.augment == "crop_flip" and min(height, width) <= PADDING:
+        if self.augment != "none" and len(shape) != 3:
+            raise ValueError(
+                f"task.augment {self.augment!r} needs images (height, width, channels), but an "
+                f"example has shape {shape}; set it to 'none'"
+            )
+        if self.augment == "crop_flip" and min(shape[:2]) <= PADDING:
             raise ValueError(
                 f"task.augment 'crop_flip' reflects {PADDING} pixels at each edge and needs images "
-                f"of {PADDING + 1} pixels a side or more, but these have {height} x {width}; "
+                f"of {PADDING + 1} pixels a side or more, but these have {shape[0]} x {shape[1]}; "
                 "choose 'flip' or 'none'"
             )
         least, most = examples["label"].min(), examples["label"].max()
@@ -108,8 +119,12 @@ class Classification:
         return {"loss": sums["loss"] / count, "accuracy": sums["correct"] / count}
 
     def _normalised(self, images: jax.Array) -> jax.Array:
-        shift = np.asarray(self.mean, np.float32).reshape(1, 1, 1, -1)
-        scale = 1.0 / np.asarray(self.std, np.float32).reshape(1, 1, 1, -1)
+        pixels = images.dtype == jnp.uint8
+        mean = (0.0,) if self.mean is None else self.mean
+        std = (255.0 if pixels else 1.0,) if self.std is None else self.std
+        shape = (1,) * (images.ndim - 1) + (-1,)
+        shift = np.asarray(mean, np.float32).reshape(shape)
+        scale = 1.0 / np.asarray(std, np.float32).reshape(shape)
         return (images.astype(jnp.float32) - shift) * scale
 
 

@@ -32,6 +32,7 @@ class LanguageModel:
     model: nn.Module
     bytes_per_token: np.ndarray | float = 1.0
 
+    inputs = (("tokens", "text"),)
     metrics = (
         Metric("loss", "lower"),
         Metric("perplexity", "lower"),

@@ -30,6 +30,7 @@ class Regression:
     mean: float = 0.0
     std: float = 1.0
 
+    inputs = (("x",), ("y",))
     metrics = (
         Metric("loss", "lower"),
         Metric("rmse", "lower"),

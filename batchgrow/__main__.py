@@ -1,0 +1,220 @@
+"""Prints, converts and plots plans without a config file, and sends runs to a tracker.
+
+    python -m batchgrow plan --batch_size=128 --momentum=0.9 --num_examples=50000 \\
+        --num_epochs=200 --learning_rate=0.1 --curve=step --boundaries_epochs=60,120,160 \\
+        --factor=0.2
+    python -m batchgrow plan ... --to=csv --out=plan.csv
+    python -m batchgrow plan --from=plan.csv --to=megatron
+    python -m batchgrow track RUN --wandb PROJECT --follow
+
+Needs NumPy only; `--plot` needs matplotlib, `--wandb` needs wandb.
+"""
+
+import argparse
+import json
+import math
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from batchgrow import tracking
+from batchgrow.plan import FixedPlan, Recipe, curves, grow
+from batchgrow.plan.exchange import from_text, stages, to_csv, to_json, to_olmo_core
+
+CURVES = ("constant", "step", "cosine", "exponential", "inverse_time", "polynomial")
+FORMS = ("table", "csv", "json", "megatron", "olmo-core")
+RECIPE = ("batch_size", "momentum", "num_examples", "num_epochs", "learning_rate")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command and returns its exit status: 0, or 2 for a wrong argument."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.command(options)
+    except BrokenPipeError:  # The reader, such as `head`, has enough.
+        sys.stderr.close()
+    except (ModuleNotFoundError, OSError, ValueError) as error:
+        print(f"batchgrow: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="batchgrow", allow_abbrev=False)
+    commands = parser.add_subparsers(required=True)
+    plan = commands.add_parser("plan", help="print, convert or plot a plan", allow_abbrev=False)
+    plan.set_defaults(command=_plan)
+    _add_recipe(plan.add_argument_group("recipe (or --from)"))
+    _add_growth(plan.add_argument_group("growth"))
+    output = plan.add_argument_group("output")
+    output.add_argument("--to", choices=FORMS, default="table")
+    output.add_argument("--tokens_per_example", type=int, help="for megatron and olmo-core: tokens")
+    output.add_argument("--num_devices", type=int, help="table: show the batch of each device")
+    output.add_argument("--out", type=pathlib.Path, help="write there, not to the terminal")
+    output.add_argument("--plot", type=pathlib.Path, help="draw the plan into this .png or .svg")
+
+    track = commands.add_parser("track", help="send the rows of a run to a tracker")
+    track.set_defaults(command=_track)
+    track.add_argument("folder", type=pathlib.Path, help="the run folder")
+    track.add_argument("--wandb", required=True, metavar="PROJECT", help="Weights & Biases")
+    track.add_argument("--follow", action="store_true", help="wait for rows until the run ends")
+    return parser
+
+
+def _add_recipe(group: Any) -> None:
+    group.add_argument("--from", dest="source", type=pathlib.Path, help="a CSV or JSON table")
+    group.add_argument("--batch_size", type=int)
+    group.add_argument("--momentum", type=float, help="for Adam: b1")
+    group.add_argument("--num_examples", type=int, help="N, the size of the training set")
+    group.add_argument("--num_epochs", type=float)
+    group.add_argument("--learning_rate", type=float)
+    group.add_argument("--curve", choices=CURVES, default="constant")
+    group.add_argument("--boundaries_epochs", type=_numbers, default=(), help="step: 60,120,160")
+    group.add_argument("--factor", type=float, default=0.1, help="step: at each boundary")
+    group.add_argument("--final_learning_rate", type=float, default=0.0, help="cosine, polynomial")
+    group.add_argument("--power", type=float, default=1.0, help="polynomial")
+    group.add_argument("--decay_rate", type=float, help="exponential, inverse_time: per epoch")
+    group.add_argument("--warmup_epochs", type=float, default=0.0)
+    group.add_argument("--initial_learning_rate", type=float, default=0.0, help="of the warm-up")
+
+
+def _add_growth(group: Any) -> None:
+    group.add_argument("--num_growths", type=int, help="0: the recipe as it is; default: no limit")
+    group.add_argument("--max_batch_size", type=float, help="default: a tenth of the training set")
+    group.add_argument("--initial_multiple", type=float, default=1.0)
+    group.add_argument("--plan_momentum", type=float, help="default: that of the recipe")
+    group.add_argument("--exponent", type=float, help="default: that of grow, or 0 with --batches")
+    group.add_argument("--ladder", type=float, default=2.0)
+    group.add_argument("--batch_multiple", type=int, default=1)
+    group.add_argument(
+        "--batches",
+        help="given batch sizes instead: Megatron-LM's '0:256 50K:512', or its 'START INCREMENT "
+        "SAMPLES' that ends at --batch_size",
+    )
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    return tuple(float(number) for number in text.split(",") if number)
+
+
+def _plan(options: argparse.Namespace) -> None:
+    if options.source is not None:
+        given = [name for name in RECIPE if getattr(options, name) is not None]
+        if given:
+            raise ValueError(f"--from has the whole plan: leave out --{given[0]}")
+        plan = from_text(options.source.read_text(encoding="utf-8"))
+    else:
+        plan = _make_plan(options)
+    text = _text(plan, options)
+    if options.plot is not None:
+        plot(plan, options.plot)
+    if options.out is not None:
+        options.out.write_text(text, encoding="utf-8")
+    elif options.plot is None:
+        print(text, end="")
+
+
+def _make_plan(options: argparse.Namespace) -> FixedPlan:
+    missing = [name for name in RECIPE if getattr(options, name) is None]
+    if missing:
+        raise ValueError(f"--{missing[0]} is missing: a recipe needs it")
+    recipe = Recipe(
+        options.batch_size,
+        options.momentum,
+        _curve(options),
+        options.num_examples,
+        options.num_epochs,
+    )
+    growth: dict[str, Any] = {"momentum": options.plan_momentum}
+    if options.exponent is not None:
+        growth["exponent"] = options.exponent
+    growth |= {"ladder": options.ladder, "batch_multiple": options.batch_multiple}
+    if options.batches is not None:
+        from batchgrow.plan.ramp import from_megatron, ramp
+
+        return ramp(recipe, from_megatron(options.batches, options.batch_size), **growth)
+    return grow(
+        recipe,
+        max_batch_size=options.max_batch_size,
+        initial_multiple=options.initial_multiple,
+        num_growths=options.num_growths,
+        **growth,
+    )
+
+
+def _curve(options: argparse.Namespace) -> curves.Curve:
+    rate, final = options.learning_rate, options.final_learning_rate
+    match options.curve:
+        case "step":
+            curve = curves.step(rate, options.boundaries_epochs, options.factor)
+        case "cosine":
+            curve = curves.cosine(rate, options.num_epochs, final)
+        case "polynomial":
+            curve = curves.polynomial(rate, options.num_epochs, options.power, final)
+        case "exponential" | "inverse_time":
+            if options.decay_rate is None:
+                raise ValueError(f"--decay_rate is missing: --curve={options.curve} needs it")
+            curve = getattr(curves, options.curve)(rate, options.decay_rate)
+        case _:
+            curve = curves.constant(rate)
+    if options.warmup_epochs:
+        curve = curves.with_warmup(curve, options.warmup_epochs, options.initial_learning_rate)
+    return curve
+
+
+def _text(plan: FixedPlan, options: argparse.Namespace) -> str:
+    """Returns the plan in the wanted form, with a line break at the end."""
+    tokens = options.tokens_per_example
+    match options.to:
+        case "csv":
+            return to_csv(plan)
+        case "json":
+            return to_json(plan)
+        case "megatron":
+            from batchgrow.plan.ramp import to_megatron
+
+            table = [(position * (tokens or 1), size) for position, size in stages(plan)]
+            return to_megatron(table) + "\n"
+        case "olmo-core":
+            if tokens is None:
+                raise ValueError("--tokens_per_example is missing: OLMo-core counts tokens")
+            return json.dumps(to_olmo_core(plan, tokens), indent=2) + "\n"
+    return plan.table(num_devices=options.num_devices) + "\n"
+
+
+def plot(plan: FixedPlan, path: pathlib.Path) -> None:
+    """Draws the batch size and the learning rate by epoch into a file.
+
+    Raises:
+      ModuleNotFoundError: if matplotlib is not installed.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    top, bottom = figure.subplots(2, sharex=True)
+    for segment in plan.segments:
+        stride = max(1, math.ceil(segment.num_updates / 500))
+        starts = segment.start_examples + segment.batch_size * np.arange(segment.num_updates)
+        ends = np.array([segment.start_examples, segment.end_examples])
+        epochs = [positions / plan.recipe.num_examples for positions in (starts, ends)]
+        top.plot(epochs[1], [segment.batch_size] * 2, color="C0")
+        bottom.plot(epochs[0][::stride], plan.learning_rates(segment)[::stride], color="C1")
+    top.set(ylabel="batch size", yscale="log")
+    bottom.set(ylabel="learning rate", xlabel="epoch", ylim=(0, None))
+    figure.savefig(path)
+
+
+def _track(options: argparse.Namespace) -> None:
+    if not options.folder.is_dir():
+        raise ValueError(f"{options.folder} is not a run folder")
+    seconds = 10.0 if options.follow else None
+    tracking.track_with_wandb(options.folder, options.wandb, poll_seconds=seconds)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,316 @@
+"""From a config to an experiment: plain values, and a check of every field.
+
+A wrong value is found here, before anything is compiled or written.
+"""
+
+import json
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import optax
+
+from batchgrow.config.data import check_data, facts_of, open_data
+from batchgrow.config.fields import CURVES, PLANS, check
+from batchgrow.config.task import make_task, model_fields
+from batchgrow.experiment import MAX_EXAMPLES, Cadence, Execution, Experiment, NoiseProbe
+from batchgrow.names import call, find, parameters
+from batchgrow.optimizer import OPTIMIZERS, optimizer_by_batch
+from batchgrow.plan import (
+    FixedPlan,
+    Plan,
+    Recipe,
+    curves,
+    follow,
+    from_megatron,
+    grow,
+    hybrid,
+    ramp,
+)
+from batchgrow.plan.coupling import coupling_of
+
+log = logging.getLogger(__name__)
+
+# An ml_collections.ConfigDict, whose fields no type checker knows.
+ConfigDict = Any
+
+
+def make_experiment(config: ConfigDict) -> Experiment:
+    """The experiment that a config describes; opens its data.
+
+    Raises:
+      ValueError: for a wrong field, with its value and what it may be.
+    """
+    check(config)
+    execution = make_execution(config.run)
+    train_data, test_data = open_data(config, "train"), open_data(config, "test")
+    plan = make_plan(config, train_data.num_examples)
+    facts = facts_of(train_data, test_data)
+    task = make_task(config, facts=facts)
+    check_data(task, train_data, "train")
+    check_data(task, test_data, "test")
+    noise = make_noise_probe(config, train_data.num_examples)
+    average_epochs = config.optimizer.average_epochs
+    settings = json.loads(config.to_json())
+    settings["model"] |= json.loads(json.dumps(model_fields(config, facts)))
+    first = plan.next((), {})
+    assert first is not None
+    return Experiment(
+        name=f"{config.name}:{config.variant}" if config.variant else config.name,
+        task=task,
+        train_data=train_data,
+        test_data=test_data,
+        plan=plan,
+        optimizer=optimizer_of(config, plan, first.momentum),
+        cadence=make_cadence(config, train_data.num_examples, noise),
+        seed=config.seed,
+        ghost_batch_size=config.ghost_batch_size or 1,
+        noise=noise,
+        average_epochs=average_epochs,
+        settings=settings,
+        execution=execution,
+    )
+
+
+def make_plan(config: ConfigDict, num_examples: int) -> Plan:
+    """The plan that a config describes.
+
+    Args:
+      num_examples: N, the size of the training set.
+
+    Raises:
+      ValueError: with the field, for a value that makes no plan.
+    """
+    check(config)
+    recipe, plan = config.recipe, config.plan
+    for field in ("batch_size", "num_epochs"):
+        if recipe[field] is None:
+            raise ValueError(f"recipe.{field} is not set")
+    name = config.optimizer.name
+    momentum = recipe.momentum if _has_momentum(name) else 0.0
+    if plan.momentum is not None and not _has_momentum(name):
+        raise ValueError(
+            f"plan.momentum {plan.momentum}: the optimizer {name!r} has no momentum; set "
+            "plan.momentum to None or choose another optimizer"
+        )
+    options: dict[str, Any] = {
+        "batch_multiple": plan.batch_multiple or config.ghost_batch_size or 1,
+        "max_batch_size": plan.max_batch_size,
+        "initial_multiple": plan.initial_multiple,
+        "momentum": plan.momentum,
+        "exponent": plan.exponent,
+        "ladder": plan.ladder,
+    }
+    try:
+        reference = Recipe(
+            batch_size=recipe.batch_size,
+            momentum=momentum,
+            curve=make_curve(recipe, name),
+            num_examples=num_examples,
+            num_epochs=recipe.num_epochs,
+            optimizer=name,
+            tokens_per_example=config.data.get("context"),
+        )
+        if plan.name == "follow":
+            return _follow(config, reference, options)
+        found = _plan_of(reference, plan, options)
+    except ValueError as error:
+        raise ValueError(f"recipe or plan: {error}") from error
+    for warning in found.warnings:
+        log.warning("plan: %s", warning)
+    return found
+
+
+def _plan_of(recipe: Recipe, plan: ConfigDict, options: dict[str, Any]) -> FixedPlan:
+    match plan.name:
+        case "decay":
+            return grow(recipe, num_growths=0, **options)
+        case "hybrid":
+            return hybrid(recipe, num_growths=plan.num_growths, **options)
+        case "grow":
+            return grow(recipe, **options)
+        case "ramp":
+            batches = from_megatron(plan.batches, recipe.batch_size)
+            names = ("batch_multiple", "momentum", "exponent")
+            return ramp(recipe, batches, **{name: options[name] for name in names})
+    raise ValueError(f"unknown plan.name {plan.name!r}; choose {', '.join(PLANS)}")
+
+
+def _has_momentum(name: str) -> bool:
+    if ":" in name:
+        return "momentum" in parameters(find(name, {}, "optimizer.name"))
+    if name not in OPTIMIZERS:
+        known = ", ".join(OPTIMIZERS)
+        raise ValueError(f"unknown optimizer.name {name!r}; choose {known} or module:function")
+    return coupling_of(name).uses_momentum
+
+
+def optimizer_of(
+    config: ConfigDict, plan: Plan, momentum: float
+) -> optax.GradientTransformation | Callable[[int], optax.GradientTransformation]:
+    """The optimizer that a config describes, without a learning rate, for each batch size.
+
+    Args:
+      plan: its recipe has the batch size that the fields are for.
+      momentum: of the plan.
+
+    Raises:
+      ValueError: for a wrong field of `config.optimizer`.
+    """
+    fields = config.optimizer.to_dict() | {"momentum": momentum}
+    name = fields.pop("name")
+    del fields["average_epochs"]
+    if ":" not in name:
+        return optimizer_by_batch(
+            name, batch_size=plan.recipe.batch_size, exponent=plan.exponent, **fields
+        )
+    function = find(name, {}, "optimizer.name")
+    for field in ("weight_decay", "clip_norm"):
+        if fields[field] and field not in parameters(function):
+            raise ValueError(
+                f"optimizer.{field} is {fields[field]}, but {name} has no argument {field}; add "
+                f"it, or set the field to {'None' if field == 'clip_norm' else '0.0'}"
+            )
+    made = call(function, fields, f"optimizer.name {name!r}")
+    if not isinstance(made, optax.GradientTransformation):
+        raise ValueError(
+            f"optimizer.name {name!r} returns a {type(made).__name__}; return an "
+            "optax.GradientTransformation without a learning rate"
+        )
+    return made
+
+
+def _follow(config: ConfigDict, recipe: Recipe, options: dict[str, Any]) -> Plan:
+    plan = config.plan
+    if config.noise.share is None:
+        raise ValueError(
+            "plan.name 'follow' needs the measured noise; set noise.share, say to 0.01"
+        )
+    if plan.initial_multiple != 1.0 or plan.momentum is not None:
+        raise ValueError(
+            "plan.name 'follow' has neither plan.initial_multiple nor plan.momentum; leave them"
+        )
+    names = ("max_batch_size", "batch_multiple", "exponent", "ladder")
+    return follow(
+        recipe,
+        factor=plan.factor,
+        decide_every_epochs=plan.decide_every_epochs,
+        **{name: options[name] for name in names},
+    )
+
+
+def make_curve(recipe: ConfigDict, optimizer: str) -> curves.Curve:
+    """The learning-rate curve of `config.recipe`.
+
+    Raises:
+      ValueError: for an unknown curve, or without a learning rate for this optimizer.
+    """
+    rate = recipe.learning_rate
+    if rate is None:
+        rate = recipe.learning_rates.get(optimizer)
+    if ":" in recipe.curve:
+        fields = recipe.to_dict() | {"learning_rate": rate}
+        curve = call(
+            find(recipe.curve, {}, "recipe.curve"), fields, f"recipe.curve {recipe.curve!r}"
+        )
+        if not callable(curve):
+            raise ValueError(
+                f"recipe.curve {recipe.curve!r} returns a {type(curve).__name__}; return a "
+                "function from the epoch to the learning rate"
+            )
+        own: Any = curve
+        return curves.with_warmup(own, recipe.warmup_epochs, recipe.warmup_learning_rate)
+    if rate is None or not rate > 0:
+        known = ", ".join(recipe.learning_rates) or "no optimizer"
+        raise ValueError(
+            f"recipe.learning_rate {recipe.learning_rate} must be above 0; set it, because this "
+            f"config has a learning rate for {known} and none for {optimizer}"
+        )
+    match recipe.curve:
+        case "constant":
+            curve = curves.constant(rate)
+        case "step":
+            _warn_of_late_steps(recipe.boundaries_epochs, recipe.num_epochs)
+            curve = curves.step(rate, recipe.boundaries_epochs, recipe.factor)
+        case "exponential":
+            curve = curves.exponential(rate, recipe.decay_rate)
+        case "inverse_time":
+            curve = curves.inverse_time(rate, recipe.decay_rate)
+        case "cosine":
+            final, start = recipe.final_learning_rate, recipe.decay_start_epochs
+            curve = curves.cosine(rate, recipe.num_epochs, final, start)
+        case "polynomial":
+            final = recipe.final_learning_rate
+            curve = curves.polynomial(rate, recipe.num_epochs, recipe.power, final)
+        case "wsd":
+            final = recipe.final_learning_rate
+            curve = curves.wsd(rate, recipe.num_epochs, recipe.decay_epochs, recipe.power, final)
+        case _:
+            known = ", ".join(CURVES)
+            raise ValueError(
+                f"unknown recipe.curve {recipe.curve!r}; choose {known} or module:function"
+            )
+    return curves.with_warmup(curve, recipe.warmup_epochs, recipe.warmup_learning_rate)
+
+
+def _warn_of_late_steps(boundaries_epochs: Sequence[float], num_epochs: float) -> None:
+    """A shortened run may leave steps out, but the user should know: growths go with them."""
+    late = [epoch for epoch in boundaries_epochs if epoch >= num_epochs > 0]
+    if late:
+        log.warning(
+            "recipe.boundaries_epochs: the steps at %s are after recipe.num_epochs %g; nothing "
+            "happens there",
+            ", ".join(f"{epoch:g}" for epoch in late),
+            num_epochs,
+        )
+
+
+def make_noise_probe(config: ConfigDict, num_examples: int) -> NoiseProbe | None:
+    """When and how `config.noise` measures the gradient noise; None if it does not.
+
+    Raises:
+      ValueError: for a wrong field.
+    """
+    noise = config.noise
+    if noise.share is None:
+        return None
+    piece_size = noise.piece_size or config.ghost_batch_size
+    if piece_size is None:
+        raise ValueError("noise.piece_size is not set; set it, as there is no ghost_batch_size")
+    return NoiseProbe(
+        piece_size=piece_size,
+        num_pieces=noise.num_pieces,
+        every=round(noise.num_pieces * piece_size / noise.share),
+        horizon=noise.horizon_epochs * num_examples,
+    )
+
+
+def make_cadence(config: ConfigDict, num_examples: int, noise: NoiseProbe | None) -> Cadence:
+    """How often things happen, in examples."""
+    epochs = {
+        "log": config.log_every_epochs,
+        "evaluate": config.evaluate_every_epochs,
+        "checkpoint": config.run.checkpoint_every_epochs,
+    }
+    every = {name: max(1, round(value * num_examples)) for name, value in epochs.items()}
+    return Cadence(**every, noise=noise.every if noise else MAX_EXAMPLES)
+
+
+def make_execution(run: ConfigDict) -> Execution:
+    """How `config.run` says to execute an experiment."""
+    fields: Mapping[str, Any] = run.to_dict()
+    return Execution(**{k: v for k, v in fields.items() if k in Execution.__dataclass_fields__})
+
+
+def check_layouts(experiment_plan: Plan, num_devices: int, config: ConfigDict) -> None:
+    """Lays out every batch size of a plan on so many devices.
+
+    Raises:
+      ValueError: if one cannot be laid out (see `possible_layouts`).
+    """
+    from batchgrow.layout import possible_layouts
+
+    limit = config.run.max_microbatch_size or math.inf
+    for size in experiment_plan.batch_sizes():
+        possible_layouts(size, num_devices, config.ghost_batch_size or 1, limit)

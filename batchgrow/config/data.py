@@ -1,0 +1,112 @@
+"""From a config to the data sets, and what they say about the sizes of a model."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from batchgrow.config.task import TASKS
+from batchgrow.data import jpeg
+from batchgrow.data.datasets import Dataset, InMemory
+from batchgrow.data.jpeg_dataset import JpegDataset
+from batchgrow.data.prepared import open_source
+from batchgrow.data.records import ON_BAD_RECORD
+from batchgrow.data.source import Part, Source
+from batchgrow.data.sources import open_part
+from batchgrow.names import find
+from batchgrow.tasks import Task
+
+# An ml_collections.ConfigDict, whose fields no type checker knows.
+ConfigDict = Any
+FROM_BOTH = ("num_classes", "outputs", "vocab_size")  # facts that must cover training and test data
+
+
+def open_data(config: ConfigDict, part: Part) -> Dataset:
+    """The "train" or "test" data of a config, as its task reads them.
+
+    Raises:
+      ValueError: if it is not there, or has another size than the config says.
+    """
+    inputs = getattr(find(config.task.name, TASKS, "task.name"), "inputs", ())
+    if config.run.input == "workers":
+        found: Dataset = _open_jpegs(config, part)
+    else:
+        found = open_part(source_of(config, inputs), part)
+    expected = config.data[f"num_{part}_examples"]
+    if expected is not None and found.num_examples != expected:
+        raise ValueError(
+            f"data.num_{part}_examples is {expected}, but {config.data.name} has "
+            f"{found.num_examples} examples in its {part} split; set the field to that or to None, "
+            "or point run.data_dir to the right data"
+        )
+    return found
+
+
+def source_of(config: ConfigDict, inputs: Any) -> Source:
+    """The fields of `config.data` as plain values."""
+    data = config.data
+    known = ("name", "train_split", "test_split", "test_share", "context", "tokens", "image_size")
+    fields = {name: data[name] for name in (*known, "target", "columns") if name in data}
+    return Source(
+        **fields,
+        data_dir=config.run.data_dir,
+        in_memory=config.run.input == "resident",
+        inputs=inputs,
+    )
+
+
+def _open_jpegs(config: ConfigDict, part: Part) -> JpegDataset:
+    data, is_training = config.data, part == "train"
+    if data.on_bad_record not in ON_BAD_RECORD:
+        raise ValueError(
+            f"unknown data.on_bad_record {data.on_bad_record!r}; choose {', '.join(ON_BAD_RECORD)}"
+        )
+    if (config.run.updates_per_dispatch or 1) > 1:
+        raise ValueError(
+            f"run.updates_per_dispatch {config.run.updates_per_dispatch}: worker processes feed "
+            "one update at a time; set it to None or 1"
+        )
+    for name, value in (
+        ("data.image_size", data.image_size),
+        ("model.num_classes", config.model.get("num_classes")),
+    ):
+        if value is None or value < 1:
+            raise ValueError(
+                f"{name} is {value}; set it to 1 or more, because encoded images are not read "
+                "in advance"
+            )
+    crop: Any = partial(jpeg.evaluation_crop, image_size=data.image_size)
+    if is_training:
+        crop = partial(jpeg.training_crop, seed=config.seed)
+    return JpegDataset(
+        open_source(
+            data.name.removeprefix("tfds:"),
+            data[f"{part}_split"],
+            config.run.data_dir,
+            decode=False,
+        ),
+        crop,
+        data.image_size,
+        config.model.num_classes,
+        data.on_bad_record if is_training else "stop",
+    )
+
+
+def facts_of(train_data: Dataset, test_data: Dataset | None = None) -> dict[str, Any]:
+    """What the data say about fields of the model and of the task (see `datasets.Dataset`)."""
+    facts = dict(getattr(train_data, "facts", {}))
+    others: Mapping[str, Any] = getattr(test_data, "facts", {})
+    for name in FROM_BOTH:
+        if name in facts and name in others:
+            facts[name] = max(facts[name], others[name])
+    return facts
+
+
+def check_data(task: Task, data: Dataset, part: Part) -> None:
+    """Lets the task check data that are held in memory.
+
+    Raises:
+      ValueError: if the task cannot train on them.
+    """
+    check = getattr(task, "check", None)
+    if check is not None and isinstance(data, InMemory):
+        check(data.arrays, part)

@@ -1,0 +1,273 @@
+"""Every field of a config: its default, what it may be, and what it means.
+
+Nothing under `run` changes the trajectory; everything else does. A task, a model and an optimizer
+of your own have fields of their own beside these.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from batchgrow.data.augment import AUGMENTATIONS
+from batchgrow.data.records import ON_BAD_RECORD
+from batchgrow.experiment import INPUTS
+from batchgrow.optimizer import DECAY_ON, OPTIMIZERS
+from batchgrow.run.folder import flatten
+
+CURVES = ("constant", "step", "exponential", "inverse_time", "cosine", "polynomial", "wsd")
+PLANS = ("decay", "hybrid", "grow", "ramp", "follow")
+
+MOST = 2**53  # whole numbers up to here are exact as floats too
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a field may be.
+
+    Attributes:
+      type: of its value.
+      description: for messages, "a whole number, 1 or more".
+      accepts: whether a value is allowed.
+      choices: whether the description is a list of words.
+    """
+
+    type: type
+    description: str
+    accepts: Callable[[Any], bool]
+    choices: bool = False
+
+
+class Field(NamedTuple):
+    """A field: its dotted name, its default, what it may be, and what it means."""
+
+    name: str
+    default: Any
+    kind: Kind
+    meaning: str
+
+
+def whole(least: int = 0, most: int = MOST) -> Kind:
+    """A whole number."""
+    up_to = "" if most == MOST else f" and at most {most}"
+    return Kind(
+        int,
+        f"a whole number, {least} or more{up_to}",
+        lambda v: isinstance(v, Integral) and not isinstance(v, bool) and least <= v <= most,
+    )
+
+
+def number(
+    least: float = -math.inf,
+    most: float = math.inf,
+    above: float = -math.inf,
+    below: float = math.inf,
+    infinite: bool = False,
+) -> Kind:
+    """A number within bounds; finite unless `infinite`."""
+    bounds = {
+        "{:g} or more": (least, -math.inf),
+        "at most {:g}": (most, math.inf),
+        "above {:g}": (above, -math.inf),
+        "below {:g}": (below, math.inf),
+    }
+    words = [text.format(bound) for text, (bound, none) in bounds.items() if bound != none]
+
+    def accepts(value: Any) -> bool:
+        if not isinstance(value, Real) or isinstance(value, bool) or math.isnan(value):
+            return False
+        if value == math.inf:
+            return infinite
+        return least <= value <= most and above < value < below
+
+    first = "a number" if infinite else "a finite number"
+    return Kind(float, ", ".join([first, *words]), accepts)
+
+
+def one_of(*choices: str, own: bool = False) -> Kind:
+    """One of these words or, with `own`, `module:name`."""
+    words = ", ".join(choices) + (" or module:function" if own else "")
+    return Kind(
+        str,
+        words,
+        lambda v: v in choices or (own and isinstance(v, str) and ":" in v),
+        choices=True,
+    )
+
+
+def numbers(kind: Kind) -> Kind:
+    """A tuple of numbers."""
+    return Kind(
+        tuple,
+        f"a tuple, each entry {kind.description}",
+        lambda v: isinstance(v, tuple | list) and all(map(kind.accepts, v)),
+    )
+
+
+def maybe(kind: Kind) -> Kind:
+    """This or None."""
+    accepts = kind.accepts
+    return Kind(kind.type, f"{kind.description}, or None", lambda v: v is None or accepts(v))
+
+
+TEXT = Kind(str, "a text", lambda v: isinstance(v, str))
+FLAG = Kind(bool, "True or False", lambda v: isinstance(v, bool))
+POSITIVE = number(above=0, most=1e30)
+NOT_NEGATIVE = number(least=0, most=1e30)
+DECAY = number(least=0, below=1)
+
+FIELDS = (
+    Field("name", "", TEXT, "shown in messages and in the report"),
+    Field("variant", "", TEXT, "likewise"),
+    Field("seed", 0, whole(0, 2**32 - 1), "of parameters, stream order, augmentation and dropout"),
+    Field(
+        "task.name", "classification", TEXT, "classification, language, regression, module:Class"
+    ),
+    Field("task.augment", "none", one_of(*AUGMENTATIONS), "of training images"),
+    Field("task.mean", None, maybe(numbers(number())), "of pixels; None: 0..255 becomes 0..1"),
+    Field("task.std", None, maybe(numbers(POSITIVE)), "likewise"),
+    Field("task.label_smoothing", 0.0, DECAY, "probability spread evenly over all classes"),
+    Field("data.name", "", TEXT, "npz:, images:, text:, csv:PATH; hf:, tfds:NAME; module:function"),
+    Field("data.train_split", "train", TEXT, "replaces {split} in a path"),
+    Field("data.test_split", "test", TEXT, "likewise"),
+    Field("data.test_share", None, maybe(number(above=0, below=1)), "of a source with one split"),
+    Field("data.columns", None, maybe(TEXT), 'names of its arrays, "img,label"; None: the task\'s'),
+    Field("data.target", None, maybe(TEXT), 'of csv: the columns to predict, "price,area"'),
+    Field("data.image_size", None, maybe(whole(1, 2**14)), "side in pixels; None: all have one"),
+    Field("data.tokens", "characters", one_of("characters", "bytes"), "of texts"),
+    Field("data.context", None, maybe(whole(1, 2**24)), "of texts: tokens that a model sees"),
+    Field("data.on_bad_record", "stop", one_of(*ON_BAD_RECORD), 'of run.input "workers"'),
+    Field("data.num_train_examples", None, maybe(whole(1, 2**40)), "checked; None: any number"),
+    Field("data.num_test_examples", None, maybe(whole(1, 2**40)), "likewise"),
+    Field("model.name", "", TEXT, "see batchgrow/models; or module:Class of Flax Linen or NNX"),
+    Field("ghost_batch_size", None, maybe(whole(1, 2**31)), "examples that share batch statistics"),
+    Field("optimizer.name", "momentum", one_of(*OPTIMIZERS, own=True), "of the whole run"),
+    Field("optimizer.weight_decay", 0.0, NOT_NEGATIVE, "coupled L2; decoupled: adamw and lamb"),
+    Field("optimizer.decay_on", "all", one_of(*DECAY_ON), "kernels: without norms and embeddings"),
+    Field("optimizer.b2", 0.999, DECAY, "of adam, adamw, lamb"),
+    Field("optimizer.epsilon", 1e-8, NOT_NEGATIVE, "of adam, adamw, lamb, rmsprop, adagrad"),
+    Field("optimizer.betas_follow_batch", False, FLAG, "b1, b2 keep their half-life in examples"),
+    Field("optimizer.b1_floor", 0.5, DECAY, "with betas_follow_batch"),
+    Field("optimizer.b2_floor", 0.9, DECAY, "with betas_follow_batch"),
+    Field("optimizer.decay_follows_batch", True, FLAG, "of adamw: keep its time constant"),
+    Field("optimizer.rmsprop_decay", 0.9, DECAY, "of rmsprop"),
+    Field("optimizer.rmsprop_bias_correction", False, FLAG, "of rmsprop; as published"),
+    Field("optimizer.adagrad_initial", 0.0, NOT_NEGATIVE, "of adagrad: the first sum of squares"),
+    Field("optimizer.trust_coefficient", 0.001, POSITIVE, "of lars"),
+    Field("optimizer.debias_momentum", False, FLAG, "of momentum, nesterov: full rate at once"),
+    Field("optimizer.clip_norm", None, maybe(POSITIVE), "most global norm of the gradient"),
+    Field("optimizer.average_epochs", None, maybe(POSITIVE), "evaluate the weights' average"),
+    Field("recipe.num_epochs", None, maybe(number(above=0, most=1e9)), "must be set"),
+    Field("recipe.batch_size", None, maybe(whole(1, 2**40)), "on all devices; must be set"),
+    Field("recipe.momentum", 0.9, DECAY, "of optimizers that have one; b1 of adam, adamw, lamb"),
+    Field("recipe.curve", "step", one_of(*CURVES, own=True), "of the learning rate"),
+    Field("recipe.learning_rate", None, maybe(POSITIVE), "initial; None: by learning_rates"),
+    Field("recipe.boundaries_epochs", (), numbers(POSITIVE), 'of "step"'),
+    Field("recipe.factor", 1.0, POSITIVE, 'of "step", at each boundary'),
+    Field("recipe.decay_rate", 1.0, POSITIVE, 'per epoch, of "exponential" and "inverse_time"'),
+    Field("recipe.final_learning_rate", 0.0, NOT_NEGATIVE, 'of "cosine", "polynomial", "wsd"'),
+    Field("recipe.decay_start_epochs", 0.0, NOT_NEGATIVE, 'of "cosine"'),
+    Field("recipe.power", 1.0, number(above=0, most=100), 'of "polynomial" and "wsd"'),
+    Field("recipe.decay_epochs", 0.0, NOT_NEGATIVE, 'of "wsd": the last ones'),
+    Field("recipe.warmup_epochs", 0.0, NOT_NEGATIVE, "linear, from warmup_learning_rate"),
+    Field("recipe.warmup_learning_rate", 0.0, NOT_NEGATIVE, "at epoch 0"),
+    Field("plan.name", "decay", one_of(*PLANS), "how the batch grows"),
+    Field(
+        "plan.max_batch_size", None, maybe(number(1, infinite=True)), "None: by N/10 and the curve"
+    ),
+    Field("plan.initial_multiple", 1.0, POSITIVE, "of batch and learning rate, from the start"),
+    Field("plan.momentum", None, maybe(DECAY), "the batch follows it for SGD; None: the recipe's"),
+    Field("plan.exponent", None, maybe(number(0, 1)), "of lr ~ B^exponent; None: the optimizer's"),
+    Field(
+        "plan.batches", "", TEXT, 'of "ramp": "EXAMPLE:BATCH ...", or "START INCREMENT EXAMPLES"'
+    ),
+    Field("plan.ladder", 2.0, number(1.01, infinite=True), "factor where the curve is smooth"),
+    Field("plan.num_growths", 1, whole(0), 'of "hybrid", before the learning rate takes over'),
+    Field("plan.factor", 1.0, POSITIVE, 'of "follow": the batch over the gradient noise scale'),
+    Field("plan.decide_every_epochs", 0.1, POSITIVE, 'of "follow"'),
+    Field("plan.batch_multiple", None, maybe(whole(1, 2**31)), "of all batches; None: the ghost"),
+    Field("noise.share", None, maybe(number(above=0, most=1)), "of the examples, measured too"),
+    Field("noise.piece_size", None, maybe(whole(1, 2**31)), "examples; None: the ghost batch"),
+    Field("noise.num_pieces", 8, whole(2, 2**20), "of one measurement"),
+    Field("noise.horizon_epochs", 1.0, POSITIVE, "time constant of the averages"),
+    Field("log_every_epochs", 1.0, POSITIVE, "a row of metrics.jsonl"),
+    Field("evaluate_every_epochs", 1.0, POSITIVE, "of the whole test set"),
+    Field("run.data_dir", "", TEXT, 'of tensorflow_datasets; "": $TFDS_DATA_DIR'),
+    Field("run.num_devices", None, maybe(whole(1, 2**20)), "None: all"),
+    Field("run.input", "resident", one_of(*INPUTS), "the training set on the devices, or sent"),
+    Field("run.num_workers", 0, whole(0, 4096), "processes that decode; 0: a thread"),
+    Field("run.max_microbatch_size", None, maybe(whole(1, 2**31)), "of a pass on a device"),
+    Field("run.updates_per_dispatch", None, maybe(whole(1, 4096)), "None: those of 2048 examples"),
+    Field("run.eval_batch_size", 1000, whole(1, 2**31), "on all devices, rounded up to devices"),
+    Field("run.compile_ahead", True, FLAG, "the next batch size, while the current one trains"),
+    Field("run.compilation_cache_dir", "", TEXT, '"": JAX\'s own, else ~/.cache/batchgrow/xla'),
+    Field("run.checkpoint_every_epochs", 5.0, POSITIVE, "also when the run stops"),
+    Field("run.keep_checkpoints", 2, whole(1, 10_000), "the last ones; the best is kept too"),
+    Field("run.stop_at_growth", False, FLAG, "exit before the next growth, for more devices"),
+    Field("run.tensorboard", True, FLAG, "write an event file"),
+    Field("run.progress", True, FLAG, "show a bar"),
+)
+SECTIONS = ("task", "data", "model", "optimizer", "recipe", "plan", "noise", "run")
+
+
+def base_config() -> Any:
+    """A config with every field at its default; an experiment changes what differs.
+
+    A field whose default is None takes values of its type.
+    """
+    config = ConfigDict({section: ConfigDict() for section in SECTIONS})
+    for field in FIELDS:
+        section, _, name = field.name.rpartition(".")
+        value = field.default if field.default is not None else placeholder(field.kind.type)
+        (config[section] if section else config)[name] = value
+    config.recipe.learning_rates = ConfigDict()  # initial, by optimizer
+    return config
+
+
+def check(config: Any) -> None:
+    """Checks every field that the config has; a task, model or optimizer may have others.
+
+    Raises:
+      ValueError: for the first field that is missing or has a value that it may not have.
+    """
+    values = flatten(config.to_dict())
+    for field in FIELDS:
+        section = field.name.partition(".")[0]
+        if section == "task" and values.get("task.name") != "classification":
+            continue  # The fields of other tasks are their own.
+        if field.name not in values:
+            if section in ("task", "data", "model", "optimizer"):
+                continue  # replaced by fields of the task's own
+            raise ValueError(f"{field.name} is missing; start from the base config")
+        _check(field.name, values[field.name], field.kind)
+    known = {field.name for field in FIELDS}
+    for name, value in values.items():
+        if name.startswith("recipe.learning_rates."):
+            _check(name, value, POSITIVE)
+        elif name.startswith("model.") and name not in known:
+            _check_of_model(name, value)
+
+
+def _check_of_model(name: str, value: Any) -> None:
+    """Sizes and rates of a model: whole numbers are 1 or more, others are finite."""
+    if name.endswith("dropout"):
+        _check(name, value, DECAY)
+    elif isinstance(value, tuple | list):
+        for entry in value:
+            _check_of_model(name, entry)
+    elif isinstance(value, int) and not isinstance(value, bool):
+        _check(name, value, whole(1, 10**7))
+    elif isinstance(value, float):
+        _check(name, value, number())
+
+
+def _check(name: str, value: Any, kind: Kind) -> None:
+    if kind.accepts(value):
+        return
+    if kind.choices and isinstance(value, str):
+        raise ValueError(f"unknown {name} {value!r}; choose {kind.description}")
+    raise ValueError(f"{name} {value!r} must be {kind.description}")

@@ -1,0 +1,87 @@
+"""From a config to the task and its model, whose sizes may come from the data."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from batchgrow.layout import AXIS_NAME
+from batchgrow.models import MODELS, make_model
+from batchgrow.names import find, parameters
+from batchgrow.tasks import Task
+from batchgrow.tasks.classification import Classification
+from batchgrow.tasks.language import LanguageModel
+from batchgrow.tasks.regression import Regression
+
+# An ml_collections.ConfigDict, whose fields no type checker knows.
+ConfigDict = Any
+
+TASKS: dict[str, Callable[..., Task]] = {
+    "classification": Classification,
+    "language": LanguageModel,
+    "regression": Regression,
+}
+
+
+def make_task(
+    config: ConfigDict, axis_name: str | None = AXIS_NAME, facts: Mapping[str, Any] | None = None
+) -> Task:
+    """The task that a config describes, with its model.
+
+    Args:
+      axis_name: the mapped device axis; None for a model on one device.
+      facts: what the data say (see `datasets.Dataset`). They fill fields that the config leaves
+        out.
+
+    Raises:
+      ValueError: for an unknown name or a wrong field.
+    """
+    facts = facts or {}
+    make = find(config.task.name, TASKS, "task.name")
+    takes = parameters(make)
+    fields = {name: value for name, value in config.task.to_dict().items() if name != "name"}
+    fields = _filled(fields, takes, facts)
+    if "model" in takes:
+        model = model_fields(config, facts)
+        if "num_classes" in takes and model.get("num_classes") is not None:
+            fields["num_classes"] = model["num_classes"]
+        ghost = config.ghost_batch_size
+        fields["model"] = make_model(ghost_batch_size=ghost, axis_name=axis_name, **model)
+    missing = [name for name, is_needed in takes.items() if is_needed and name not in fields]
+    if missing:
+        raise ValueError(
+            f"task {config.task.name!r} needs {', '.join(missing)}; set "
+            f"{', '.join(f'task.{name}' for name in missing)}"
+        )
+    try:
+        return make(**fields)
+    except TypeError as error:
+        raise ValueError(f"task {config.task.name!r}: {error}") from error
+
+
+def model_fields(config: ConfigDict, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """`config.model`, its sizes filled by the data.
+
+    Raises:
+      ValueError: if a size is given that does not fit the data.
+    """
+    fields = config.model.to_dict()
+    outputs = "or more" if "num_classes" in facts else ""
+    at_least = {"vocab_size": "or more", "context": "or more", "outputs": outputs}
+    for name, comparison in at_least.items():
+        given, found = fields.get(name), facts.get(name)
+        if given is None or found is None or given == found or (comparison and given > found):
+            continue
+        raise ValueError(
+            f"model.{name} is {given}, but {config.data.name} has {found}; set the field to "
+            f"{' '.join(filter(None, (str(found), comparison)))}, or to None"
+        )
+    if ":" not in fields["name"] and fields["name"] not in MODELS:
+        return fields
+    return _filled(fields, parameters(find(fields["name"], MODELS, "model.name")), facts)
+
+
+def _filled(
+    fields: Mapping[str, Any], takes: Mapping[str, bool], facts: Mapping[str, Any]
+) -> dict[str, Any]:
+    """`fields`; facts stand for what is None or left out and is taken."""
+    more = {k: v for k, v in facts.items() if k in takes and fields.get(k) is None}
+    return {**fields, **more}

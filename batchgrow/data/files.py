@@ -1,0 +1,196 @@
+"""Data sets in files: arrays of NumPy, tables with commas, texts, and folders of images."""
+
+import csv
+import pathlib
+import zipfile
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import cv2
+import numpy as np
+
+from batchgrow.data.datasets import Dataset
+from batchgrow.data.pictures import make_pictures
+from batchgrow.data.records import BadRecordError
+from batchgrow.data.source import Part, Source, make_dataset, make_text_dataset
+
+PICTURES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+
+
+def open_npz(source: Source, part: Part) -> Dataset:
+    """Arrays of an .npz file: `NAME_SPLIT` (x_train, x_test) where there are such, else `NAME`.
+
+    Raises:
+      ValueError: if the file is no .npz, or its arrays cannot be used (see `make_dataset`).
+    """
+    path = source.path(part)
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"data.name {source.name!r}: {path} is not an .npz file")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            names, split = list(file), source.split(part)
+            suffix = f"_{split}" if any(name.endswith(f"_{split}") for name in names) else ""
+            arrays = {
+                name.removesuffix(suffix): _read(file, name, source)
+                for name in names
+                if name.endswith(suffix)
+            }
+    except (OSError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"data.name {source.name!r}: {path} cannot be read ({error})") from error
+    has_parts = bool(suffix) and source.test_share is None
+    return make_dataset(arrays, source, part, whole=source.has_paths or has_parts)
+
+
+def _read(file: Any, name: str, source: Source) -> np.ndarray:
+    try:
+        return file[name]
+    except ValueError as error:  # NumPy loads no objects, which could run any program
+        raise ValueError(
+            f"data.name {source.name!r}: the array {name!r} has dtype object; it must hold "
+            "numbers, of one shape for all examples"
+        ) from error
+
+
+def open_images(source: Source, part: Part) -> Dataset:
+    """Images of a folder with one folder for each class, which are numbered in sorted order.
+
+    Raises:
+      ValueError: if there are no class folders, or one is empty.
+    """
+    root = source.path(part)
+    folders = sorted(f for f in root.iterdir() if f.is_dir()) if root.is_dir() else []
+    if not folders:
+        raise ValueError(
+            f"data.name {source.name!r}: {root.absolute()} has no folders; put the images of each "
+            "class in a folder of its own"
+        )
+    files, labels = [], []
+    for label, folder in enumerate(folders):
+        found = sorted(file for file in folder.iterdir() if file.suffix.lower() in PICTURES)
+        if not found:
+            inside = any(file.is_dir() for file in folder.iterdir())
+            hint = f"; if {folder.name!r} is a split, write images:FOLDER/{{split}}" * inside
+            raise ValueError(
+                f"data.name {source.name!r}: the class folder {folder} has no images "
+                f"({', '.join(PICTURES)}){hint}"
+            )
+        files += found
+        labels += [label] * len(found)
+    if not source.has_paths:
+        chosen = source.indices(len(files), part)
+        files, labels = [files[i] for i in chosen], [labels[i] for i in chosen]
+    read = partial(_read_image, files)
+    return make_pictures(
+        read, np.array(labels, np.int32), source, lambda i: str(files[i]), len(folders)
+    )
+
+
+def _read_image(files: Sequence[pathlib.Path], index: int) -> np.ndarray:
+    image = cv2.imdecode(np.fromfile(files[index], np.uint8), cv2.IMREAD_COLOR_RGB)
+    if image is None:
+        raise BadRecordError(index, str(files[index]), "it cannot be decoded as an image")
+    return image
+
+
+def open_text(source: Source, part: Part) -> Dataset:
+    """Windows of a text file.
+
+    Raises:
+      ValueError: if the text is not UTF-8 and `source.tokens` is "characters", or is too short.
+    """
+    if source.has_paths:
+        texts = {p: source.path(p).read_bytes() for p in ("train", "test")}
+    else:
+        texts = {"all": source.path(part).read_bytes()}
+    return make_text_dataset(texts, source, part)
+
+
+def open_csv(source: Source, part: Part) -> Dataset:
+    """Rows of a table with a header: x are all columns but those of `source.target`.
+
+    The columns of x are standardised with the mean and the standard deviation of the training rows.
+    So are several targets; one target stays as it is. For a task that reads labels, the target may
+    be text, and its distinct values in sorted order are the classes.
+
+    Raises:
+      ValueError: if a column is missing, or a cell is not a number.
+    """
+    header, rows = _read_table(source.path("train"), source)
+    if source.has_paths:
+        other_header, tests = _read_table(source.path("test"), source)
+        if other_header != header:
+            raise ValueError(f"data.name {source.name!r}: the splits have different columns")
+        places = np.arange(len(rows)), len(rows) + np.arange(len(tests))
+        rows = rows + tests
+    else:
+        places = source.indices(len(rows), "train"), source.indices(len(rows), "test")
+    targets = [name.strip() for name in (source.target or "").split(",") if name.strip()]
+    missing = [name for name in targets if name not in header]
+    if missing or not targets:
+        raise ValueError(
+            f"data.target {source.target!r} must name columns of {source.place}, separated by "
+            f"commas: {', '.join(header)}"
+        )
+    features = [name for name in header if name not in targets]
+    x = _standardised(_numbers(rows, header, features, source), places[0])
+    if any("label" in accepted for accepted in source.inputs):
+        target = [cells[header.index(targets[0])] for _, cells in rows]
+        numbers = {cell: i for i, cell in enumerate(sorted(set(target), key=_as_number))}
+        y = np.array([numbers[cell] for cell in target])
+    else:
+        y = _numbers(rows, header, targets, source)
+        y = y if len(targets) == 1 else _standardised(y, places[0])
+    here = places[part == "test"]
+    return make_dataset({"x": x[here], "y": y[here]}, source, part, whole=True)
+
+
+def _read_table(path: pathlib.Path, source: Source) -> tuple[list[str], list[Any]]:
+    """The header, and of each row its line and its cells."""
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        reader = csv.reader(file)
+        header = [name.strip() for name in next(reader, [])]
+        rows = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader if cells]
+    for line, cells in rows:
+        if len(cells) != len(header):
+            raise ValueError(
+                f"data.name {source.name!r}: line {line} of {path} has {len(cells)} cells and the "
+                f"header has {len(header)}; they must be equally many"
+            )
+    if not rows:
+        raise ValueError(f"data.name {source.name!r}: {path} has no rows after its header")
+    return header, rows
+
+
+def _numbers(rows: Any, header: list[str], names: list[str], source: Source) -> np.ndarray:
+    """float64 `(rows, names)`."""
+    table = np.empty((len(rows), len(names)))
+    for column, name in enumerate(names):
+        place = header.index(name)
+        for row, (line, cells) in enumerate(rows):
+            try:
+                table[row, column] = float(cells[place])
+            except ValueError as error:
+                raise ValueError(
+                    f"data.name {source.name!r}: {cells[place]!r} in column {name!r}, line {line}, "
+                    "is not a number; replace it, or leave the column out"
+                ) from error
+    if not np.isfinite(table).all():
+        row, column = np.argwhere(~np.isfinite(table))[0]
+        raise ValueError(
+            f"data.name {source.name!r}: {table[row, column]} in column {names[column]!r}, line "
+            f"{rows[row][0]}, is not finite; replace it, or leave the column out"
+        )
+    return table
+
+
+def _standardised(table: np.ndarray, training: np.ndarray) -> np.ndarray:
+    mean, std = table[training].mean(0), table[training].std(0)
+    return (table - mean) / np.where(std > 0, std, 1.0)
+
+
+def _as_number(cell: str) -> tuple[float, str]:
+    try:
+        return float(cell), cell
+    except ValueError:
+        return float("inf"), cell

@@ -1,0 +1,87 @@
+"""Data sets of Hugging Face's `datasets`, which is imported only here and only when it is used."""
+
+import importlib
+import pathlib
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from batchgrow.data.datasets import Dataset
+from batchgrow.data.pictures import make_pictures
+from batchgrow.data.source import Part, Source, make_dataset, make_text_dataset, select
+
+
+def open_hugging_face(source: Source, part: Part) -> Dataset:
+    """A data set of the hub, `hf:NAME` or `hf:NAME:CONFIG`, or a folder of `save_to_disk`.
+
+    Raises:
+      ValueError: if `datasets` is not installed, or the data set cannot be loaded.
+    """
+    parts = {p: _load(source, p) for p in ("train", "test")} if _reads_text(source) else {}
+    table = parts.get(part) or _load(source, part)
+    return from_hugging_face(table, source, part, parts)
+
+
+def _reads_text(source: Source) -> bool:
+    is_text = any("tokens" in accepted for accepted in source.inputs)
+    return is_text and source.test_share is None  # then the vocabulary is that of both splits
+
+
+def _load(source: Source, part: Part) -> Any:
+    try:
+        datasets: Any = importlib.import_module("datasets")
+    except ImportError as error:
+        raise ValueError(
+            f"data.name {source.name!r} needs the package datasets; pip install datasets"
+        ) from error
+    place, split = source.place, source.split(part)
+    try:
+        if pathlib.Path(place).is_dir():
+            found = datasets.load_from_disk(place)
+            return found[split] if isinstance(found, dict) else found
+        name, _, config = place.partition(":")
+        return datasets.load_dataset(name, config or None, split=split)
+    except Exception as error:  # of the network, of the folder, of the names
+        reason = (str(error) or type(error).__name__).strip().splitlines()[0]
+        raise ValueError(
+            f"data.name {source.name!r}: split {split!r} cannot be loaded "
+            f"({type(error).__name__}: {reason})"
+        ) from error
+
+
+def from_hugging_face(table: Any, source: Source, part: Part, parts: dict[str, Any]) -> Dataset:
+    """What the task reads from a `datasets.Dataset`.
+
+    Args:
+      table: the split that holds the part.
+      source: what the config says.
+      part: of the data.
+      parts: of a text with two splits, both.
+
+    Raises:
+      ValueError: as `make_dataset`.
+    """
+    names = select({name: name for name in table.column_names}, source)
+    kinds = {name: type(table.features[column]).__name__ for name, column in names.items()}
+    if list(names) == ["tokens"] and getattr(table.features[names["tokens"]], "dtype", "") in (
+        "string",
+        "large_string",
+    ):
+        texts = {key: "\n".join(t[names["tokens"]]) for key, t in (parts or {"all": table}).items()}
+        return make_text_dataset({k: text.encode() for k, text in texts.items()}, source, part)
+    if kinds.get("image") != "Image":
+        columns = table.with_format("numpy")
+        arrays = {name: np.asarray(columns[column][:]) for name, column in names.items()}
+        renamed = replace(source, columns=None)
+        return make_dataset(arrays, renamed, part, whole=source.test_share is None)
+    if source.test_share is not None:
+        table = table.select(source.indices(len(table), part))
+    labels = np.asarray(table.with_format("numpy")[names["label"]][:], np.int32)
+    classes = getattr(table.features[names["label"]], "num_classes", int(labels.max()) + 1)
+
+    def read(index: int) -> np.ndarray:
+        image = np.asarray(table[index][names["image"]])
+        return image if image.ndim == 3 else image[..., None]
+
+    return make_pictures(read, labels, source, lambda i: f"image {i}", classes)

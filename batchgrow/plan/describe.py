@@ -1,0 +1,139 @@
+"""A plan as plain numbers and as text."""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from batchgrow.plan.recipe import Recipe
+from batchgrow.plan.segments import Segment
+
+NUM_NOISE_SCALES = 128  # in plan.json
+
+
+class Plan(Protocol):
+    """What this file needs of a `batchgrow.plan.plan.Plan`."""
+
+    @property
+    def recipe(self) -> Recipe: ...
+    @property
+    def bound(self) -> str: ...
+    @property
+    def end_examples(self) -> int: ...
+    def known(self, history: Sequence[Segment] = ()) -> tuple[Segment, ...]: ...
+    def learning_rate_of(self, segment: Segment, update: int) -> float: ...
+    def noise_of(self, learning_rate: float, segment: Segment) -> float | None: ...
+
+
+def to_dict(
+    plan: Plan, history: Sequence[Segment] = (), num_devices: int | None = None
+) -> dict[str, Any]:
+    """Returns the known segments as plain numbers, ready for JSON.
+
+    A value with `_start` is that of the first update of a segment, one with `_end` that of the
+    last. With `num_devices` each segment also has a `per_device_batch_size`, which is a
+    fraction if the devices do not divide the batch.
+
+    "noise_scale" has 128 values, so that plans can be compared at equal epochs: those of the
+    updates that train on the middles of 128 equal parts of the recipe's run. Values after the
+    known segments are left out. For optimizers with normalised steps they are called
+    "diffusion", also in the segments.
+    """
+    segments = plan.known(history)
+    result: dict[str, Any] = {
+        "num_examples": plan.recipe.num_examples,
+        "num_epochs": plan.recipe.num_epochs,
+        "num_updates": sum(segment.num_updates for segment in segments),
+    }
+    if plan.recipe.tokens_per_example is not None:
+        result["tokens_per_example"] = plan.recipe.tokens_per_example
+    if plan.recipe.coupling.noise is not None:
+        result[plan.recipe.coupling.noise] = _noises(plan, segments)
+    if plan.bound:
+        result["bound"] = plan.bound
+    return result | {"segments": [_row(plan, segment, num_devices) for segment in segments]}
+
+
+def table(plan: Plan, history: Sequence[Segment] = (), num_devices: int | None = None) -> str:
+    """Returns the known segments as rounded text of at most 100 columns, one line each."""
+    numbers = to_dict(plan, history, num_devices)
+    lines = []
+    for index, row in enumerate(numbers["segments"]):
+        extent = row["start_examples"], row["end_examples"], row["num_updates"]
+        line = {"segment": str(index), **_extent(plan, *extent)}
+        line["batch"] = str(row["batch_size"])
+        if num_devices is not None:
+            line["per device"] = f"{row['per_device_batch_size']:.6g}"
+        line["learning rate"] = _span(row, "learning_rate")
+        line["momentum"] = f"{row['momentum']:g}"
+        noise = plan.recipe.coupling.noise
+        if noise is not None:
+            line[noise.replace("_", " ")] = _span(row, noise)
+        lines.append(line)
+    end = numbers["segments"][-1]["end_examples"] if lines else 0
+    lines.append({"segment": "total", **_extent(plan, 0, end, numbers["num_updates"])})
+    names = list(lines[0])
+    cells = [names, *([line.get(name, "") for name in names] for line in lines)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    gap = "  " if sum(widths) + 2 * (len(widths) - 1) <= 100 else " "
+    text = [gap.join(map(str.rjust, row, widths)).rstrip() for row in cells]
+    if plan.bound:
+        text.append(f"largest batch bound by: {plan.bound}")
+    return "\n".join(text)
+
+
+def _row(plan: Plan, segment: Segment, num_devices: int | None) -> dict[str, Any]:
+    rates = [plan.learning_rate_of(segment, n) for n in (0, segment.num_updates - 1)]
+    row: dict[str, Any] = {
+        "start_examples": segment.start_examples,
+        "end_examples": segment.end_examples,
+        "num_updates": segment.num_updates,
+        "batch_size": segment.batch_size,
+    }
+    if num_devices is not None:
+        whole, rest = divmod(segment.batch_size, num_devices)
+        row["per_device_batch_size"] = segment.batch_size / num_devices if rest else whole
+    row |= {
+        "learning_rate_start": rates[0],
+        "learning_rate_end": rates[1],
+        "momentum": segment.momentum,
+    }
+    name = plan.recipe.coupling.noise
+    if name is not None:
+        row[f"{name}_start"], row[f"{name}_end"] = (plan.noise_of(r, segment) for r in rates)
+    return row
+
+
+def _noises(plan: Plan, segments: Sequence[Segment]) -> list[Any]:
+    starts = [segment.start_examples for segment in segments]
+    values = []
+    for part in range(NUM_NOISE_SCALES):
+        middle = (2 * part + 1) * plan.recipe.end_examples // (2 * NUM_NOISE_SCALES)
+        position = min(middle, plan.end_examples - 1)
+        if not segments or position >= segments[-1].end_examples:
+            break
+        segment = segments[bisect_right(starts, position) - 1]
+        update = (position - segment.start_examples) // segment.batch_size
+        values.append(plan.noise_of(plan.learning_rate_of(segment, update), segment))
+    return values
+
+
+def _extent(plan: Plan, start_examples: int, end_examples: int, num_updates: int) -> dict[str, str]:
+    start, end = (n / plan.recipe.num_examples for n in (start_examples, end_examples))
+    tokens = plan.recipe.tokens_per_example
+    if tokens is None:
+        amount = {"examples": f"{end_examples - start_examples:,}"}
+    else:
+        amount = {"tokens": f"{tokens * (end_examples - start_examples):,}"}
+    return {
+        "epochs": f"{start:.2f}-{end:.2f}",
+        **amount,
+        "updates": f"{num_updates:,}",
+    }
+
+
+def _span(row: dict[str, Any], key: str) -> str:
+    start, end = (
+        f"{value:,.0f}" if 1000 <= value < 1e6 else f"{value:.3g}"
+        for value in (row[f"{key}_start"], row[f"{key}_end"])
+    )
+    return start if start == end else f"{start}..{end}"

@@ -1,0 +1,121 @@
+"""The arms of `experiments.schedules`, and their table. No flags."""
+
+import copy
+import math
+from typing import Any
+
+from batchgrow.config import ConfigDict
+from batchgrow.plan import to_megatron
+from batchgrow.report import PlanGroup, paired_difference, summarize
+
+ARMS = (
+    "recipe",
+    "smith",
+    "seesaw",
+    "seesaw_betas",
+    "large_sqrt",
+    "large_linear",
+    "ramp",
+    "late_switch",
+)
+
+
+def arm_of(config: ConfigDict, arm: str, multiple: int, switch: float) -> ConfigDict:
+    """Returns the config of an arm.
+
+    Raises:
+      ValueError: for an unknown arm, a multiple that is not a power of 2, or a wrong switch.
+    """
+    if multiple < 2 or multiple & (multiple - 1):
+        raise ValueError(f"--multiple={multiple} must be a power of 2, and 2 or more")
+    if not 0 < switch < 1:
+        raise ValueError(f"--switch={switch} must be above 0 and below 1")
+    config = copy.deepcopy(config)
+    config.variant = arm
+    plan, batch_size = config.plan, config.recipe.batch_size
+    plan.name, plan.exponent, plan.momentum, plan.initial_multiple = "decay", None, None, 1.0
+    plan.max_batch_size = float(multiple * batch_size)
+    config.optimizer.betas_follow_batch = arm == "seesaw_betas"
+    match arm:
+        case "recipe":
+            plan.exponent = 1.0
+        case "smith" | "seesaw" | "seesaw_betas":
+            plan.name, plan.exponent = "grow", 1.0 if arm == "smith" else 0.5
+        case "large_sqrt" | "large_linear":
+            plan.initial_multiple = float(multiple)
+            plan.exponent = 0.5 if arm == "large_sqrt" else 1.0
+        case "ramp":
+            sizes = [batch_size * 2**k for k in range(int(math.log2(multiple)) + 1)]
+            part = _num_examples(config) / 2 / (len(sizes) - 1)
+            plan.batches = to_megatron([(round(k * part), b) for k, b in enumerate(sizes)])
+            plan.name, plan.exponent = "ramp", 0.0
+        case "late_switch":
+            start = round(switch * _num_examples(config))
+            plan.batches = f"0:{batch_size} {start}:{multiple * batch_size}"
+            plan.name, plan.exponent = "ramp", 0.0
+        case _:
+            raise ValueError(f"unknown arm {arm!r}; choose {', '.join(ARMS)}")
+    return config
+
+
+def _num_examples(config: ConfigDict) -> float:
+    """Examples of the whole run."""
+    if config.data.num_train_examples is None:
+        raise ValueError("data.num_train_examples is not set; set it, so that stages have a place")
+    return config.recipe.num_epochs * config.data.num_train_examples
+
+
+def table(groups: list[PlanGroup], predicted: dict[str, float | None]) -> list[dict[str, Any]]:
+    """Returns a row for each arm, in the order of `ARMS`: plain numbers.
+
+    The differences are to the recipe, paired by seed, with a 95 % t-interval.
+    """
+    by_arm = {group.variant: group for group in groups}
+    recipe = by_arm.get("recipe")
+    rows = []
+    for arm in ARMS:
+        group = by_arm.get(arm)
+        test = summarize([*group.tests.values()]) if group else None
+        if group is None or test is None:
+            continue
+        seconds = [run.summary["wall_seconds"] for run in group.finished if run.summary]
+        paired = paired_difference(recipe, group) if recipe and arm != "recipe" else None
+        rows.append(
+            {
+                "arm": arm,
+                "updates": group.plan["num_updates"],
+                "metric": f"test_{group.metric.name}",
+                "test": vars(test),
+                "paired": vars(paired) if paired else None,
+                "wall_seconds": sum(seconds) / len(seconds) if seconds else None,
+                "predicted_seconds": predicted.get(arm),
+            }
+        )
+    return rows
+
+
+def as_text(rows: list[dict[str, Any]]) -> str:
+    """Returns the table as text."""
+    lines = [["arm", "updates", "test", "sd", "n", "minus recipe", "95 % interval", "s", "plan s"]]
+    for row in rows:
+        test, paired = row["test"], row["paired"] or {}
+        interval = "-"
+        if paired.get("low") is not None:
+            interval = f"{paired['low']:+.4f} to {paired['high']:+.4f}"
+        lines.append(
+            [
+                row["arm"],
+                f"{row['updates']:,}",
+                f"{test['mean']:.4f}",
+                "-" if test["stdev"] is None else f"{test['stdev']:.4f}",
+                str(test["n"]),
+                f"{paired['mean']:+.4f}" if paired else "-",
+                interval,
+                "-" if row["wall_seconds"] is None else f"{row['wall_seconds']:.0f}",
+                "-" if row["predicted_seconds"] is None else f"{row['predicted_seconds']:.0f}",
+            ]
+        )
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    metric = rows[0]["metric"] if rows else ""
+    body = ["  ".join(map(str.rjust, line, widths)) for line in lines]
+    return "\n".join([f"{metric}: mean over n seeds", *body])

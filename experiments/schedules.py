@@ -1,0 +1,95 @@
+"""One recipe, many schedules of the batch size, equal examples: a table for any config.
+
+    python -m experiments.schedules --config=configs/shakespeare.py --workdir=runs/schedules \\
+        --seeds=3 --multiple=8
+
+The arms; B is the recipe's batch size and k is --multiple:
+
+    recipe         the config's recipe as it is
+    smith          the batch grows up to k B where the rate falls; rate ~ batch
+    seesaw         the same batches; rate ~ sqrt(batch) (arXiv 2510.14717)
+    seesaw_betas   and b1, b2 keep their half-life in examples (arXiv 2507.07101)
+    large_sqrt     k B from the start, rate ~ sqrt(batch)
+    large_linear   k B from the start, rate ~ batch
+    ramp           B, 2 B, ... k B in equal parts of the first half; the recipe's own rate
+    late_switch    B, then k B from --switch of the run on; the recipe's own rate
+
+Nothing is tuned for an arm: the rates are the recipe's. Cells that are finished are skipped, and an
+interrupted one is resumed. A cell is in WORKDIR/ARM/SEED. At the end the table is printed and
+written to WORKDIR/schedules.json, beside the report. With --seconds_per_example the table also has
+the time that each plan takes on the hardware of experiments.plan's flags.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+
+import jax
+from absl import flags
+from etils import epath
+
+from batchgrow.config import ConfigDict
+from batchgrow.experiment import Experiment
+from batchgrow.plan import FixedPlan
+from batchgrow.plan.time_to_train import Hardware, predict
+from batchgrow.report import find_runs, group_by_plan, read_run, write_report
+from batchgrow.run.summary import num_parameters
+from experiments import cli
+from experiments.arms import ARMS, arm_of, as_text, table
+from experiments.launch import experiment_of, launch, run_cells
+
+_CONFIG = cli.config_flag()
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the cells and of the table.")
+_ARMS = flags.DEFINE_list("arms", list(ARMS), f"Some of: {', '.join(ARMS)}.")
+_SEEDS = flags.DEFINE_integer("seeds", 3, "How many, from 0 on.", lower_bound=1)
+_MULTIPLE = flags.DEFINE_integer("multiple", 8, "k, a power of 2: the largest batch is k B.")
+_SWITCH = flags.DEFINE_float("switch", 0.75, "Where the late switch is, as a share of the run.")
+_SECONDS_PER_EXAMPLE = flags.DEFINE_float("seconds_per_example", None, "On one device, measured.")
+_SECONDS_PER_UPDATE = flags.DEFINE_float("seconds_per_update", 0.0, "In addition, per update.")
+_NUM_DEVICES = flags.DEFINE_integer("plan_devices", 8, "Devices of the described machine.")
+
+
+def main(_: list[str]) -> int:
+    """Runs the cells that are missing, then prints and writes the table."""
+    if not _WORKDIR.value:
+        raise ValueError("--workdir is missing")
+    grid = list(cells(_CONFIG.value))
+    status = run_cells((experiment, folder) for _, experiment, folder in grid)
+    if status or jax.process_index() != 0:
+        return status
+    runs = [read_run(folder) for folder in find_runs([_WORKDIR.value])]
+    times = {arm: _predicted(experiment) for arm, experiment, _ in grid}
+    rows = table(group_by_plan(runs), times)
+    write_report(runs, os.path.join(_WORKDIR.value, "report"))
+    path = epath.Path(_WORKDIR.value) / "schedules.json"
+    path.write_text(json.dumps(rows, indent=2))
+    print(f"{as_text(rows)}\n\n{path}")
+    return 0
+
+
+def cells(config: ConfigDict) -> Iterator[tuple[str, Experiment, str]]:
+    """Yields the arm, the experiment and the folder of every cell, seeds outermost.
+
+    Raises:
+      ValueError: for an unknown arm or a wrong flag.
+    """
+    for seed in range(_SEEDS.value):
+        for arm in _ARMS.value:
+            cell = arm_of(config, arm, _MULTIPLE.value, _SWITCH.value)
+            cell.seed = seed
+            folder = os.path.join(_WORKDIR.value, arm, str(seed))
+            yield arm, experiment_of(cell.lock()), folder
+
+
+def _predicted(experiment: Experiment) -> float | None:
+    """Seconds of the plan on the described machine; None without a description."""
+    seconds, plan = _SECONDS_PER_EXAMPLE.value, experiment.plan
+    if seconds is None or not isinstance(plan, FixedPlan):
+        return None
+    hardware = Hardware(seconds, _NUM_DEVICES.value, seconds_per_update=_SECONDS_PER_UPDATE.value)
+    parameters = num_parameters(experiment.task, experiment.train_data.example)
+    return predict(plan, parameters, hardware)["seconds"]
+
+
+if __name__ == "__main__":
+    launch(main)

@@ -1,0 +1,94 @@
+"""`python -m batchgrow`: plans without a config file."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from batchgrow import Recipe, curves, decay, grow
+from batchgrow.__main__ import main
+from batchgrow.plan.exchange import from_text, stages, to_csv
+
+WRN = [
+    *("--batch_size=128", "--momentum=0.9", "--num_examples=50000", "--num_epochs=200"),
+    *("--learning_rate=0.1", "--curve=step", "--boundaries_epochs=60,120,160", "--factor=0.2"),
+]
+RECIPE = Recipe(128, 0.9, curves.step(0.1, (60, 120, 160), 0.2), 50_000, 200)
+PLAN = grow(RECIPE, max_batch_size=5120)
+
+
+def run(capsys, *arguments: str) -> str:
+    assert main(["plan", *arguments]) == 0
+    return capsys.readouterr().out
+
+
+def test_prints_the_plan(capsys) -> None:
+    assert run(capsys, *WRN, "--max_batch_size=5120") == PLAN.table() + "\n"
+    assert run(capsys, *WRN, "--num_growths=0") == decay(RECIPE).table() + "\n"
+    assert "per device" in run(capsys, *WRN, "--num_devices=4")
+
+
+@pytest.mark.parametrize(
+    ("options", "curve"),
+    [
+        (["--curve=cosine", "--final_learning_rate=0.01"], curves.cosine(0.1, 200, 0.01)),
+        (["--curve=polynomial", "--power=2"], curves.polynomial(0.1, 200, 2)),
+        (["--curve=exponential", "--decay_rate=0.98"], curves.exponential(0.1, 0.98)),
+        (["--curve=inverse_time", "--decay_rate=0.1"], curves.inverse_time(0.1, 0.1)),
+        (["--curve=constant", "--warmup_epochs=5"], curves.with_warmup(curves.constant(0.1), 5)),
+    ],
+)
+def test_every_curve(capsys, options: list[str], curve) -> None:
+    plan = grow(Recipe(128, 0.9, curve, 50_000, 200), max_batch_size=2560)
+    assert run(capsys, *WRN, *options, "--max_batch_size=2560") == plan.table() + "\n"
+
+
+def test_converts_tables(capsys, tmp_path) -> None:
+    path = tmp_path / "plan.csv"
+    assert run(capsys, *WRN, "--max_batch_size=5120", "--to=csv", f"--out={path}") == ""
+    assert path.read_text() == to_csv(PLAN)
+    text = run(capsys, f"--from={path}", "--to=json")
+    assert list(from_text(text).points())[-1].learning_rate == PLAN.at(10**7).learning_rate
+
+
+def test_megatron(capsys) -> None:
+    text = run(capsys, *WRN, "--max_batch_size=5120", "--to=megatron")
+    assert text == "0:128 3000064:640 5999744:3200 7999744:5120\n"
+    text = run(capsys, *WRN, "--max_batch_size=3200", "--to=megatron", "--tokens_per_example=1000")
+    assert text == "0:128 3000064K:640 5999744K:3200\n"
+    text = run(capsys, *WRN, "--batches=32 32 3000000", "--to=csv")
+    assert stages(from_text(text)) == ((0, 32), (1_000_000, 64), (2_000_000, 96), (3_000_032, 128))
+
+
+def test_olmo_core(capsys) -> None:
+    options = ["--max_batch_size=3200", "--to=olmo-core", "--tokens_per_example=10"]
+    assert json.loads(run(capsys, *WRN, *options))["batch_sizes"] == [1280, 6400, 32000]
+
+
+def test_plots(capsys, tmp_path) -> None:
+    pytest.importorskip("matplotlib")
+    assert run(capsys, *WRN, f"--plot={tmp_path / 'plan.svg'}") == ""
+    assert (tmp_path / "plan.svg").stat().st_size > 5000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (WRN[1:], "--batch_size is missing: a recipe needs it"),
+        ([*WRN, "--momentum=1"], "momentum=1.0 must be at least 0 and below 1"),
+        ([*WRN, "--curve=exponential"], "--decay_rate is missing: --curve=exponential needs it"),
+        ([*WRN, "--to=olmo-core"], "--tokens_per_example is missing: OLMo-core counts tokens"),
+        (["--from=none.csv"], "[Errno 2] No such file or directory: 'none.csv'"),
+        ([*WRN, "--from=none.csv"], "--from has the whole plan: leave out --batch_size"),
+    ],
+)
+def test_wrong_arguments_are_one_line(capsys, arguments: list[str], message: str) -> None:
+    assert main(["plan", *arguments]) == 2
+    assert capsys.readouterr().err == f"batchgrow: {message}\n"
+
+
+def test_as_a_module() -> None:
+    command = [sys.executable, "-m", "batchgrow", "plan", *WRN]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
