@@ -151,8 +151,8 @@ def _one_line(error: Exception, argv: list[str]) -> str:
         return f"--{error.flagname} is not a flag{hint}"
     if isinstance(error, AttributeError | KeyError):
         field = re.search(r'instead of "(\w+)"', text) or re.search(r"'(\w+)", text)
-        suffix = f".{field[1]}" if field else "="
-        wrong = next((a for a in argv if a.split("=")[0].endswith(suffix)), "--config")
+        parts = ((arg, arg.split("=")[0].split(".")[1:]) for arg in argv)
+        wrong = next((arg for arg, names in parts if field and field[1] in names), "--config")
         near = re.search(r'Did you mean "([^"]+)"', text)
         hint = f"; the nearest is {near[1]!r}" if near else ""
         return f"{wrong.split('=')[0]}: no such config field{hint}"

@@ -27,6 +27,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import sklearn.datasets
 from etils import epath
+from tqdm import tqdm
 
 from batchgrow.config import ConfigDict
 from batchgrow.run.timers import TIMING
@@ -281,6 +282,7 @@ def _child(workdir: str, fault: Fault, index: int, flags: Sequence[str], inlet: 
     folder = pathlib.Path(workdir)
     for stream in (1, 2):
         os.dup2(inlet.fileno(), stream)
+    tqdm.set_lock(threading.RLock())  # its own is a semaphore, which a kill would leave behind
     launch.HEARTBEAT_SECONDS = HEARTBEAT_SECONDS
     config = get_config()
     config.run.compilation_cache_dir = str(cache(folder))

@@ -5,7 +5,7 @@ import pathlib
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -37,7 +37,11 @@ class Moments:
         train_data: Any = experiment.train_data
         self.experiment = dataclasses.replace(
             experiment,
-            train_data=_Traced(train_data.arrays, partial(self._tell, "in a compilation")),
+            train_data=_Traced(
+                train_data.arrays,
+                train_data.facts,
+                told=partial(self._tell, "in a compilation"),
+            ),
             test_data=_Evaluated(experiment.test_data, self._evaluation),
         )
 
@@ -79,7 +83,7 @@ class Moments:
 class _Traced(ArrayDataset):
     """A training set that says when a program that takes examples from it is traced."""
 
-    told: Callable[[], None]
+    told: Callable[[], None] = field(kw_only=True)
 
     def take(self, arrays: Any, indices: Any) -> Any:
         if not isinstance(indices, np.ndarray):
@@ -101,6 +105,10 @@ class _Evaluated:
     @property
     def example(self) -> Any:
         return self.data.example
+
+    @property
+    def facts(self) -> Any:
+        return self.data.facts
 
     def gather(self, indices: np.ndarray) -> Any:
         self.told()

@@ -65,6 +65,12 @@ def cells() -> list[tuple[Experiment, str]]:
                 config.seed = seed
                 config.optimizer.name = optimizer or config.optimizer.name
                 cell = (config.variant, config.optimizer.name, str(seed))
+                for name in cell:
+                    if name in (".", "..") or os.sep in name:
+                        raise ValueError(
+                            f"--variants, --optimizers: {name!r} cannot name the folder of a cell; "
+                            f"use a name without {os.sep}"
+                        )
                 folder = os.path.join(_WORKDIR.value, *filter(None, cell))
                 grid.append((experiment_of(config.lock()), folder))
     return grid

@@ -19,7 +19,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -39,7 +39,7 @@ HEARTBEAT_SECONDS = 10
 class NotedArrays(ArrayDataset):
     """An array data set that notes the index of each example in a file."""
 
-    note: Callable[..., None]
+    note: Callable[..., None] = field(kw_only=True)
 
     def gather(self, indices: np.ndarray) -> Any:
         if indices.ndim:  # not the shape of one example
@@ -63,7 +63,7 @@ def main(arguments: list[str]) -> int:
         arrays = dict(data.arrays)
         if rolls:
             arrays["label"] = np.roll(arrays["label"], 1)
-        data = NotedArrays(arrays, note)
+        data = NotedArrays(arrays, data.facts, note=note)
     if isinstance(data, JpegDataset):
         crop = data.crop
 

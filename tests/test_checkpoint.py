@@ -5,6 +5,8 @@ import pathlib
 import random
 import resource
 import shutil
+import subprocess
+import sys
 import time
 import zlib
 from typing import Any
@@ -220,6 +222,29 @@ def test_a_folder_that_was_removed_is_not_called_full(tmp_path: pathlib.Path) ->
             (tmp_path / "run").symlink_to(tmp_path / "gone" / "run")  # Orbax cannot create it again
             checkpoints.save(10, make_state(10), notes(10), None)
             checkpoints.wait()
+
+
+# Saves to a folder that is gone and cannot be created again.
+GONE = """
+import pathlib, shutil, sys
+sys.path.insert(0, sys.argv[2])
+from test_checkpoint import make_state, notes, open_checkpoints
+run = pathlib.Path(sys.argv[1])
+with open_checkpoints(run) as checkpoints:
+    shutil.rmtree(run)
+    run.symlink_to(run.parent / "gone" / "run")
+    checkpoints.save(10, make_state(10), notes(10), None)
+    checkpoints.wait()
+"""
+
+
+def test_no_thread_outlives_a_failed_save(tmp_path: pathlib.Path) -> None:
+    """Threads of Orbax waited 300 s for a folder that nobody made."""
+    here = pathlib.Path(__file__).parent
+    command = [sys.executable, "-c", GONE, f"{tmp_path}/run", str(here)]
+    done = subprocess.run(command, cwd=here.parent, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 1
+    assert "the folder was removed during the run; put it back" in done.stderr
 
 
 @pytest.mark.parametrize("size", [0, 150, 700, 1500])

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -10,8 +11,8 @@ from typing import NamedTuple
 
 import pytest
 
-from batchgrow.config import make_schedule
-from batchgrow.run.folder import write_json
+from batchgrow.config import make_plan
+from batchgrow.run.folder import FORMAT, write_json
 from batchgrow.run.signals import INTERRUPTED
 from configs import digits
 from experiments import cli
@@ -47,9 +48,15 @@ for line in sys.stdin:
 
 
 class Done(NamedTuple):
+    """How a command ended; `err` is without the warnings of the log."""
+
     status: int
     out: str
     err: str
+
+
+def without_warnings(said: str) -> str:
+    return "".join(x for x in said.splitlines(keepends=True) if not re.match(r"W\d{4} ", x))
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +82,8 @@ def command(server, tmp_path):
         json.dump([f"experiments.{name}", flags, platform, log], server.stdin)
         print(file=server.stdin, flush=True)
         status = int(server.stdout.readline())
-        return Done(status, *(pathlib.Path(f"{log}.{x}").read_text() for x in ("out", "err")))
+        out, err = (pathlib.Path(f"{log}.{x}").read_text() for x in ("out", "err"))
+        return Done(status, out, without_warnings(err))
 
     return run
 
@@ -86,15 +94,17 @@ DIGITS = "--config=configs/digits.py:increasing_batch"
 def test_plan_as_json_touches_no_device(command):
     done = command("plan", DIGITS, "--num_devices=4", "--json")
     assert done.status == 0, done.err
-    schedule = make_schedule(digits.get_config("increasing_batch"))
+    made = make_plan(digits.get_config("increasing_batch"), 1437)
     plan = json.loads(done.out)
-    assert plan == json.loads(json.dumps(schedule.to_dict(num_devices=4)))
-    assert plan.keys() == {"num_examples", "num_epochs", "num_updates", "phases"}
-    assert plan["num_updates"] == sum(phase["num_updates"] for phase in plan["phases"])
-    for phase in plan["phases"]:
-        assert phase["per_device_batch_size"] * 4 == phase["global_batch_size"]
-        assert list(phase) == [
-            "start_examples", "end_examples", "num_updates", "global_batch_size",
+    assert plan == json.loads(json.dumps(made.to_dict(num_devices=4)))
+    assert plan.keys() == {
+        "num_examples", "num_epochs", "noise_scale", "num_updates", "segments", "bound",
+    }  # fmt: skip
+    assert plan["num_updates"] == sum(segment["num_updates"] for segment in plan["segments"])
+    for segment in plan["segments"]:
+        assert segment["per_device_batch_size"] * 4 == segment["batch_size"]
+        assert list(segment) == [
+            "start_examples", "end_examples", "num_updates", "batch_size",
             "per_device_batch_size", "learning_rate_start", "learning_rate_end", "momentum",
             "noise_scale_start", "noise_scale_end",
         ]  # fmt: skip
@@ -103,16 +113,16 @@ def test_plan_as_json_touches_no_device(command):
 def test_plan_as_a_table(command):
     done = command("plan", DIGITS)
     assert done.status == 0, done.err
-    assert make_schedule(digits.get_config("increasing_batch")).table(num_devices=1) in done.out
+    assert make_plan(digits.get_config("increasing_batch"), 1437).table(num_devices=1) in done.out
 
 
 def test_time_to_train_is_told_with_its_assumptions(command):
-    """4 devices at 1 ms an image, nothing lost between them, for what the plan sees of digits."""
-    flags = (DIGITS, "--num_devices=4", "--seconds_per_image=0.001", "--latency=0")
+    """4 devices at 1 ms an example, nothing lost between them, for what the plan sees of digits."""
+    flags = (DIGITS, "--num_devices=4", "--seconds_per_example=0.001", "--latency=0")
     done = command("plan", *flags, "--json")
     assert done.status == 0, done.err
     plan = json.loads(done.out)
-    ideal = plan["phases"][-1]["end_examples"] * 0.001 / 4
+    ideal = plan["segments"][-1]["end_examples"] * 0.001 / 4
     assert plan["time"]["seconds"] == pytest.approx(ideal, rel=0.01)
     assert plan["time"]["seconds"] > ideal
     shown = command("plan", *flags).out
@@ -129,25 +139,24 @@ def test_a_field_on_the_command_line_changes_the_plan(command):
     [
         (
             ["--config=configs/digits.py:growing"],
-            "variant 'growing' is none of decaying_lr, hybrid",
+            "unknown variant 'growing'; choose decaying_lr, hybrid",
         ),
         (["--config=configs/nothing.py"], "no such file: configs/nothing.py"),
         ([], "--config is missing: --config=configs/NAME.py:VARIANT"),
         (
-            [DIGITS, "--config.recipe.global_batch_sise=32"],
-            "--config.recipe.global_batch_sise: no such config field; the nearest is "
-            "'global_batch_size'",
+            [DIGITS, "--config.recipe.batch_sise=32"],
+            "--config.recipe.batch_sise: no such config field; the nearest is 'batch_size'",
         ),
         (
             [DIGITS, "--config.recpe.num_epochs=3"],
             "--config.recpe.num_epochs: no such config field",
         ),
-        ([DIGITS, "--num_device=4"], "--num_device is no flag; the nearest is --num_devices"),
+        ([DIGITS, "--num_device=4"], "--num_device is not a flag; the nearest is --num_devices"),
         ([DIGITS, "--config.seed=zero"], "seed"),
         ([DIGITS, "--config.recipe.num_epochs=-1"], "num_epochs"),
         (
             [DIGITS, "--config.plan.name=shrink"],
-            "plan.name 'shrink' is none of decay, hybrid, grow",
+            "unknown plan.name 'shrink'; choose decay, hybrid, grow",
         ),
         (
             [DIGITS, "--num_devices=3"],
@@ -155,9 +164,9 @@ def test_a_field_on_the_command_line_changes_the_plan(command):
         ),
         (
             [DIGITS, "--device=TPU v9"],
-            "--device=TPU v9: no peak for float32 is known; give --seconds_per_image, or one of",
+            "--device=TPU v9: no peak for float32 is known; give --seconds_per_example, or one of",
         ),
-        ([DIGITS, "--device=TPU v2", "--seconds_per_image=1"], "say the same; give one of them"),
+        ([DIGITS, "--device=TPU v2", "--seconds_per_example=1"], "say the same; give one of them"),
         ([DIGITS, "extra"], "unexpected argument 'extra'; flags begin with --"),
     ],
 )
@@ -176,6 +185,7 @@ def busy_folder(tmp_path):
     folder.mkdir()
     config = digits.get_config("increasing_batch")
     config.seed = 7
+    write_json(folder / "task.json", {"format": FORMAT})
     write_json(folder / "config.json", config.to_dict())
     return folder
 
@@ -211,6 +221,57 @@ def test_divergence_has_an_exit_status_of_its_own(command, tmp_path):
     assert complaint.startswith("error: the loss is nan between updates 1 and 9 ")
 
 
+def test_a_preempted_run_says_nothing_more(tmp_path):
+    """Python warned of semaphores that were left at the exit."""
+    config = [DIGITS, "--config.model.channels=2", "--config.recipe.num_epochs=1000"]
+    command = [sys.executable, "-m", "experiments.train", *config, f"--workdir={tmp_path}/run"]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        next(line for line in process.stderr if "compiling for batch size" in line)
+        process.send_signal(signal.SIGTERM)
+        said = [line.strip() for line in process.stderr]
+    assert process.returncode == 75
+    assert said == [
+        "SIGTERM: stopping after this update",
+        f"digits:increasing_batch: preempted ({tmp_path}/run)",
+    ]
+
+
+# A training command that fails while a thread goes on, as those of Orbax may.
+BUSY = """
+import threading, time
+from experiments.launch import launch
+def main(_):
+    threading.Thread(target=time.sleep, args=(3600,)).start()
+    raise OSError("no space left")
+launch(main)
+"""
+
+
+@pytest.mark.slow
+def test_a_failed_command_does_not_wait_for_threads():
+    command = [sys.executable, "-c", BUSY]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stderr) == (1, "error: no space left\n")
+
+
+@pytest.mark.parametrize("variant", ["../outside", "/tmp/outside", "..", "a/b"])
+def test_a_variant_that_is_no_folder_name_is_refused_by_a_sweep(command, tmp_path, variant):
+    path = tmp_path / "odd.py"
+    path.write_text(
+        "from configs import digits\n"
+        "def get_config(variant=''):\n"
+        "    config = digits.get_config()\n"
+        f"    config.variant = {variant!r}\n"
+        "    return config\n"
+    )
+    flags = (f"--config={path}", "--variants=x", f"--workdir={tmp_path}/runs")
+    done = command("sweep", *flags, platform="cpu")
+    assert (done.status, done.err.count("\n")) == (2, 1), done.err
+    assert f"{variant!r} cannot name the folder of a cell" in done.err
+    assert not (tmp_path / "runs").exists() and not (tmp_path / "outside").exists()
+
+
 def test_the_list_of_commands(command):
     done = command("__main__")
     assert "python -m experiments.plan " in done.out and "python -m experiments.digits " in done.out
@@ -234,16 +295,16 @@ def test_a_reader_that_goes_away_is_no_error():
     command = [sys.executable, "-m", "experiments.plan", DIGITS, "--json"]
     done = subprocess.run(command, cwd=ROOT, stdout=writes, stderr=subprocess.PIPE, text=True)
     os.close(writes)
-    assert (done.returncode, done.stderr) == (cli.BROKEN_PIPE, "")
+    assert (done.returncode, without_warnings(done.stderr)) == (cli.BROKEN_PIPE, "")
 
 
 # A command that fails with the error that its first argument names.
 FAILING = """
 import sys
 from experiments import cli
-from batchgrow.data.sources import BadRecordError
+from batchgrow.data.records import BadRecordError
 error = eval(sys.argv.pop(1))
-def main():
+def main(_):
     raise error
 cli.run(main)
 """

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import yaml
 from absl import flags
-from batchgrow.loop import Outcome
+from batchgrow.experiment import Outcome
 
 from batchgrow.run.signals import INTERRUPTED
 from experiments import cli, launch
 
 CLOUD = pathlib.Path(__file__).parent.parent / "docs" / "cloud"
-PREEMPTED, GROWS = launch.STATUS[Outcome.PREEMPTED], launch.STATUS[Outcome.PHASE_END]
+PREEMPTED, GROWS = launch.STATUS[Outcome.PREEMPTED], launch.STATUS[Outcome.GROWTH]
 FINAL = (cli.BAD_INPUT, launch.DIVERGED, INTERRUPTED)  # another start would end alike
 # Each fake notes its arguments. What it says and its status are the next line of its script.
 FAKE = """#!/bin/bash
@@ -69,7 +69,7 @@ def test_slurm(tmp_path: pathlib.Path, status: int, nodes: int, then: list[str])
         MAX_NODES="4",
     )
     assert ended == status
-    assert "|--distributed|--stop_at_phase_end|--config=a b:c|--workdir=gs://x/y|" in calls[0]
+    assert "|--distributed|--stop_at_growth|--config=a b:c|--workdir=gs://x/y|" in calls[0]
     assert [call[: len(start)] for call, start in zip(calls[1:], then, strict=True)] == then
     if status == GROWS:
         assert calls[1].endswith("train.sbatch|--config=a b:c|--workdir=gs://x/y|")
@@ -80,7 +80,7 @@ def test_slurm_does_not_stop_to_grow_on_the_last_nodes(tmp_path: pathlib.Path) -
     _, calls = run(
         tmp_path, "train.sbatch", says, SLURM_JOB_ID="7", SLURM_JOB_NUM_NODES="4", MAX_NODES="4"
     )
-    assert "stop_at_phase_end" not in calls[0]
+    assert "stop_at_growth" not in calls[0]
 
 
 ACTIVE, SSH = "0 ACTIVE", "0"

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from test_runlog import event_files
 from test_storage import RUN
-from tiny import make_config, read_rows
+from tiny import read_rows, tiny_experiment
 
 from batchgrow import report
-from batchgrow.data.sources import open_source
-from batchgrow.run.signals import Preemption
+from batchgrow.data.prepared import open_source
+from batchgrow.experiment import Experiment
 from batchgrow.run.timers import TIMING
 from batchgrow.train import Outcome, train
 
@@ -27,24 +27,22 @@ def damage_newest(run: pathlib.Path) -> None:
         path.write_bytes(path.read_bytes()[:20])
 
 
-def preempt_at(monkeypatch: pytest.MonkeyPatch, dispatches: int) -> None:
+def preempt_after(dispatches: int, experiment: Experiment) -> None:
+    """Trains on the store for so many dispatches."""
     asked = iter(range(1, 1000))
-    monkeypatch.setattr(Preemption, "requested", lambda _: next(asked) == dispatches)
+    outcome = train(experiment, RUN, watch=lambda *_: next(asked) == dispatches)
+    assert outcome is Outcome.PREEMPTED
 
 
-def test_a_whole_life_on_a_store(
-    bucket: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
-) -> None:
-    config = make_config({"run.tensorboard": True, "run.updates_per_dispatch": 1})
-    train(config, str(tmp_path / "disk"))
+def test_a_whole_life_on_a_store(bucket: pathlib.Path, tmp_path: pathlib.Path, caplog: Any) -> None:
+    experiment = tiny_experiment({"run.tensorboard": True, "run.updates_per_dispatch": 1})
+    train(experiment, str(tmp_path / "disk"))
     for dispatches in (4, 3):
-        preempt_at(monkeypatch, dispatches)
-        assert train(config, RUN) is Outcome.PREEMPTED
-    # Killed, say: the log is behind its checkpoint, and the newest checkpoint is damaged.
-    (bucket / "run" / "metrics.jsonl").write_text("")
+        preempt_after(dispatches, experiment)
+    # As after a crash: a half-written config, and the newest checkpoint is damaged.
     (bucket / "run" / "config.json").write_text('{"name"')
     damage_newest(bucket / "run")
-    assert train(config, RUN) is Outcome.FINISHED
+    assert train(experiment, RUN) is Outcome.FINISHED
     assert "set aside as 224.bad" in caplog.text
     assert (bucket / "run" / "checkpoints" / "224.bad").is_dir()
     assert rows(bucket / "run") == rows(tmp_path / "disk")
@@ -57,25 +55,23 @@ def test_a_whole_life_on_a_store(
     report.write_report([report.read_run(RUN)], "s3://bucket/report")
     assert json.loads((bucket / "report" / "report.json").read_text())["runs"][0]["path"] == RUN
     assert "<svg" in (bucket / "report" / "index.html").read_text()
-    assert train(config, RUN) is Outcome.FINISHED
+    assert train(experiment, RUN) is Outcome.FINISHED
 
 
 def test_a_checkpoint_that_was_half_put_is_none(
-    bucket: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+    bucket: pathlib.Path,
 ) -> None:
     """There is no rename that would finish one: a mark is put last."""
-    config = make_config({"run.updates_per_dispatch": 1})
+    experiment = tiny_experiment({"run.updates_per_dispatch": 1})
     for dispatches in (4, 3):
-        preempt_at(monkeypatch, dispatches)
-        assert train(config, RUN) is Outcome.PREEMPTED
+        preempt_after(dispatches, experiment)
     newest = bucket / "run" / "checkpoints" / "224"
     (newest / "commit_success.txt").unlink()
     for path in (newest / "state").rglob("d/*"):
         path.unlink()
-    preempt_at(monkeypatch, 3)
-    assert train(config, RUN) is Outcome.PREEMPTED  # 128 + 3 * 32: where it was
+    preempt_after(3, experiment)  # 128 + 3 * 32: where it was
     assert (newest / "commit_success.txt").exists()
-    assert train(config, RUN) is Outcome.FINISHED
+    assert train(experiment, RUN) is Outcome.FINISHED
     assert not list((bucket / "run").rglob("*.bad"))
 
 

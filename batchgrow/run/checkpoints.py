@@ -110,7 +110,10 @@ class Checkpoints:
             self._manager = Manager(
                 self._folder,
                 options=ocp.CheckpointManagerOptions(
-                    preservation_policy=self._policy, cleanup_tmp_directories=True
+                    preservation_policy=self._policy,
+                    cleanup_tmp_directories=True,
+                    # Where a folder cannot be made, threads would wait for it for 300 s.
+                    async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
                 ),
                 item_names=("state", "notes"),
             )
