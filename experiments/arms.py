@@ -7,6 +7,7 @@ from typing import Any
 from batchgrow.config import ConfigDict
 from batchgrow.plan import to_megatron
 from batchgrow.report import PlanGroup, paired_difference, summarize
+from batchgrow.text_table import text_table
 
 ARMS = (
     "recipe",
@@ -115,7 +116,5 @@ def as_text(rows: list[dict[str, Any]]) -> str:
                 "-" if row["predicted_seconds"] is None else f"{row['predicted_seconds']:.0f}",
             ]
         )
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     metric = rows[0]["metric"] if rows else ""
-    body = ["  ".join(map(str.rjust, line, widths)) for line in lines]
-    return "\n".join([f"{metric}: mean over n seeds", *body])
+    return f"{metric}: mean over n seeds\n" + text_table(lines)

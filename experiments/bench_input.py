@@ -23,6 +23,7 @@ import numpy as np
 from absl import app, flags
 
 from batchgrow.data import jpeg, prepared, stream, worker_feed, workers
+from batchgrow.text_table import text_table
 
 FLAGS = flags.FLAGS
 
@@ -152,18 +153,17 @@ def bench(source: workers.EncodedSource, num_workers: int, records: str) -> dict
 def table(result: dict[str, Any]) -> str:
     """The result as text, with ours as a multiple of theirs."""
     heads = ("wall time", "ours/this", "CPU time", "ours/this")
-    lines = [f"{'images/s per core':20}" + "".join(f"{head:>12}" for head in heads)]
+    rows = [["images/s per core", *heads]]
     for name in result["wall"]:
-        line = f"{name:20}"
+        row = [name]
         for kind in ("wall", "processor"):
             rate = result[kind][name]
-            line += f"{rate:12.0f}{result[kind]['batchgrow'] / rate:12.2f}"
-        lines.append(line)
-    lines.append(
-        f"{result['images']} images to {result['image_size']} x {result['image_size']}, "
+            row += [f"{rate:.0f}", f"{result[kind]['batchgrow'] / rate:.2f}"]
+        rows.append(row)
+    return text_table(rows, left=True) + (
+        f"\n{result['images']} images to {result['image_size']} x {result['image_size']}, "
         f"{result['cores']} cores, medians of {FLAGS.repetitions} interleaved repetitions"
     )
-    return "\n".join(lines)
 
 
 def _main(argv: list[str]) -> None:

@@ -24,6 +24,7 @@ import numpy as np
 from absl import flags, logging
 
 from batchgrow.run import environment
+from batchgrow.text_table import text_table
 from experiments import cli, faults
 from experiments.faults import Fault, checkpoints, resumed_at, said, start, statuses
 from experiments.launch import STATUS
@@ -106,11 +107,9 @@ def soak(
 
 def table(result: dict[str, Any]) -> str:
     """The result as text."""
-    lines = [f"{'fault':50} {'injected':>8} {'as expected':>11} {'in identical runs':>17}"]
-    for kind, counts in result["kinds"].items():
-        a, b, c = counts.values()
-        lines.append(f"{kind:50} {a:8} {b:11} {c:17}")
-    return "\n".join(lines) + (
+    rows = [["fault", "injected", "as expected", "in identical runs"]]
+    rows += [[kind, *map(str, counts.values())] for kind, counts in result["kinds"].items()]
+    return text_table(rows, left=True) + (
         f"\n\n{result['faults']} faults; {result['runs_identical']} of {result['runs']} runs ended "
         f"bit-identical to the undisturbed one; rows lost {result['rows_lost']}, twice "
         f"{result['rows_twice']}, with a damaged metrics.jsonl and as its message said "

@@ -20,6 +20,7 @@ from batchgrow.plan import Point
 from batchgrow.run import environment
 from batchgrow.step import TrainState
 from batchgrow.tasks.classification import Classification
+from batchgrow.text_table import text_table
 from experiments import cli, synthetic
 
 NUM_CLASSES = 10
@@ -157,8 +158,7 @@ def report(title: str, rows: Sequence[dict[str, Any]], notes: Sequence[str] = ()
     if JSON.value:
         return json.dumps({"benchmark": title, "rows": rows, "notes": notes, **about})
     cells = [list(rows[0]), *([_cell(value) for value in row.values()] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = ["  ".join(map(str.rjust, line, widths)) for line in cells]
+    lines = [text_table(cells)]
     devices, versions = about["devices"], about["versions"]
     lines += [
         "",

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from batchgrow.plan.recipe import Recipe
 from batchgrow.plan.segments import Segment
+from batchgrow.text_table import text_table
 
 NUM_NOISE_SCALES = 128  # in plan.json
 
@@ -73,12 +74,8 @@ def table(plan: Plan, history: Sequence[Segment] = (), num_devices: int | None =
     lines.append({"segment": "total", **_extent(plan, 0, end, numbers["num_updates"])})
     names = list(lines[0])
     cells = [names, *([line.get(name, "") for name in names] for line in lines)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    gap = "  " if sum(widths) + 2 * (len(widths) - 1) <= 100 else " "
-    text = [gap.join(map(str.rjust, row, widths)).rstrip() for row in cells]
-    if plan.bound:
-        text.append(f"largest batch bound by: {plan.bound}")
-    return "\n".join(text)
+    bound = f"\nlargest batch bound by: {plan.bound}" if plan.bound else ""
+    return text_table(cells) + bound
 
 
 def _row(plan: Plan, segment: Segment, num_devices: int | None) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from batchgrow.plan.plan import FixedPlan
+from batchgrow.text_table import text_table
 
 BYTES_PER_GRADIENT = 4  # float32
 
@@ -198,5 +199,4 @@ def table(prediction: dict[str, Any]) -> str:
     updates = sum(segment["num_updates"] for segment in prediction["segments"])
     total = ["total", "", "", f"{updates:,}", "", "", "", "", ""]
     cells.append([*total, f"{prediction['seconds'] / 60:.1f}"])
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return "\n".join("  ".join(map(str.rjust, row, widths)) for row in cells)
+    return text_table(cells)

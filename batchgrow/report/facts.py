@@ -12,13 +12,12 @@ import numpy as np
 from batchgrow.report import wording
 from batchgrow.report.folders import Run
 from batchgrow.report.runs import PlanGroup, group_by_plan, paired_differences, summarize
+from batchgrow.text_table import WIDTH, text_table
 
 Facts = dict[str, Any]
 # variant -> {"test_METRIC": value, "updates", "source"}, where METRIC is the task's first metric;
 # optionally "optimizer", if the values hold for one only, and "command", which runs the plan.
 Paper = Mapping[str, Mapping[str, Any]]
-TEXT_WIDTH = 100
-
 
 # Two plans have the same noise scale if it agrees within 5% in 95% of the run. It may end at 0;
 # below a thousandth of its peak it no longer matters and counts as that.
@@ -242,31 +241,17 @@ def text(found: Facts) -> str:
         metric = comparison["metric"]
         header = ("plan", "updates", "fewer", wording.test(metric), "mean ± sd", "n", "time")
         rows = [header] + [wording.plan_cells(plan, metric) for plan in comparison["plans"]]
-        blocks += [comparison["setting"], textwrap.fill(comparison["headline"], TEXT_WIDTH)]
-        blocks.append(_text_table(rows))
+        blocks += [comparison["setting"], textwrap.fill(comparison["headline"], WIDTH)]
+        blocks.append(text_table(rows, left=True))
         blocks += [
             "\n".join(
-                textwrap.fill(f"{row['second']} - {row['first']}: {row['verdict']}", TEXT_WIDTH)
+                textwrap.fill(f"{row['second']} - {row['first']}: {row['verdict']}", WIDTH)
                 for row in comparison["paired"]
             )
         ]
     unfinished = [
-        textwrap.fill(f"{run['path']}: {run['status']}", TEXT_WIDTH, subsequent_indent="  ")
+        textwrap.fill(f"{run['path']}: {run['status']}", WIDTH, subsequent_indent="  ")
         for run in found["runs"]
         if not run["finished"]
     ]
     return "\n\n".join(block for block in [*blocks, "\n".join(unfinished)] if block)
-
-
-def _text_table(rows: Sequence[Sequence[str]]) -> str:
-    """The first column is flush left, and cut if the table would be too wide."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    widths[0] = min(widths[0], TEXT_WIDTH - sum(widths[1:]) - 2 * len(widths[1:]))
-    return "\n".join(
-        "  ".join([_cut(row[0], widths[0]).ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])])
-        for row in rows
-    )
-
-
-def _cut(label: str, width: int) -> str:
-    return label if len(label) <= width else label[: width - 1] + "…"
