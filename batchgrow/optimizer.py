@@ -199,9 +199,9 @@ def scale_by_changing_adam(b1: float, b2: float, epsilon: float) -> optax.Gradie
         # Two arrays, because the state is donated.
         return ChangingAdamState(mu, nu, jnp.ones(()), jnp.ones(()))
 
-    def update(gradients: Any, state: ChangingAdamState, params: Params | None = None) -> Any:
-        mu = jax.tree.map(lambda a, g: b1 * a + (1 - b1) * g, state.mu, gradients)
-        nu = jax.tree.map(lambda a, g: b2 * a + (1 - b2) * g**2, state.nu, gradients)
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
+        mu = jax.tree.map(lambda a, g: b1 * a + (1 - b1) * g, state.mu, updates)
+        nu = jax.tree.map(lambda a, g: b2 * a + (1 - b2) * g**2, state.nu, updates)
         new = ChangingAdamState(mu, nu, b1 * state.zeros_in_mu, b2 * state.zeros_in_nu)
         of_mu, of_nu = 1 - new.zeros_in_mu, 1 - new.zeros_in_nu
         direction = jax.tree.map(lambda m, v: m / of_mu / (jnp.sqrt(v / of_nu) + epsilon), mu, nu)
@@ -216,9 +216,9 @@ def _debias(momentum: float, later: int) -> optax.GradientTransformation:
     def init(params: Params) -> jax.Array:
         return jnp.full((), momentum**later, jnp.float32)
 
-    def update(direction: Any, power: jax.Array, params: Params | None = None) -> Any:
-        power = momentum * power
-        return jax.tree.map(lambda d: d / (1 - power), direction), power
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
+        power = momentum * state
+        return jax.tree.map(lambda d: d / (1 - power), updates), power
 
     return optax.GradientTransformation(init, update)
 
@@ -229,9 +229,9 @@ def _scale_by_root_of_sum(initial: float, epsilon: float) -> optax.GradientTrans
     def init(params: Params) -> Any:
         return jax.tree.map(lambda w: jnp.full_like(w, initial), params)
 
-    def update(gradients: Any, sums: Any, params: Params | None = None) -> Any:
-        sums = jax.tree.map(lambda s, g: s + g**2, sums, gradients)
-        direction = jax.tree.map(lambda s, g: g / (epsilon + jnp.sqrt(s)), sums, gradients)
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
+        sums = jax.tree.map(lambda s, g: s + g**2, state, updates)
+        direction = jax.tree.map(lambda s, g: g / (epsilon + jnp.sqrt(s)), sums, updates)
         return direction, sums
 
     return optax.GradientTransformation(init, update)

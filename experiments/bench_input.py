@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from absl import app, flags
 
-from batchgrow.data import jpeg, sources, stream, worker_feed, workers
+from batchgrow.data import jpeg, prepared, stream, worker_feed, workers
 
 FLAGS = flags.FLAGS
 
@@ -168,7 +168,7 @@ def table(result: dict[str, Any]) -> str:
 
 def _main(argv: list[str]) -> None:
     del argv
-    source = sources.open_source("imagenet2012", FLAGS.split, FLAGS.data_dir, decode=False)
+    source = prepared.open_source("imagenet2012", FLAGS.split, FLAGS.data_dir, decode=False)
     num_workers = FLAGS.num_workers or len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as folder:
         records = os.path.join(folder, "records") if FLAGS.tf else ""

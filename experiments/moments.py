@@ -106,10 +106,6 @@ class _Evaluated:
     def example(self) -> Any:
         return self.data.example
 
-    @property
-    def facts(self) -> Any:
-        return self.data.facts
-
     def gather(self, indices: np.ndarray) -> Any:
         self.told()
         return self.data.gather(indices)

@@ -77,7 +77,7 @@ def cells(config: ConfigDict) -> Iterator[tuple[str, Experiment, str]]:
         for arm in _ARMS.value:
             cell = arm_of(config, arm, _MULTIPLE.value, _SWITCH.value)
             cell.seed = seed
-            folder = os.path.join(_WORKDIR.value, arm, str(seed))
+            folder = os.path.join(_WORKDIR.value or "", arm, str(seed))
             yield arm, experiment_of(cell.lock()), folder
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import yaml
 from absl import flags
-from batchgrow.experiment import Outcome
 
+from batchgrow.experiment import Outcome
 from batchgrow.run.signals import INTERRUPTED
 from experiments import cli, launch
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from batchgrow.models import apply
+from batchgrow.models.dropout import apply
 
 RATE = 0.3
 KEYS = jax.vmap(partial(jax.random.fold_in, jax.random.key(7)))(jnp.arange(8))

@@ -102,8 +102,9 @@ def test_classes_can_be_learned(data_dir):
         crop = functools.partial(jpeg.evaluation_crop, image_size=8)
         with WorkerFeed(JpegLoader(source, crop, image_size=8)) as feed:
             batches = list(evaluation_batches(feed, len(source), batch_size=20))
-        images = np.concatenate([batch["image"] for batch in batches]).astype(float)
-        return images.reshape(len(images), -1), np.concatenate([b["label"] for b in batches])
+        examples = [batch["examples"] for batch in batches]
+        images = np.concatenate([x["image"] for x in examples]).astype(float)
+        return images.reshape(len(images), -1), np.concatenate([x["label"] for x in examples])
 
     images, labels = thumbnails("train")
     means = np.stack([images[labels == label].mean(0) for label in range(NUM_CLASSES)])

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from batchgrow.models import apply
+from batchgrow.models.dropout import apply
 from batchgrow.models.inception_resnet_v2 import InceptionResNetV2
 
 # 139 is small, yet the last blocks still see 3x3 positions, so that 1x3 and 3x1 kernels matter.

@@ -180,10 +180,19 @@ def test_pieces_hold_whole_ghost_batches():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"noise.share": 1.5}, "noise.share 1.5 must be above 0 and at most 1, or None"),
-        ({"noise.share": 0.1, "noise.num_pieces": 1}, "noise.num_pieces 1 must be 2 or more"),
+        (
+            {"noise.share": 1.5},
+            "noise.share 1.5 must be a finite number, at most 1, above 0, or None",
+        ),
+        (
+            {"noise.share": 0.1, "noise.num_pieces": 1},
+            "noise.num_pieces 1 must be a whole number, 2 or more",
+        ),
         ({"plan.name": "follow", "noise.share": None}, "'follow' needs the measured noise; set"),
-        ({"plan.name": "follow", "plan.factor": -1.0}, "factor=-1.0 must be a finite number above"),
+        (
+            {"plan.name": "follow", "plan.factor": -1.0},
+            "plan.factor -1.0 must be a finite number, .*above 0",
+        ),
     ],
 )
 def test_wrong_fields(fields, message):

@@ -24,7 +24,7 @@ def test_table_is_the_recorded_run():
     path = pathlib.Path(__file__).parents[1] / "experiments/results/digits.json"
     plans = json.loads(path.read_text())["comparisons"][0]["plans"]
     for plan in plans:
-        accuracy = plan["test_accuracy"]["median"]
+        accuracy = plan["test"]["median"]
         updates, fewer = plan["num_updates"], plan["times_fewer_updates"]
         row = f"| `{plan['plan']}` | {updates:,} | {fewer:.1f}x | {100 * accuracy:.2f} % |"
         assert row in README

@@ -7,7 +7,8 @@ import pytest
 from sklearn.metrics import r2_score
 
 from batchgrow.data.tables import load_table
-from batchgrow.models import MLP, apply
+from batchgrow.models import MLP
+from batchgrow.models.dropout import apply
 from batchgrow.tasks.regression import Regression
 
 RNG = np.random.default_rng(0)

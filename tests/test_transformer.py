@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from batchgrow.models import Transformer, apply, make_model
+from batchgrow.models import Transformer, make_model
+from batchgrow.models.dropout import apply
 
 SMALL = Transformer(vocab_size=11, context=8, layers=2, heads=2, channels=12, bias=True)
 TOKENS = np.random.default_rng(0).integers(0, 11, (3, 8)).astype(np.uint8)

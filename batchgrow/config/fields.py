@@ -57,7 +57,7 @@ def whole(least: int = 0, most: int = MOST) -> Kind:
     return Kind(
         int,
         f"a whole number, {least} or more{up_to}",
-        lambda v: isinstance(v, Integral) and not isinstance(v, bool) and least <= v <= most,
+        lambda v: isinstance(v, Integral) and not isinstance(v, bool) and least <= int(v) <= most,
     )
 
 
@@ -82,7 +82,7 @@ def number(
             return False
         if value == math.inf:
             return infinite
-        return least <= value <= most and above < value < below
+        return least <= float(value) <= most and above < float(value) < below
 
     first = "a number" if infinite else "a finite number"
     return Kind(float, ", ".join([first, *words]), accepts)
@@ -219,7 +219,7 @@ def base_config() -> Any:
 
     A field whose default is None takes values of its type.
     """
-    config = ConfigDict({section: ConfigDict() for section in SECTIONS})
+    config: Any = ConfigDict({section: ConfigDict() for section in SECTIONS})
     for field in FIELDS:
         section, _, name = field.name.rpartition(".")
         value = field.default if field.default is not None else placeholder(field.kind.type)
