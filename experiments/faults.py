@@ -306,7 +306,12 @@ def _child(workdir: str, fault: Fault, index: int, flags: Sequence[str], inlet: 
         outcome = train(moments.experiment, str(folder), override_config=True, watch=moments.watch)
         return launch.status_of(moments.experiment, str(folder), outcome)
 
-    launch.launch(main)
+    try:
+        launch.launch(main)
+    finally:
+        # JAX does so at the exit of Python, which multiprocessing leaves out.
+        if jax.distributed.is_initialized():
+            jax.distributed.shutdown()
 
 
 def _change(config: ConfigDict, fault: Fault) -> None:

@@ -169,6 +169,8 @@ class _Disturbed:
             struck = kind in (*faults.RUNNING, faults.PAUSE, faults.SECOND)
             if not any(codes) and (ended or struck):
                 continue  # the run had ended before the fault could happen
+            if not right:
+                print(f"{fault}: {codes}: {said(self.workdir)}", file=sys.stderr)
             # Of a damaged checkpoint the one before is the newest that is complete.
             whole = before[:-1] if kind in faults.DAMAGE[:2] else before
             if lost := faults.rows_told_lost(self.workdir):

@@ -15,7 +15,6 @@ from batchgrow.data.datasets import ArrayDataset
 from batchgrow.engine import Engine
 from batchgrow.experiment import MAX_EXAMPLES, Cadence, Execution, Experiment
 from batchgrow.layout import Layout
-from batchgrow.optimizer import make_optimizer
 from batchgrow.plan import FixedPlan, Recipe, Segment, curves
 from batchgrow.tasks import Task
 
@@ -24,6 +23,8 @@ MOMENTUM = 0.9
 WEIGHT_DECAY = 5e-4
 MEAN, STD = 127.5, 64.0  # of the pixels
 NEVER = 2**60  # examples
+
+Optimizer = optax.GradientTransformation | Callable[[int], optax.GradientTransformation]
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def experiment(
     data: ArrayDataset,
     plan: FixedPlan,
     *,
-    optimizer: optax.GradientTransformation,
+    optimizer: Optimizer,
     ghost_batch_size: int,
     dtype: str,
     execution: Execution,
@@ -59,7 +60,7 @@ def experiment(
       task: what is trained.
       data: as from `images`.
       plan: as from `make_plan`.
-      optimizer: as from `make_optimizer`.
+      optimizer: as in `Experiment`.
       ghost_batch_size: examples that share batch statistics.
       dtype: of the model.
       execution: how it is executed.
@@ -83,14 +84,13 @@ def from_config(
     config: library.ConfigDict, image_size: int, batch_size: int, num_examples: int
 ) -> Experiment:
     """The task and the optimizer of a config of images, at one batch size, on noise."""
-    fields = config.optimizer.to_dict()
-    fields.pop("average_epochs")
     momentum = config.recipe.momentum
+    plan = make_plan([(batch_size, most_updates(batch_size))], num_examples, momentum)
     return experiment(
         library.make_task(config),
         images(num_examples, image_size, config.model.num_classes),
-        make_plan([(batch_size, most_updates(batch_size))], num_examples, momentum),
-        optimizer=make_optimizer(momentum=momentum, **fields),
+        plan,
+        optimizer=library.optimizer_of(config, plan, momentum),
         ghost_batch_size=config.ghost_batch_size,
         dtype=config.model.dtype,
         execution=Execution(

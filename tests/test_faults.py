@@ -35,6 +35,7 @@ def newest(workdir: pathlib.Path) -> int:
     return max(checkpoints(workdir), default=0)
 
 
+@pytest.mark.slow
 def test_a_folder_survives_everything(undisturbed: pathlib.Path, tmp_path: pathlib.Path) -> None:
     workdir = tmp_path / "run"
     rng = random.Random(0)
@@ -123,3 +124,15 @@ def test_a_folder_survives_everything(undisturbed: pathlib.Path, tmp_path: pathl
         strict=True,
     ):
         np.testing.assert_array_equal(array, expected)
+
+
+@pytest.mark.slow
+def test_a_process_with_a_full_disk_does_not_wait_for_the_other(tmp_path: pathlib.Path) -> None:
+    """Both used to wait in barriers of Orbax."""
+    workdir = tmp_path / "run"
+    fault = Fault("full disk in a checkpoint write", part=0.5)
+    struck, other = faults.statuses(start(workdir, fault, num_processes=2))
+    assert struck == faults.FULL
+    assert other not in (0, 75, 76)
+    assert "could not be written (File too large); free space" in said(workdir)
+    assert "Traceback" not in said(workdir)

@@ -2,6 +2,8 @@ import json
 import pathlib
 import resource
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Sequence
 
@@ -242,6 +244,41 @@ def test_lost_events_are_written_again_from_the_rows(tmp_path: pathlib.Path, los
         write(log, ROWS[3:])
     expected = [(row["updates"], row["train_loss"]) for row in ROWS]
     assert points(shown(tmp_path), "by_updates/train_loss") == expected
+
+
+# Resumes a log of many rows, all of which TensorBoard has lost.
+MANY = """
+import json, pathlib, resource, sys, zlib
+sys.path.insert(0, sys.argv[2])
+from test_runlog import ROWS, open_log
+folder, count = pathlib.Path(sys.argv[1]), 50_000
+rows = [{**ROWS[0], "examples_seen": 10 * n, "updates": n, "filler": "x" * 400}
+        for n in range(1, count + 1)]
+data = "".join(f"{json.dumps(row)}\\n" for row in rows).encode()
+(folder / "metrics.jsonl").write_bytes(data)
+mark = {"num_rows": count, "last": rows[-1], "file": [len(data), zlib.crc32(data)], "events": None}
+del rows
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+with open_log(folder, mark, tensorboard=True) as log:
+    log.write({**ROWS[0], "examples_seen": 10 * count + 10, "updates": count + 1})
+    print(len(json.dumps(log.mark())))
+    print(len(data) // 1024, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.slow
+def test_a_resume_is_linear_in_rows(tmp_path: pathlib.Path) -> None:
+    """It ends, although copying all events for each row would take days; a mark stays small."""
+    here = pathlib.Path(__file__).parent
+    command = [sys.executable, "-c", MANY, str(tmp_path), str(here)]
+    done = subprocess.run(command, cwd=here.parent, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    mark, size, grown = map(int, done.stdout.split())
+    assert mark < 1000
+    assert grown < size / 2  # KiB; the rows are read one by one
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 50_001
+    (path,) = event_files(tmp_path)
+    assert path.stat().st_size > 50_000 * 100
 
 
 def test_hyper_parameters_stand_with_the_final_metrics(tmp_path: pathlib.Path) -> None:
