@@ -30,5 +30,5 @@ def text_table(rows: Sequence[Sequence[str]], *, left: bool = False) -> str:
     )
 
 
-def _cut(label: str, width: int) -> str:
-    return label if len(label) <= width else label[: width - 1] + "…"
+def _cut(cell: str, width: int) -> str:
+    return cell if len(cell) <= width else cell[: width - 1] + "…"

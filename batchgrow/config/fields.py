@@ -236,7 +236,10 @@ def check(config: Any) -> None:
     """
     values = flatten(config.to_dict())
     for field in FIELDS:
-        section = field.name.partition(".")[0]
+        section, _, rest = field.name.partition(".")
+        fields = config.get(section)
+        if isinstance(fields, ConfigDict) and isinstance(fields.get(rest), ConfigDict):
+            raise ValueError(f"{field.name} is a section; it must be {field.kind.description}")
         if section == "task" and values.get("task.name") != "classification":
             continue  # The fields of other tasks are their own.
         if field.name not in values:
