@@ -19,8 +19,8 @@ from tiny import (
 )
 
 from batchgrow.config import make_experiment
+from batchgrow.data.catalog import open_dataset
 from batchgrow.data.datasets import ArrayDataset, SourceDataset
-from batchgrow.data.sources import open_dataset
 from batchgrow.data.text import ASCII
 from batchgrow.experiment import Experiment, Outcome
 from batchgrow.models.mlp import MLP

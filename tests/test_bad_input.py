@@ -8,8 +8,8 @@ import pytest
 from tiny import make_config, run_tiny, train_without_compiling
 
 from batchgrow.config import check_layouts, make_plan
+from batchgrow.data.catalog import load_images
 from batchgrow.data.datasets import ArrayDataset
-from batchgrow.data.sources import load_images
 from batchgrow.run.folder import FolderError
 
 BAD_FIELDS = {

@@ -6,13 +6,13 @@ import jax
 import numpy as np
 import pytest
 
+from batchgrow.data.catalog import load_images, open_dataset
 from batchgrow.data.datasets import (
     ArrayDataset,
     InMemory,
     SourceDataset,
     evaluation_batches,
 )
-from batchgrow.data.sources import load_images, open_dataset
 from batchgrow.data.tables import load_table
 
 

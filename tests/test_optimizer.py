@@ -10,7 +10,7 @@ import optax
 import pytest
 from tiny import assert_close, run_experiment, run_tiny, tiny_experiment
 
-from batchgrow.data.sources import load_images
+from batchgrow.data.catalog import load_images
 from batchgrow.engine import Engine
 from batchgrow.layout import make_mesh
 from batchgrow.optimizer import OPTIMIZERS, kernels, make_optimizer, matrices

@@ -28,10 +28,10 @@ from tiny import (
 
 from batchgrow.config import make_experiment, make_plan
 from batchgrow.data import jpeg
+from batchgrow.data.catalog import load_images
 from batchgrow.data.datasets import ArrayDataset
 from batchgrow.data.jpeg_dataset import JpegDataset
 from batchgrow.data.records import BadRecordError
-from batchgrow.data.sources import load_images
 from batchgrow.data.stream import Stream
 from batchgrow.engine import CPU_PASS
 from batchgrow.experiment import NonFiniteLoss, Outcome

@@ -6,12 +6,12 @@ from typing import Any
 
 from batchgrow.config.task import TASKS
 from batchgrow.data import jpeg
+from batchgrow.data.catalog import open_part
 from batchgrow.data.datasets import Dataset, InMemory
 from batchgrow.data.jpeg_dataset import JpegDataset
 from batchgrow.data.prepared import open_source
 from batchgrow.data.records import ON_BAD_RECORD
 from batchgrow.data.source import Part, Source
-from batchgrow.data.sources import open_part
 from batchgrow.names import find
 from batchgrow.tasks import Task
 

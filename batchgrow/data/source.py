@@ -20,7 +20,7 @@ class Source:
     """Where the examples are: the fields of `config.data` as plain values.
 
     Attributes:
-      name: as in `sources.open_part`.
+      name: as in `catalog.open_part`.
       train_split: the name of the split to train on.
       test_split: the name of the split to test on.
       test_share: for a source with one split, the share of its examples to test on; None where
