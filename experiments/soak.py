@@ -163,7 +163,7 @@ class _Disturbed:
             fault = self._fault(kind)
             before, ended = checkpoints(self.workdir), (self.workdir / "summary.json").exists()
             if kind in (*faults.DAMAGE, faults.DAMAGED_CACHE):
-                if not faults.damage(self.workdir, kind, rng):
+                if ended or not faults.damage(self.workdir, kind, rng):
                     continue
             codes, right = self._strike(fault)
             struck = kind in (*faults.RUNNING, faults.PAUSE, faults.SECOND)

@@ -1,5 +1,6 @@
 """A run that is stopped and resumed ends like one that is not: in one process, at any update."""
 
+import json
 import pathlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -234,3 +235,17 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_not_started_over(
     with pytest.raises(FolderError, match="no checkpoint can be read .* take another workdir"):
         run(tmp_path)
     assert faults.contents(tmp_path) == before
+
+
+def test_a_finished_run_that_lost_rows_and_summary_writes_what_is_known(
+    tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert run(tmp_path) is Outcome.FINISHED
+    before = json.loads((tmp_path / "summary.json").read_text())
+    (tmp_path / "summary.json").unlink()
+    (tmp_path / "metrics.jsonl").write_text("{")
+    assert run(tmp_path) is Outcome.FINISHED
+    assert "rows before the checkpoint are lost" in caplog.text
+    after = json.loads((tmp_path / "summary.json").read_text())
+    assert after["num_updates"] == before["num_updates"]
+    assert after["final"] == {} and after["best"]["value"] is None

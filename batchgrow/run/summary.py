@@ -1,5 +1,6 @@
 """What `summary.json` and TensorBoard say about a finished run."""
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from statistics import median
@@ -29,6 +30,9 @@ def summarize(
 ) -> dict[str, Any]:
     """The content of `summary.json`.
 
+    If rows were lost with a damaged file, "final" has what the others hold, and the best value is
+    None where none of them has one.
+
     Args:
       experiment: what was trained.
       mesh: the devices of the last start.
@@ -45,10 +49,13 @@ def summarize(
     seconds = clock.by_name()
     return {
         "final": {
-            **{name: value for name, value in tested[-1].items() if name.startswith("test_")},
-            **{name: value for name, value in rows[-1].items() if name.startswith("train_")},
+            name: value
+            for some, prefix in ((tested, "test_"), (rows, "train_"))
+            for row in some[-1:]
+            for name, value in row.items()
+            if name.startswith(prefix)
         },
-        "best": {"metric": column, "value": best(row[column] for row in tested)},
+        "best": {"metric": column, "value": best((row[column] for row in tested), default=None)},
         "num_updates": sum(segment.num_updates for segment in segments),
         "examples_seen": segments[-1].end_examples,
         "num_epochs": experiment.plan.recipe.num_epochs,
@@ -116,9 +123,9 @@ def num_parameters(task: Task, example: Any) -> int:
 
 def compared(task: Task, summary: Mapping[str, Any]) -> dict[str, float]:
     """What TensorBoard compares runs by; it shows the first."""
-    first = f"test_{task.metrics[0].name}"
+    first, final = f"test_{task.metrics[0].name}", summary["final"]
     numbers = {name: summary[name] for name in ("num_updates", "wall_seconds", "compile_seconds")}
-    return {first: summary["final"][first], **numbers, **summary["final"]}
+    return {first: final.get(first, math.nan), **numbers, **final}
 
 
 def hyper_parameters(
