@@ -14,7 +14,7 @@ from experiments import make_fake_imagenet
 SMALL = """
 --config.data.num_train_examples=240
 --config.data.num_test_examples=60
---config.data.image_shape=(32,32,3)
+--config.data.image_size=32
 --config.recipe.num_epochs=5
 --config.recipe.batch_size=32
 --config.recipe.boundaries_epochs=(3.0,4.0)
