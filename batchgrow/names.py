@@ -1,4 +1,4 @@
-"""Names in a config: of what the library has, or of anything that can be imported."""
+"""Looks up names in a config: names of the library, or anything that can be imported."""
 
 import importlib
 import inspect
@@ -7,14 +7,14 @@ from typing import Any
 
 
 def find(name: str, known: Mapping[str, Any], field: str) -> Any:
-    """`known[name]` or, for `module:attribute`, what that module has under this name.
+    """Returns `known[name]` or, for `module:attribute`, that attribute of the module.
 
     >>> find("math:sqrt", {}, "task.name")(4)
     2.0
 
     Args:
       name: as in the config.
-      known: what the library has.
+      known: the objects of the library by name.
       field: of the config, for messages.
 
     Raises:
