@@ -22,7 +22,7 @@ from batchgrow.run.folder import flatten
 CURVES = ("constant", "step", "exponential", "inverse_time", "cosine", "polynomial", "wsd")
 PLANS = ("decay", "hybrid", "grow", "ramp", "follow")
 
-MOST = 2**53  # whole numbers up to here are exact as floats too
+MOST = 2**53  # The largest whole number up to which all are exact as floats.
 
 
 @dataclass(frozen=True)
@@ -231,7 +231,7 @@ SECTIONS = ("task", "data", "model", "optimizer", "recipe", "plan", "noise", "ru
 
 
 def base_config() -> Any:
-    """A config with every field at its default; an experiment changes what differs.
+    """Returns a config with every field at its default. An experiment changes some of them.
 
     A field whose default is None takes values of its type.
     """
@@ -245,10 +245,12 @@ def base_config() -> Any:
 
 
 def check(config: Any) -> None:
-    """Checks every field that the config has; a task, model or optimizer may have others.
+    """Checks every field of the config that is declared here.
+
+    A task, a model or an optimizer may have other fields.
 
     Raises:
-      ValueError: for the first field that is missing or has a value that it may not have.
+      ValueError: for the first field that is missing or has a value that is not allowed.
     """
     values = flatten(config.to_dict())
     for field in FIELDS:

@@ -18,7 +18,7 @@ def open_source(
       decode: images as uint8 arrays; otherwise as the encoded bytes on disk.
 
     Raises:
-      ValueError: if the data set is unknown, not there, or cannot be read.
+      ValueError: if the data set is unknown, not prepared, or cannot be read.
     """
     if data_dir.startswith("s3://"):
         raise ValueError(

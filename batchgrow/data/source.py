@@ -157,12 +157,14 @@ def _share_of(tokens: np.ndarray, source: Source, part: Part) -> np.ndarray:
 
 def _windows(tokens: np.ndarray, source: Source, facts: Mapping[str, Any]) -> Dataset:
     if source.context is None:
-        raise ValueError("data.context is not set; a text needs the number of tokens to see")
+        raise ValueError(
+            "data.context is not set; set it to the number of tokens that a model sees"
+        )
     return TextDataset(tokens, source.context, facts=facts)
 
 
 def select(arrays: Mapping[str, Any], source: Source) -> dict[str, Any]:
-    """The arrays that the task reads, by the names that it reads them by.
+    """Returns the arrays that the task reads, by the task's names.
 
     Raises:
       ValueError: if one is missing.

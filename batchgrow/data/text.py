@@ -53,7 +53,7 @@ class TextDataset:
     Args:
       tokens: integers `(length,)`.
       context: predictions in an example; its window has a token more.
-      stride: default `context`, so that each token but the first is predicted once.
+      stride: by default `context`, so that each token except the first is predicted once.
       facts: further facts, such as "vocab_size".
 
     Raises:
@@ -179,7 +179,7 @@ def read_tokens(
     Args:
       texts: the splits of a text. Their vocabulary is that of all of them together.
       tokens: "characters" or "bytes".
-      where: the text is, for messages.
+      where: a description of the text's place, for messages.
 
     Raises:
       ValueError: if `tokens` is unknown, or a text has no UTF-8 characters.

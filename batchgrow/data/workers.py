@@ -155,7 +155,7 @@ class JpegLoader:
 
 
 class SharedImages:
-    """Memory for images that worker processes write to. It has no name that could be left behind.
+    """Memory for images that worker processes write to. It has no name and leaves no file.
 
     Args:
       shape: of `array`, which is uint8.
