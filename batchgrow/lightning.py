@@ -99,9 +99,9 @@ class PlanData(LightningDataModule):
 
 
 class _SegmentSampler(Sampler[list[int]]):
-    """Yields the micro-batches of one segment after the updates that are made.
+    """Yields the micro-batches of one segment that follow the updates already made.
 
-    Its length counts those before too, as Lightning does when it resumes within an epoch.
+    Its length also counts those of the updates already made, as Lightning does on a resume.
     """
 
     def __init__(self, batches: PlanBatches) -> None:

@@ -1,4 +1,4 @@
-"""What `summary.json` and TensorBoard say about a finished run."""
+"""The content of `summary.json`, and what TensorBoard shows of a finished run."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -33,9 +33,9 @@ def summarize(
       experiment: what was trained.
       mesh: the devices of the last start.
       rows: the rows of `metrics.jsonl`.
-      segments: of the run.
-      compiled: what the update of each batch size cost to compile.
-      clock: of the run.
+      segments: the segments of the run.
+      compiled: the compilation times of the update of each batch size.
+      clock: the clock of the run.
       num_replaced: training records that were replaced since the last start.
     """
     metric = experiment.task.metrics[0]
@@ -87,7 +87,7 @@ def _segments(
 
 
 def share_of_peak(experiment: Experiment, mesh: Mesh) -> float | None:
-    """The share of the devices' peak that one example per second takes; None if not known."""
+    """The share of the devices' peak that one example per second uses; None if unknown."""
     dtype = experiment.settings.get("model", {}).get("dtype", "float32")
     peak = peak_flops(mesh.devices.flat[0].device_kind, dtype)
     if peak is None:
@@ -115,7 +115,7 @@ def num_parameters(task: Task, example: Any) -> int:
 
 
 def compared(task: Task, summary: Mapping[str, Any]) -> dict[str, float]:
-    """What TensorBoard compares runs by; it shows the first."""
+    """The metrics by which TensorBoard compares runs. It shows the first."""
     first = f"test_{task.metrics[0].name}"
     numbers = {name: summary[name] for name in ("num_updates", "wall_seconds", "compile_seconds")}
     return {first: summary["final"][first], **numbers, **summary["final"]}
