@@ -52,8 +52,8 @@ class PlanBatches:
     8 1 True [7, 3, 2, 0]
 
     Attributes:
-      plan: which batch size each update has.
-      stream: which example is at each position.
+      plan: gives the batch size of each update.
+      stream: gives the example at each position.
       rank: number of this process.
       world_size: number of processes that share each update.
       max_batch_size: most examples of a micro-batch on one rank. None: any number.

@@ -43,7 +43,7 @@ class PlanMixin:
 
     Args:
       plan: made for the length of `train_dataset`.
-      args, kwargs: of the Trainer.
+      args, kwargs: the arguments of the Trainer.
 
     Raises:
       ValueError: if an argument of the Trainer contradicts the plan.

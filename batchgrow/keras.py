@@ -28,11 +28,11 @@ class PlanDataset(keras.utils.PyDataset):
     length. So `PlanCallback` must end the run.
 
     Args:
-      plan: which batch size each update has.
+      plan: gives the batch size of each update.
       source: an array or a tuple of arrays whose first axis counts examples, or a function that
         takes indices, int64 of shape (n,), and returns a batch. With a function, `num_examples` is
         needed.
-      seed: of the order of the examples, which is that of the JAX engine.
+      seed: determines the order of the examples, which is that of the JAX engine.
       examples_seen: where to begin, to resume.
       num_examples: size of the data set behind a function.
 

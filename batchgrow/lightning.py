@@ -33,7 +33,7 @@ class PlanData(LightningDataModule):
     Args:
       plan: made for the length of `dataset`.
       dataset: a data set with indices.
-      seed: of the order of the examples, which is that of the JAX engine.
+      seed: determines the order of the examples, which is that of the JAX engine.
       max_batch_size: most examples of a micro-batch on one device. None: any number.
       loader_options: further arguments of the DataLoader, such as `num_workers` or `collate_fn`.
 

@@ -13,9 +13,9 @@ def find(name: str, known: Mapping[str, Any], field: str) -> Any:
     2.0
 
     Args:
-      name: as in the config.
+      name: the name in the config.
       known: the objects of the library by name.
-      field: of the config, for messages.
+      field: the name of the field in the config, for messages.
 
     Raises:
       ValueError: if there is no such name.

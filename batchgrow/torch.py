@@ -37,9 +37,9 @@ class PlanBatchSampler(Sampler[list[int]]):
     those that the JAX engine uses for the same seed.
 
     Args:
-      plan: which batch size each update has.
+      plan: gives the batch size of each update.
       data: the data set, its length, or a `batchgrow.Stream`.
-      seed: of the order of the examples, if `data` is not a `Stream`.
+      seed: determines the order of the examples, if `data` is not a `Stream`.
       examples_seen: where to begin, for example the `examples_seen` of a restored `PlanLR`.
       rank: number of this process. By default that of torch.distributed, or 0.
       world_size: number of processes. By default that of torch.distributed, or 1.

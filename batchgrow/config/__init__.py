@@ -153,7 +153,7 @@ def optimizer_of(
 
     Args:
       plan: its recipe has the batch size that the fields are for.
-      momentum: of the plan.
+      momentum: the momentum of the plan.
 
     Raises:
       ValueError: for a wrong field of `config.optimizer`.

@@ -30,8 +30,8 @@ class Kind:
     """What a field may be.
 
     Attributes:
-      type: of its value.
-      description: for messages, "a whole number, 1 or more".
+      type: the type of its value.
+      description: the text for messages, such as "a whole number, 1 or more".
       accepts: whether a value is allowed.
       choices: whether the description is a list of words.
     """

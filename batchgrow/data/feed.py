@@ -56,7 +56,7 @@ class ResidentFeed:
 
     Args:
       data: the training set.
-      stream: which example comes at each position.
+      stream: gives the example at each position.
     """
 
     def __init__(self, data: InMemory, stream: Stream):
@@ -87,7 +87,7 @@ class StreamedFeed:
 
     Args:
       data: the training set.
-      stream: which example comes at each position.
+      stream: gives the example at each position.
     """
 
     def __init__(self, data: Dataset, stream: Stream):

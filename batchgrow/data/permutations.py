@@ -16,7 +16,7 @@ class Permutations:
 
     Args:
       num_examples: N.
-      seed: of all permutations.
+      seed: determines all permutations.
     """
 
     def __init__(self, num_examples: int, seed: int):

@@ -26,8 +26,8 @@ class Source:
       test_share: for a source with one split, the share of its examples to test on; None where
         training and test data are separate.
       data_dir: where tensorflow_datasets keeps its data; "" for its own default ($TFDS_DATA_DIR).
-      context: of a text: the number of tokens that a model sees.
-      tokens: of a text: "characters" or "bytes".
+      context: the number of tokens of a text that a model sees.
+      tokens: the tokens of a text: "characters" or "bytes".
       image_size: the side of decoded images in pixels; None if all have one size.
       target: the columns of a table to predict, separated by commas.
       columns: the names of the arrays or columns in the order of `inputs`, separated by commas;
@@ -108,7 +108,7 @@ def make_dataset(arrays: Mapping[str, Any], source: Source, part: Part, *, whole
     Args:
       arrays: by name, examples first; a one-dimensional "tokens" is a text.
       source: what the config says.
-      part: of the data.
+      part: "train" or "test".
       whole: whether all examples belong to the part; otherwise `source.test_share` divides them.
 
     Raises:

@@ -138,7 +138,7 @@ def load_text(name: str, split: str, data_dir: str = "") -> Text:
       name: "tiny_shakespeare" (the vocabulary is that of its training text, 65 characters), or
         "python_topics": the help texts that ship with Python, which differ between its versions;
         their vocabulary is ASCII, and "?" replaces other characters.
-      split: of tiny_shakespeare as in tensorflow_datasets, also joined ("validation+test"); of
+      split: for tiny_shakespeare as in tensorflow_datasets, also joined ("validation+test"); of
         python_topics "train" or "test", its last tenth.
       data_dir: where tensorflow_datasets keeps its data; "" for its own default ($TFDS_DATA_DIR).
 

@@ -244,8 +244,8 @@ def evaluation_batches(
     accuracy on other examples cannot be compared.
 
     Args:
-      feed: of the test set, without `indices`. It can be used again afterwards.
-      num_examples: of the test set.
+      feed: the feed of the test set, without `indices`. It can be used again afterwards.
+      num_examples: the size of the test set.
       batch_size: examples in a batch of one process.
 
     Yields:

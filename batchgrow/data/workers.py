@@ -62,8 +62,8 @@ class JpegLoader:
       image_size: height and width of the decoded images, in pixels.
       on_bad_record: "stop" raises an error. "replace" takes the next readable example of the source
         (the first one follows the last one) at the same stream position.
-      num_classes: of the model. A label that is not in `range(num_classes)` always raises an error.
-        None allows every label.
+      num_classes: the number of classes. A label that is not in `range(num_classes)` always raises
+        an error. None allows every label.
     """
 
     source: EncodedSource
@@ -83,7 +83,7 @@ class JpegLoader:
         """Decodes the examples at `indices` into `images`.
 
         Args:
-          indices: of examples of the source, int64 `(n,)`.
+          indices: the indices of examples in the source, int64 `(n,)`.
           positions: stream positions of these examples, int64 `(n,)`; they determine the crops.
           images: where to write, uint8 `(n, image_size, image_size, 3)`.
 
@@ -158,7 +158,7 @@ class SharedImages:
     """Memory for images that worker processes write to. It has no name and leaves no file.
 
     Args:
-      shape: of `array`, which is uint8.
+      shape: the shape of `array`, which is uint8.
     """
 
     def __init__(self, shape: tuple[int, ...]):

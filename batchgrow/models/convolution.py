@@ -43,7 +43,7 @@ def conv_general_dilated(
     Args:
       images: `(batch, height, width, in)`.
       kernel: `(height, width, in, out)`, of the same dtype.
-      strides: of height and width.
+      strides: the strides of height and width.
       padding: "SAME", "VALID" or a pair of numbers for each of height and width.
       options: the other arguments of the original, which must have their default values.
 

@@ -37,9 +37,9 @@ class GhostBatchNorm(nn.Module):
       axis_name: the mapped device axis, or None on one device.
       momentum: m above, per ghost batch (PyTorch's momentum 0.1 is 0.9 here).
       epsilon: added to the variance.
-      dtype: of the output. Statistics and parameters are float32.
-      scale_init: of the scale of each channel.
-      bias_init: of the bias that is then added to each channel.
+      dtype: the dtype of the output. Statistics and parameters are float32.
+      scale_init: the initializer of the scale of each channel.
+      bias_init: the initializer of the bias that is then added to each channel.
     """
 
     ghost_batch_size: int

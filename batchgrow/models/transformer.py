@@ -21,11 +21,11 @@ class Transformer(nn.Module):
       vocab_size: number of tokens V.
       context: tokens T that a prediction may use, including the current one.
       layers: number of blocks L.
-      heads: of the attention; a divisor of `channels`.
+      heads: number of heads of the attention; a divisor of `channels`.
       channels: C of the residual stream.
       dropout: probability, of embeddings, attention weights and what a block adds.
       bias: whether dense layers and layer norms have biases.
-      dtype: of activations and products; parameters, softmax and logits are float32.
+      dtype: the dtype of activations and products; parameters, softmax and logits are float32.
     """
 
     vocab_size: int

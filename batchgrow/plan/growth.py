@@ -200,8 +200,8 @@ def check_exponent(recipe: Recipe, exponent: float | None, changes: bool) -> flo
     """Returns the exponent, by default that of the optimizer.
 
     Args:
-      recipe: of the plan.
-      exponent: as given.
+      recipe: the recipe of the plan.
+      exponent: the given exponent, or None.
       changes: whether any batch size differs from that of the recipe.
 
     Raises:
@@ -260,7 +260,7 @@ class Fall(NamedTuple):
 
     Attributes:
       position: the first example of the lower learning rate.
-      factor: by which the highest learning rate from here on decreases.
+      factor: the factor by which the highest learning rate from here on decreases.
       rung_examples: examples until a smooth curve has fallen by the next factor; math.inf at a
         jump.
     """

@@ -117,7 +117,7 @@ class Growing:
     uploaded.
 
     Args:
-      path: of the file, which is created if it does not exist.
+      path: the path of the file, which is created if it does not exist.
       extent: the beginning of the file that stays (see `holds`); the rest is cut off.
 
     Attributes:

@@ -261,8 +261,9 @@ class EventFile:
     `tensorboardX.SummaryWriter` is not used: on a full disk its thread dies and the run hangs.
 
     Args:
-      folder: for the event file.
-      mark: of the run that is resumed; None, or a mark whose file is missing, writes all rows.
+      folder: the folder of the event file.
+      mark: the mark of the run that is resumed. If it is None, or its file is missing, all rows are
+        written.
       rows: the log of the run so far.
     """
 

@@ -18,7 +18,7 @@ class Progress:
       examples_seen: the position at which it starts.
       description: the run's name.
       enabled: False shows nothing.
-      metrics: of the task; rows are shown with their test values.
+      metrics: the metrics of the task; rows are shown with their test values.
     """
 
     def __init__(
