@@ -1,4 +1,4 @@
-"""What runs on the devices: the compiled update of each batch size, and the evaluation."""
+"""The programs on the devices: the compiled update of each batch size, and the evaluation."""
 
 import logging
 import math

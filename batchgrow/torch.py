@@ -82,7 +82,7 @@ class PlanBatchSampler(Sampler[list[int]]):
 
     @property
     def examples_seen(self) -> int:
-        """Where iteration starts. Set it to resume."""
+        """The position at which iteration starts. Set it to resume."""
         return self.batches.examples_seen
 
     @examples_seen.setter

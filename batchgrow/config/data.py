@@ -92,7 +92,7 @@ def _open_jpegs(config: ConfigDict, part: Part) -> JpegDataset:
 
 
 def facts_of(train_data: Dataset, test_data: Dataset | None = None) -> dict[str, Any]:
-    """What the data say about fields of the model and of the task (see `datasets.Dataset`)."""
+    """Returns the fields of model and task that the data determine (see `datasets.Dataset`)."""
     facts = dict(getattr(train_data, "facts", {}))
     others: Mapping[str, Any] = getattr(test_data, "facts", {})
     for name in FROM_BOTH:

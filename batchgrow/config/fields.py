@@ -27,7 +27,7 @@ MOST = 2**53  # The largest whole number up to which all are exact as floats.
 
 @dataclass(frozen=True)
 class Kind:
-    """What a field may be.
+    """The values that a field accepts.
 
     Attributes:
       type: the type of its value.

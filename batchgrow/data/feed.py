@@ -1,4 +1,4 @@
-"""What the host sends to the devices for each dispatch."""
+"""The arrays that the host sends to the devices for each dispatch."""
 
 from collections.abc import Iterable
 from typing import Any, Protocol
@@ -16,7 +16,7 @@ HostBatch = dict[str, Any]
 
 
 class Feed(Protocol):
-    """Where training batches come from.
+    """The source of training batches.
 
     A feed that reads in the background also has `read_ahead(positions)`. It starts to read
     these positions, which must be the next arguments of `batch` in the same order. It returns

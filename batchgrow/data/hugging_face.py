@@ -51,7 +51,7 @@ def _load(source: Source, part: Part) -> Any:
 
 
 def from_hugging_face(table: Any, source: Source, part: Part, parts: dict[str, Any]) -> Dataset:
-    """What the task reads from a `datasets.Dataset`.
+    """Returns what the task reads from a `datasets.Dataset`.
 
     Args:
       table: the split that holds the part.

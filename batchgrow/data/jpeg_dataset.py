@@ -55,7 +55,7 @@ class JpegDataset:
         }
 
     def loader(self) -> JpegLoader:
-        """What the workers run."""
+        """Returns the loader that the workers run."""
         return JpegLoader(
             self.source, self.crop, self.image_size, self.on_bad_record, self.num_classes
         )

@@ -1,4 +1,4 @@
-"""What a config says about its data, and the arrays that a task takes from a source."""
+"""The data fields of a config, and the arrays that a task takes from a source."""
 
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ Inputs = Sequence[Sequence[str]]
 
 @dataclass(frozen=True)
 class Source:
-    """Where the examples are: the fields of `config.data` as plain values.
+    """The place of the examples: the fields of `config.data` as plain values.
 
     Attributes:
       name: as in `sources.open_part`.
@@ -224,7 +224,7 @@ def classes(count: int) -> dict[str, int]:
 
 
 def facts_of(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """What the arrays say about fields of a model or a task."""
+    """Returns the fields of a model or a task that the arrays determine."""
     facts: dict[str, Any] = {}
     for name in ("image", "x"):
         if name in arrays and arrays[name].ndim > 1:

@@ -37,7 +37,7 @@ class Text:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What a model and a task need to know (see `datasets.Dataset`)."""
+        """The facts for a model and a task (see `datasets.Dataset`)."""
         size = len(self.vocabulary)
         return {"vocab_size": size, "bytes_per_token": self.bytes_per_token}
 

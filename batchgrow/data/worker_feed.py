@@ -102,7 +102,7 @@ class WorkerFeed:
         return True
 
     def examples(self, batch: dict[str, Any], arrays: Any) -> Any:
-        """What the task takes of a batch."""
+        """Returns the part of a batch that the task takes."""
         return batch["examples"]
 
     def _request(self, positions: np.ndarray) -> None:

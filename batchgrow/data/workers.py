@@ -242,7 +242,7 @@ class Worker:
 
 
 def serve(connection_fd: int, memory_fd: int) -> None:
-    """What a worker process runs: decodes what it is sent until its parent is gone."""
+    """The main loop of a worker process: decodes requests until its parent has ended."""
     threading.Thread(target=_exit_with_parent, args=(connection_fd,), daemon=True).start()
     cv2.setNumThreads(1)  # the processes are the parallelism
     connection = Connection(connection_fd)

@@ -187,7 +187,7 @@ def start_and_end(segment: Mapping[str, Any], field: str) -> str:
 
 
 def alternative_text(figure: str, comparison: Mapping[str, Any], is_log: bool) -> str:
-    """What a figure shows, with its numbers, for readers who cannot see it."""
+    """The text alternative of a figure, with its numbers."""
     plans, metric = comparison["plans"], comparison["metric"]
     done = [plan for plan in plans if plan["test"]]
     scale = ", log scale" if is_log else ""

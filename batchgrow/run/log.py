@@ -1,4 +1,4 @@
-"""What a run writes: rows against examples seen, TensorBoard events, and seconds by timer.
+"""The log of a run: rows by examples seen, TensorBoard events, and seconds by timer.
 
 Each row is one line of JSON in `metrics.jsonl`, appended and synced. A checkpoint holds a mark: how
 far the files reach, with a checksum. A resumed run cuts the files back to the mark and continues,
@@ -331,7 +331,7 @@ class EventFile:
         self._write(*(PROTO.Event(step=examples_seen, summary=part) for part in parts))
 
     def mark(self) -> LogMark:
-        """What a resume needs to continue here; JSON."""
+        """Returns what a resume needs to continue here, as JSON."""
         return {"file": list(self.file.extent), "began": self._began, "texts": dict(self._texts)}
 
     def _write(self, *events: Any) -> None:

@@ -124,9 +124,10 @@ def compared(task: Task, summary: Mapping[str, Any]) -> dict[str, float]:
 def hyper_parameters(
     experiment: Experiment, settings: dict[str, Any], num_updates: int
 ) -> dict[str, Any]:
-    """What a trajectory depends on, without the data, as TensorBoard takes it.
+    """Returns the fields that determine a trajectory, without the data, for TensorBoard.
 
-    It sorts columns by name and shows five, hence the names of the first and of all others.
+    TensorBoard sorts columns by name and shows five. This decides the names of the first columns
+    and of all others.
     """
     first = {"updates": num_updates, "name": experiment.name, "seed": experiment.seed}
     groups = ("ghost", "task.", "model.", "optimizer.", "plan.", "recipe.")

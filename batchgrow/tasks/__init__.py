@@ -30,7 +30,7 @@ class Metric:
 
 
 class Outputs(NamedTuple):
-    """What `Task.loss` returns for a batch.
+    """The result of `Task.loss` for a batch.
 
     Attributes:
       losses: float32 `(examples,)`. Training minimises their mean.
