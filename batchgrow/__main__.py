@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         options.command(options)
-    except BrokenPipeError:  # The reader, such as `head`, has enough.
+    except BrokenPipeError:  # The reader, such as `head`, has closed the pipe.
         sys.stderr.close()
     except (ModuleNotFoundError, OSError, ValueError) as error:
         print(f"batchgrow: {error}", file=sys.stderr)

@@ -14,7 +14,7 @@ from batchgrow.plan.recipe import Recipe, check_whole
 
 
 class Step(NamedTuple):
-    """One micro-batch: a pass whose gradient is a part of that of an update.
+    """One micro-batch: a pass whose gradient is a part of the gradient of an update.
 
     Attributes:
       point: the update.
@@ -36,9 +36,9 @@ class PlanBatches:
     """The indices of the examples of each micro-batch, in the order of the stream.
 
     All micro-batches of an update have the same size on all ranks, so that the gradient of the
-    update is the mean of theirs. The ranks together read exactly the examples that the JAX engine
-    reads for the same update and seed, and each one once. As in the engine, an update is cut into
-    micro-batches first, and each micro-batch into consecutive parts, one for each rank.
+    update is the mean of their gradients. The ranks together read exactly the examples that the JAX
+    engine reads for the same update and seed, and each one once. As in the engine, an update is cut
+    into micro-batches first, and each micro-batch into consecutive parts, one for each rank.
 
     >>> from batchgrow import Recipe, curves, grow
     >>> recipe = Recipe(4, 0.9, curves.step(0.1, (1,), 0.5), num_examples=8, num_epochs=2)
@@ -52,8 +52,8 @@ class PlanBatches:
     8 1 True [7, 3, 2, 0]
 
     Attributes:
-      plan: which batch size each update has.
-      stream: which example is at each position.
+      plan: gives the batch size of each update.
+      stream: gives the example at each position.
       rank: number of this process.
       world_size: number of processes that share each update.
       max_batch_size: most examples of a micro-batch on one rank. None: any number.

@@ -1,4 +1,4 @@
-"""Executables compiled before they are needed, so that a batch grows without a stall.
+"""Compiles executables before they are needed, so that a growing batch causes no stall.
 
 XLA compiles one executable for each batch size and releases Python's global lock meanwhile. The
 next size is therefore compiled in a background thread while the current one trains.
@@ -24,10 +24,10 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class CompileTimes:
-    """What one executable cost.
+    """The compilation time of one executable.
 
     Attributes:
-      compile_seconds: tracing, lowering and XLA (or reading its cache).
+      compile_seconds: the time of tracing, lowering and XLA's compilation (or reading its cache).
       waited_seconds: how long callers of `get` waited.
       cache_hit: whether XLA's result came from the persistent cache.
       is_done: whether the compilation has ended.
@@ -52,14 +52,14 @@ class CompileAhead(Generic[Key]):
     [2. 2. 2. 2.]
 
     Args:
-      build: from a key (for example a batch size) to the executable. It runs in the background; an
-        exception that it raises is raised by `get`.
+      build: takes a key (for example a batch size) and returns the executable. It runs in the
+        background. `get` raises the exceptions that it raises.
       order: the keys in the order in which they will be needed; `get` starts the one after its own.
         Without it, call `start` to say what to compile, and when.
-      pool: the thread that compiles, where several objects share one.
+      pool: the thread that compiles, if several objects share one.
 
     Attributes:
-      times: what each key started so far has cost.
+      times: the compilation times of each key started so far.
       pool: the thread that compiles.
     """
 
@@ -92,7 +92,7 @@ class CompileAhead(Generic[Key]):
         return self._futures[key]
 
     def get(self, key: Key) -> Any:
-        """The executable for `key`, waited for if need be; then starts what follows in `order`."""
+        """Returns the executable for `key` when it is ready, and starts the next key of `order`."""
         started = time.perf_counter()
         executable = self.start(key).result()
         self.times[key].waited_seconds += time.perf_counter() - started
@@ -101,11 +101,11 @@ class CompileAhead(Generic[Key]):
         return executable
 
     def keys(self) -> set[Key]:
-        """The keys that were started and not released."""
+        """Returns the keys that were started and not released."""
         return set(self._futures)
 
     def finished(self, key: Key) -> Any | None:
-        """The executable for `key` if it is there without waiting, else None."""
+        """Returns the executable for `key` if it is ready, else None."""
         future = self._futures.get(key)
         if future is None or not future.done() or future.exception() is not None:
             return None
@@ -116,7 +116,7 @@ class CompileAhead(Generic[Key]):
         self._futures.pop(key, None)
 
     def close(self) -> None:
-        """Drops every executable. Python waits at its exit for a compilation under way."""
+        """Drops every executable. A compilation in progress ends before Python exits."""
         self.pool.shutdown(wait=False, cancel_futures=True)
         self._futures.clear()
 
@@ -154,7 +154,9 @@ def _record_cache_hit(event: str, **_: Any) -> None:
 
 
 def enable_compilation_cache(directory: str) -> str:
-    """Turns on JAX's persistent cache: at JAX's own setting, else `directory`, else ~/.cache.
+    """Turns on JAX's persistent cache.
+
+    The folder is JAX's own setting, else `directory`, else ~/.cache/batchgrow/xla.
 
     Returns the folder in use, or "" if it cannot be written (then nothing is cached).
     """

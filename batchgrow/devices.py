@@ -1,4 +1,4 @@
-"""What devices have and can do: memory and peak arithmetic."""
+"""The memory and the peak arithmetic of devices."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +19,7 @@ PEAK_FLOPS = {
 
 
 def peak_flops(device_kind: str, dtype: str) -> float | None:
-    """The peak of one device (a TPU core, a GPU) in FLOP/s; None if it is not in the table."""
+    """Returns the peak of one device (a TPU core, a GPU) in FLOP/s, or None if unknown."""
     for name, peaks in PEAK_FLOPS.items():
         if device_kind.startswith(name):
             return peaks.get(dtype)
@@ -27,7 +27,7 @@ def peak_flops(device_kind: str, dtype: str) -> float | None:
 
 
 def training_flops(forward: Callable, *shapes: Any) -> float:
-    """Floating-point operations of one example forward and back: three times the forward pass.
+    """Returns the floating-point operations of training on one example: 3 forward passes.
 
     Counts what XLA counts in the traced forward pass. Nothing is compiled or run.
 

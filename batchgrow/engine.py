@@ -1,4 +1,4 @@
-"""What runs on the devices: the compiled update of each batch size, and the evaluation."""
+"""The programs on the devices: the compiled update of each batch size, and the evaluation."""
 
 import logging
 import math
@@ -31,7 +31,7 @@ MAX_UPDATES = 16
 DISPATCH_EXAMPLES = 2048
 MEMORY_SHARE = 0.9  # of the device's limit; the rest is for fragmentation and other programs
 # Examples in one pass (or one ghost batch, if that is larger) where memory does not decide:
-CPU_PASS = 32  # what its caches hold; whole batches of 800 take up to twice as long
+CPU_PASS = 32  # fits into caches; whole batches of 800 take up to twice as long
 UNKNOWN_MEMORY_PASS = 4096  # on any other backend that does not report its memory
 RUN_AHEAD = 2  # dispatches that the host may be ahead of the devices
 
@@ -45,7 +45,7 @@ class UpdateProgram:
       layout: how the batch of an update is laid out.
       max_updates: the most updates that one call makes.
       mesh: the devices.
-      arrays: what the devices hold of the training set.
+      arrays: the part of the training set that the devices hold, or ().
     """
 
     executable: Any
@@ -56,7 +56,7 @@ class UpdateProgram:
     _in_flight: deque[jax.Array] = field(default_factory=deque)
 
     def positions(self, starts: Sequence[int]) -> np.ndarray:
-        """The stream positions that this process feeds to updates that start at `starts`.
+        """Returns the stream positions that this process feeds to updates that start at `starts`.
 
         Returns int64 `(updates, micro-batches, local examples)`.
         """
@@ -64,7 +64,7 @@ class UpdateProgram:
         return layouts.local_examples(self.layout.split(whole), self.mesh)
 
     def dispatch_positions(self, points: Sequence[Point]) -> np.ndarray:
-        """`positions` of one call. It repeats the last update if there is room for more.
+        """Returns `positions` of one call. The last update is repeated to fill the call.
 
         The repeated updates are not run.
         """
@@ -75,9 +75,9 @@ class UpdateProgram:
         """Starts the updates at `points`; waits only if the host is far ahead of the devices.
 
         Args:
-          state: the state before; its buffers are donated.
+          state: the state before the updates; its buffers are donated.
           batches: host arrays for `dispatch_positions(points)`.
-          points: at most `max_updates`.
+          points: the updates, at most `max_updates`.
         """
         rates = np.zeros(self.max_updates, np.float32)
         rates[: len(points)] = [point.learning_rate for point in points]
@@ -133,11 +133,11 @@ class Engine:
         self.feed.close()
 
     def initial_state(self) -> TrainState:
-        """The state before the first update, on the devices."""
+        """Returns the state before the first update, on the devices."""
         return layouts.replicate(self._create_state(), self._mesh)
 
     def layouts(self, batch_size: int) -> tuple[Layout, ...]:
-        """The layouts to try for a batch size, from the fewest micro-batches on.
+        """Returns the layouts to try for a batch size, from the fewest micro-batches on.
 
         Raises:
           ValueError: if there is none (see `possible_layouts`).
@@ -147,15 +147,15 @@ class Engine:
         return layouts.possible_layouts(batch_size, self._mesh.size, ghost, most)
 
     def evaluation(self) -> Future:
-        """A future of the executable that evaluates one batch."""
+        """Returns a future of the executable that evaluates one batch."""
         return self._others.start("evaluation")
 
     def noise(self) -> Future:
-        """A future of the executable that measures the gradient noise."""
+        """Returns a future of the executable that measures the gradient noise."""
         return self._others.start("noise")
 
     def evaluate(self, executable: Any, state: TrainState) -> dict[str, float]:
-        """The metrics of the task over every test example once.
+        """Returns the metrics of the task over all test examples, each counted once.
 
         Args:
           executable: the result of `evaluation()`.
@@ -172,7 +172,7 @@ class Engine:
         return self._experiment.task.summarize(totals)
 
     def measure_noise(self, executable: Any, state: TrainState, position: int) -> dict[str, float]:
-        """The squared norms of the gradients of pieces (see `noise.measure`).
+        """Returns the squared norms of the gradients of pieces (see `noise.measure`).
 
         Args:
           executable: the result of `noise()`.
@@ -197,7 +197,7 @@ class Engine:
         Tracing holds Python's global lock, so call this when the devices have work.
 
         Args:
-          batch_size: the current one.
+          batch_size: the current batch size.
           upcoming: the batch sizes that may follow, the nearest first.
         """
         for size in self.updates.keys() - {batch_size, *upcoming}:
@@ -211,10 +211,12 @@ class Engine:
                 self.updates.start(growths[0])
 
     def read_ahead(self, segments: Sequence[Segment], examples_seen: int) -> None:
-        """Lets the feed, if it can, read what comes next as far as it is decided and compiled.
+        """Lets the feed read the next examples ahead, if it can.
+
+        It reads as far as segments are decided and compiled.
 
         Args:
-          segments: those that are decided.
+          segments: the segments that are decided.
           examples_seen: where the next dispatch starts.
         """
         read_ahead = getattr(self.feed, "read_ahead", None)
@@ -238,7 +240,7 @@ class Engine:
         return step.create_state(e.task, optimizer, example, e.seed, averages=averages)
 
     def _default_microbatch_size(self) -> float:
-        """The most examples of one pass if the user does not say; inf where memory decides."""
+        """The default of `max_microbatch_size`; inf where memory decides."""
         if self._memory_limit is not None:
             return math.inf
         platform = self._mesh.devices.flat[0].platform
@@ -305,7 +307,7 @@ class Engine:
         return max(1, min(MAX_UPDATES, DISPATCH_EXAMPLES // batch_size)) if is_resident else 1
 
     def _on_devices(self) -> Any:
-        """What the devices hold of the training set."""
+        """The part of the training set that the devices hold, or ()."""
         if self._arrays is None:
             self._arrays = layouts.replicate(self.feed.arrays, self._mesh)
         return self._arrays
@@ -346,7 +348,7 @@ class Engine:
             log.info(text, batch_size, before / 2**20, after / 2**20)
 
     def _too_little_memory(self, layout: Layout, need: int | None) -> MemoryError:
-        """`need`: bytes, if an executable came out; the compiler itself may have refused."""
+        """`need` is the memory in bytes, or None if the compiler refused."""
         device, limit = self._mesh.local_devices[0], self._memory_limit
         needs = f"needs {need / 2**30:.1f} GiB" if need else "needs too much memory"
         has = f"{limit / 2**30:.1f} GiB" if limit else "less"

@@ -11,12 +11,12 @@ from batchgrow.data.datasets import Dataset
 from batchgrow.plan import Plan
 from batchgrow.tasks import Task
 
-MAX_EXAMPLES = 2**32  # of a run: the stream position of an example is a uint32 on the device
+MAX_EXAMPLES = 2**32  # The most examples of a run: a stream position is a uint32 on the device.
 INPUTS = ("resident", "streamed", "workers")
 
 
 class Outcome(StrEnum):
-    """How a call of `train` ended. After PREEMPTED and GROWTH the same call goes on."""
+    """How a call of `train` ended. After PREEMPTED and GROWTH the same call continues the run."""
 
     FINISHED = "finished"
     PREEMPTED = "preempted"
@@ -44,7 +44,7 @@ class Cadence:
     noise: int = MAX_EXAMPLES
 
     def next_stop(self, examples_seen: int) -> int:
-        """The first position beyond this one at which something is due."""
+        """Returns the first position beyond this one at which something is due."""
         every = (self.log, self.evaluate, self.checkpoint, self.noise)
         return min((examples_seen // interval + 1) * interval for interval in every)
 
@@ -56,8 +56,8 @@ class NoiseProbe:
     A probe takes the gradients of the next examples of the stream and changes nothing.
 
     Attributes:
-      piece_size: b, the examples of a piece; whole ghost batches.
-      num_pieces: K, two or more.
+      piece_size: b, the number of examples of a piece, a multiple of the ghost batch size.
+      num_pieces: K, the number of pieces, at least two.
       every: the examples between two probes.
       horizon: the time constant of the averages, in examples.
     """
@@ -78,20 +78,20 @@ class NoiseProbe:
 
 @dataclass(frozen=True)
 class Execution:
-    """How an experiment is executed. Nothing here changes the trajectory.
+    """How an experiment is executed. No field changes the trajectory.
 
     Attributes:
       num_devices: the number of devices; None for all.
       input: "resident": the devices hold the training set; "streamed": the host sends each batch;
         "workers": worker processes decode the examples.
       num_workers: worker processes; 0 for a thread.
-      max_microbatch_size: the most examples of one pass on one device; None to choose it by memory.
-      updates_per_dispatch: the most updates of one call; None to choose it by the batch size.
+      max_microbatch_size: the most examples of one pass on one device; None: chosen by memory.
+      updates_per_dispatch: the most updates of one call; None: chosen by the batch size.
       eval_batch_size: examples of an evaluation batch on all devices, rounded up to whole devices.
       compile_ahead: whether the next batch size compiles while the current one trains.
       compilation_cache_dir: "" for JAX's own setting, else ~/.cache/batchgrow/xla.
       keep_checkpoints: how many of the last checkpoints to keep; the best is kept too.
-      stop_at_growth: whether to stop before each growth, to go on with other devices.
+      stop_at_growth: whether to stop before each growth, to continue on more devices.
       tensorboard: whether to write an event file.
       progress: whether to show progress.
     """
@@ -120,16 +120,16 @@ class Experiment:
       train_data: the training set.
       test_data: the test set.
       plan: the segments of the run, and with them batch sizes and learning rates.
-      optimizer: from gradients to the direction that the learning rate scales; or a function of
-        the batch size that returns it. The state must be the same for all batch sizes.
+      optimizer: turns gradients into the direction that the learning rate scales; or a function
+        of the batch size that returns such an optimizer. All of them must have the same state.
       cadence: when to log, evaluate and save.
-      seed: of parameters, stream order, augmentation and dropout.
+      seed: determines parameters, stream order, augmentation and dropout.
       ghost_batch_size: consecutive examples that share batch statistics; 1 without ghost norm.
-      noise: how the gradient noise is measured; None not to measure it.
+      noise: how the gradient noise is measured; None: it is not measured.
       average_epochs: the time constant of an exponential average of the parameters, which is
         evaluated instead of them; None for no average.
-      settings: what `config.json` records: nested plain values. Those under "run" are free to
-        change when a run is resumed.
+      settings: the nested plain values that `config.json` records. Those under "run" may change
+        when a run is resumed.
       execution: how it is executed.
     """
 
@@ -148,7 +148,7 @@ class Experiment:
     execution: Execution = Execution()
 
     def optimizer_at(self, batch_size: int) -> optax.GradientTransformation:
-        """The optimizer of the updates with this batch size."""
+        """Returns the optimizer of the updates with this batch size."""
         if isinstance(self.optimizer, optax.GradientTransformation):
             return self.optimizer
         return self.optimizer(batch_size)

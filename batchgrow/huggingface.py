@@ -5,8 +5,8 @@
 
 A callback cannot do this. The Trainer counts micro-batches modulo `gradient_accumulation_steps`, so
 a callback that changes this number shifts the ends of all later updates (transformers 5.23). Here
-the Trainer sees one batch for each update, and `training_step` cuts it into micro-batches. All that
-the Trainer counts, saves and skips on resume then stays right.
+the Trainer sees one batch for each update, and `training_step` cuts it into micro-batches. What
+the Trainer counts, saves and skips on resume then stays correct.
 
 With Accelerate alone, use `batchgrow.torch` and do not pass the loader to `prepare`.
 """
@@ -35,15 +35,15 @@ class PlanMixin:
 
     - The plan sets the batch size, the learning rate, the momentum and the length of the run.
       `max_steps`, `learning_rate`, `lr_scheduler_type` and the warm-up arguments are not used.
-    - `per_device_train_batch_size` is the most examples of one pass on one device. What an update
-      needs beyond that is accumulated.
+    - `per_device_train_batch_size` is the most examples of one pass on one device. Larger
+      updates are accumulated.
     - The order of the examples is that of the JAX engine for `data_seed`, or else `seed`.
     - Logs have `examples_seen` and the `batch_size` of the last update too. "epoch" goes from 0 to
       1 over the run.
 
     Args:
       plan: made for the length of `train_dataset`.
-      args, kwargs: of the Trainer.
+      args, kwargs: the arguments of the Trainer.
 
     Raises:
       ValueError: if an argument of the Trainer contradicts the plan.
@@ -63,7 +63,7 @@ class PlanMixin:
                 "ignore_data_skip=True would start the data anew on resume: leave it False"
             )
         if getattr(self, "is_deepspeed_enabled", False):
-            raise ValueError("DeepSpeed fixes the batch size: use a plan without it")
+            raise ValueError("DeepSpeed fixes the batch size: train without DeepSpeed")
         arguments.max_steps = plan.num_updates
 
     def get_train_dataloader(self) -> DataLoader:

@@ -28,11 +28,11 @@ class PlanDataset(keras.utils.PyDataset):
     length. So `PlanCallback` must end the run.
 
     Args:
-      plan: which batch size each update has.
+      plan: gives the batch size of each update.
       source: an array or a tuple of arrays whose first axis counts examples, or a function that
         takes indices, int64 of shape (n,), and returns a batch. With a function, `num_examples` is
         needed.
-      seed: of the order of the examples, which is that of the JAX engine.
+      seed: determines the order of the examples, which is that of the JAX engine.
       examples_seen: where to begin, to resume.
       num_examples: size of the data set behind a function.
 
@@ -74,7 +74,8 @@ class PlanDataset(keras.utils.PyDataset):
                 f"the plan has {len(self)} updates left, but fit asks for batch {index}: give fit "
                 "the PlanCallback, which ends the run"
             )
-        index = min(index, len(self) - 1)  # What is read ahead of the end is not trained on.
+        # Batches that are read beyond the end are not trained on.
+        index = min(index, len(self) - 1)
         segment = np.searchsorted(self._first_updates, index, side="right") - 1
         planned = self._batches.plan.segments[segment]
         start = max(planned.start_examples, self._batches.examples_seen)
@@ -116,7 +117,7 @@ class PlanCallback(keras.callbacks.Callback):
         if found is not None and momenta != {found}:
             raise ValueError(
                 f"the optimizer has {name}={found}, but the plan has "
-                f"{', '.join(map(str, sorted(momenta)))}: give both one and the same"
+                f"{', '.join(map(str, sorted(momenta)))}: give both the same momentum"
             )
         for name, value in (
             ("gradient_accumulation_steps", model.optimizer.gradient_accumulation_steps or 1),

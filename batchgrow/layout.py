@@ -1,13 +1,13 @@
-"""How a batch is laid out on devices, and the only place that maps a function over them.
+"""How a batch is laid out on devices. Only this file maps functions over devices.
 
-The axes of what the host sends for a dispatch are, in this order,
+The arrays that the host sends for a dispatch have the axes
 
     (updates, micro-batches, examples)
 
-and the examples of one micro-batch are consecutive in the stream. The last axis is split over the
-devices. Ghost batches are consecutive examples too. Each one therefore belongs to one micro-batch
-and to one device or to neighbouring devices, and nothing that training computes depends on the
-layout.
+in this order. The examples of one micro-batch are consecutive in the stream. The last axis is split
+over the devices. Ghost batches are consecutive examples too. Each one therefore belongs to one
+micro-batch and to one device or to neighbouring devices, and nothing that training computes depends
+on the layout.
 """
 
 import math
@@ -31,7 +31,7 @@ class Layout:
     Attributes:
       batch_size: examples of one update, on all devices together.
       num_devices: devices of all processes.
-      num_microbatches: passes of one update, whose gradients are averaged.
+      num_microbatches: passes of one update. Their gradients are averaged.
     """
 
     batch_size: int
@@ -44,7 +44,7 @@ class Layout:
         return self.batch_size // self.num_microbatches // self.num_devices
 
     def split(self, positions: np.ndarray) -> np.ndarray:
-        """Stream positions `(..., batch)` as `(..., micro-batches, examples)`."""
+        """Reshapes stream positions `(..., batch)` to `(..., micro-batches, examples)`."""
         return positions.reshape(*positions.shape[:-1], self.num_microbatches, -1)
 
 
@@ -72,11 +72,11 @@ def possible_layouts(
       batch_size: examples of one update.
       num_devices: devices of all processes.
       ghost_batch_size: examples that share batch statistics; 1 where there are none.
-      max_microbatch_size: most examples of one pass on one device.
+      max_microbatch_size: the most examples of one pass on one device.
 
     Raises:
-      ValueError: if no layout has whole ghost batches (names the nearest batch sizes that do), or
-        if even the smallest micro-batch is larger than `max_microbatch_size`.
+      ValueError: if no layout has whole ghost batches (the message names the nearest batch sizes
+        that do), or if even the smallest micro-batch is larger than `max_microbatch_size`.
     """
     layouts = list(every_layout(batch_size, num_devices, ghost_batch_size))
     if not layouts:
@@ -100,7 +100,7 @@ def possible_layouts(
 def nearest_batch_sizes(
     batch_size: int, num_devices: int, ghost_batch_size: int
 ) -> tuple[int, ...]:
-    """The nearest sizes below (if any) and above that can be laid out."""
+    """Returns the nearest sizes below (if any) and above that can be laid out."""
 
     def possible(size: int) -> bool:
         return any(True for _ in every_layout(size, num_devices, ghost_batch_size))
@@ -113,10 +113,11 @@ def nearest_batch_sizes(
 
 
 def make_mesh(num_devices: int | None = None) -> Mesh:
-    """All devices of all processes, or the first `num_devices` of a single process.
+    """Returns a mesh of all devices of all processes, or of `num_devices` of one process.
 
     Raises:
-      ValueError: if there are fewer devices, or several processes and a number.
+      ValueError: if there are fewer devices, or if there are several processes and `num_devices`
+        is set.
     """
     devices = jax.devices()
     if num_devices is not None:
@@ -134,7 +135,7 @@ def make_mesh(num_devices: int | None = None) -> Mesh:
 
 
 def local_examples(array: np.ndarray, mesh: Mesh, axis: int = -1) -> np.ndarray:
-    """The part of `array` that this process's devices hold if `axis` is split over the mesh."""
+    """Returns the part of `array` on this process's devices if `axis` is split over the mesh."""
     if jax.process_count() == 1:
         return array
     me = jax.process_index()
@@ -144,12 +145,12 @@ def local_examples(array: np.ndarray, mesh: Mesh, axis: int = -1) -> np.ndarray:
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
-    """Host arrays as one copy on every device. Every process passes the same values."""
+    """Copies host arrays to every device. Every process passes the same values."""
     return _place(tree, NamedSharding(mesh, PartitionSpec()))
 
 
 def shard(tree: Any, mesh: Mesh) -> Any:
-    """Arrays `(local examples, ...)` as global arrays whose first axis is split over the mesh."""
+    """Turns `(local examples, ...)` into global arrays with the first axis split over the mesh."""
     return _place(tree, NamedSharding(mesh, PartitionSpec(AXIS_NAME)))
 
 
@@ -162,7 +163,7 @@ def _place(tree: Any, sharding: NamedSharding) -> Any:
 
 
 def host_arguments(batches: Any, scalars: Any, mesh: Mesh) -> tuple[Any, ...]:
-    """Host arrays as a compiled update takes them: `(batches, *scalars)`.
+    """Prepares host arrays for a compiled update: `(batches, *scalars)`.
 
     A single process passes them as they are: the call then transfers them itself, which takes less
     time than `device_put` and does not wait for a transfer under way.
@@ -180,7 +181,7 @@ BATCHES = PartitionSpec(None, None, AXIS_NAME)
 
 
 def map_updates(updates: Callable, mesh: Mesh) -> Any:
-    """`updates(state, batches, learning_rates, num_updates, arrays)` on all devices, jitted.
+    """Jits `updates(state, batches, learning_rates, num_updates, arrays)` on all devices.
 
     The last batch axis of `batches` is split; all other arguments and the results are the same on
     every device. The buffers of the state are donated. An executable stays alive as long as the
@@ -190,12 +191,12 @@ def map_updates(updates: Callable, mesh: Mesh) -> Any:
 
 
 def map_evaluation(evaluate: Callable, mesh: Mesh) -> Any:
-    """`evaluate(state, batch)` on all devices, jitted; the first axis of `batch` is split."""
+    """Jits `evaluate(state, batch)` on all devices; the first axis of `batch` is split."""
     return _map(evaluate, mesh, (None, PartitionSpec(AXIS_NAME)))
 
 
 def map_pieces(measure: Callable, mesh: Mesh) -> Any:
-    """`measure(state, pieces, weights, arrays)` on all devices, jitted.
+    """Jits `measure(state, pieces, weights, arrays)` on all devices.
 
     The first axis of `pieces` and of `weights` is split.
     """
@@ -204,9 +205,9 @@ def map_pieces(measure: Callable, mesh: Mesh) -> Any:
 
 
 def _map(function: Callable, mesh: Mesh, split: Sequence[PartitionSpec | None], **options: Any):
-    """What `pmap` is today: one program for each device with a named axis.
+    """Maps a function as `pmap` does: one program for each device with a named axis.
 
-    `pmap` itself keeps every executable until the process ends.
+    `pmap` is not used, because it keeps every executable until the process ends.
     """
     same = PartitionSpec()
     specs = tuple(spec or same for spec in split)

@@ -33,7 +33,7 @@ class PlanData(LightningDataModule):
     Args:
       plan: made for the length of `dataset`.
       dataset: a data set with indices.
-      seed: of the order of the examples, which is that of the JAX engine.
+      seed: determines the order of the examples, which is that of the JAX engine.
       max_batch_size: most examples of a micro-batch on one device. None: any number.
       loader_options: further arguments of the DataLoader, such as `num_workers` or `collate_fn`.
 
@@ -99,9 +99,9 @@ class PlanData(LightningDataModule):
 
 
 class _SegmentSampler(Sampler[list[int]]):
-    """Yields the micro-batches of one segment after the updates that are made.
+    """Yields the micro-batches of one segment that follow the updates already made.
 
-    Its length counts those before too, as Lightning does when it resumes within an epoch.
+    Its length also counts those of the updates already made, as Lightning does on a resume.
     """
 
     def __init__(self, batches: PlanBatches) -> None:

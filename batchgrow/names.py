@@ -1,4 +1,4 @@
-"""Names in a config: of what the library has, or of anything that can be imported."""
+"""Looks up names in a config: names of the library, or anything that can be imported."""
 
 import importlib
 import inspect
@@ -7,15 +7,15 @@ from typing import Any
 
 
 def find(name: str, known: Mapping[str, Any], field: str) -> Any:
-    """`known[name]` or, for `module:attribute`, what that module has under this name.
+    """Returns `known[name]` or, for `module:attribute`, that attribute of the module.
 
     >>> find("math:sqrt", {}, "task.name")(4)
     2.0
 
     Args:
-      name: as in the config.
-      known: what the library has.
-      field: of the config, for messages.
+      name: the name in the config.
+      known: the objects of the library by name.
+      field: the name of the field in the config, for messages.
 
     Raises:
       ValueError: if there is no such name.
@@ -55,15 +55,15 @@ def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
 
 
 def call(function: Callable[..., Any], fields: Mapping[str, Any], field: str) -> Any:
-    """Calls `function` with those of the fields that it takes.
+    """Calls `function` with the fields that it takes.
 
     >>> call(lambda rate, *, b2: (rate, b2), {"rate": 0.1, "b2": 0.9, "b3": 0.8}, "optimizer")
     (0.1, 0.9)
 
     Args:
-      function: of the user.
-      fields: of the config. Those that are None are left to the function's own defaults.
-      field: of the config, for messages.
+      function: a function of the user.
+      fields: fields of the config. Those that are None keep the function's own defaults.
+      field: the name of the field in the config, for messages.
 
     Raises:
       ValueError: if the function needs an argument that is not a field.
@@ -73,6 +73,6 @@ def call(function: Callable[..., Any], fields: Mapping[str, Any], field: str) ->
     if missing:
         raise ValueError(
             f"{field} needs {', '.join(missing)}; add a field of this name to the config, or a "
-            f"default value (there are {', '.join(given)})"
+            f"default value (the config has {', '.join(given)})"
         )
     return function(**{name: given[name] for name in takes if name in given})

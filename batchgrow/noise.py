@@ -14,7 +14,7 @@ Norms = dict[str, jax.Array]
 
 
 def squared_norms(piece_gradients: Any) -> tuple[jax.Array, jax.Array]:
-    """(s, G): the mean squared norm of the gradients of pieces, and that of their mean.
+    """Returns (s, G): the mean squared norm of piece gradients, and that of their mean.
 
     >>> s, G = squared_norms({"w": jnp.array([[1.0, 0.0], [0.0, 1.0]])})
     >>> float(s), float(G)
@@ -43,16 +43,16 @@ def measure(
     seed: int,
     axis_name: str | None = None,
 ) -> Norms:
-    """The squared norms of the gradients of pieces, before clipping and without weight decay.
+    """Returns squared norms of piece gradients, before clipping and without weight decay.
 
-    One piece after another: what it costs is that of training on as many examples, and its memory
-    does not depend on the number of pieces. The state does not change.
+    The pieces are computed one after another. The cost is that of training on as many examples,
+    and the memory does not depend on the number of pieces. The state does not change.
 
     Args:
       state: the training state.
-      pieces: what the host sends, leaves `(pieces, examples, ...)`; this device's share.
+      pieces: this device's share of what the host sends, leaves `(pieces, examples, ...)`.
       weights: float32 `(pieces,)`: 1, or 0 for a piece that only fills up the devices.
-      arrays: what every device holds of the training set, or ().
+      arrays: the part of the training set that every device holds, or ().
       task, examples, seed: as in `step.update`.
       axis_name: the mapped device axis, or None.
 

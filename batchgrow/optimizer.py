@@ -48,13 +48,13 @@ def optimizer_by_batch(
     epsilon: float = 1e-8,
     **fields: Any,
 ) -> Callable[[int], optax.GradientTransformation]:
-    """The chain of each batch size. All of them have the same state.
+    """Returns the chain for each batch size. All chains have the same state.
 
     Args:
-      name, momentum, weight_decay, b2, rmsprop_decay, epsilon, fields: of `make_optimizer`, for the
-        batch size of the recipe.
-      batch_size: of the recipe.
-      exponent: p of the plan, in learning rate ~ batch^p.
+      name, momentum, weight_decay, b2, rmsprop_decay, epsilon, fields: as in `make_optimizer`, for
+        the batch size of the recipe.
+      batch_size: the batch size of the recipe.
+      exponent: the exponent p of the plan, in learning rate ~ batch^p.
       betas_follow_batch: whether b1 and b2 of Adam, AdamW and LAMB and the decay rate of RMSProp
         keep their half-life in examples, and epsilon its proportion to the second moment.
       decay_follows_batch: whether the decoupled weight decay keeps its time constant in examples.
@@ -103,7 +103,7 @@ def make_optimizer(
     clip_norm: float | None = None,
     changing_betas: bool = False,
 ) -> optax.GradientTransformation:
-    """The chain from gradients to the direction that the learning rate scales.
+    """Returns the chain that turns gradients into the direction that the learning rate scales.
 
     Args:
       name: one of `OPTIMIZERS`.
@@ -112,19 +112,19 @@ def make_optimizer(
         published, add it after Adam's normalisation.
       decay_on: "all" parameters, only "kernels" (without norms, biases and embeddings), or only
         "matrices" (all parameters of two or more dimensions).
-      b2: of Adam, AdamW and LAMB.
+      b2: the decay rate of the second moment of Adam, AdamW and LAMB.
       rmsprop_decay: the factor of the mean square of RMSProp per update.
       rmsprop_bias_correction: whether the mean square of RMSProp is divided by 1 - decay^t. Without
         it, as published, the first update is 1 / sqrt(1 - decay) times as large as later ones.
       adagrad_initial: the sum of squares of AdaGrad before the first update.
       epsilon: added to the root by Adam, AdamW, LAMB, RMSProp and AdaGrad.
-      trust_coefficient: of LARS.
-      debias_momentum: of momentum and Nesterov: whether A is divided by 1 - m^t, so that the first
-        updates have their full effective rate of lr / (1 - m).
+      trust_coefficient: the trust coefficient of LARS.
+      debias_momentum: whether momentum and Nesterov divide A by 1 - m^t, so that the first updates
+        have their full effective rate of lr / (1 - m).
       clip_norm: the mean gradient is scaled down to this global norm, before anything else; None
         for no clipping.
       changing_betas: whether b1, b2 and rmsprop_decay change during the run. The bias correction
-        then comes from the weights that the averages have in fact.
+        then uses the actual weights of the averages.
 
     Raises:
       ValueError: for an unknown `name` or `decay_on`, a `clip_norm` that is not above 0, or an
@@ -168,7 +168,7 @@ def make_optimizer(
         case "adagrad":
             links = [decay, _scale_by_root_of_sum(adagrad_initial, epsilon)]
         case "lars":
-            # You, Gitman & Ginsburg (2017): the trust ratio spares batch norm and biases.
+            # You, Gitman & Ginsburg (2017): the trust ratio leaves out batch norm and biases.
             trust = optax.scale_by_trust_ratio(trust_coefficient=trust_coefficient)
             links = [decay, optax.masked(trust, kernels), optax.trace(decay=momentum)]
         case "lamb":
@@ -179,7 +179,7 @@ def make_optimizer(
 
 
 class ChangingAdamState(NamedTuple):
-    """The averages of gradients and of their squares, and the weight of the zeros in each."""
+    """The averages of gradients and their squares, and the weight of the initial zeros in each."""
 
     mu: Any
     nu: Any
@@ -188,7 +188,7 @@ class ChangingAdamState(NamedTuple):
 
 
 def scale_by_changing_adam(b1: float, b2: float, epsilon: float) -> optax.GradientTransformation:
-    """Adam's direction where b1 and b2 may have had other values before.
+    """Adam's direction for b1 and b2 that may change during the run.
 
     The averages start at zero. After decay rates b(1), ..., b(t) their weights sum to
     1 - b(1) ... b(t), which replaces Adam's 1 - b^t.

@@ -13,13 +13,13 @@ from batchgrow.tasks import Task
 
 Batch = dict[str, Any]
 Sums = dict[str, jax.Array]
-# From a batch and the arrays that every device holds to the examples that a task takes.
+# Turns a batch and the arrays that every device holds into the examples that a task takes.
 GetExamples = Callable[[Batch, Any], Any]
 
 
 @flax.struct.dataclass
 class TrainState:
-    """Everything that an update changes; the same on every device.
+    """Everything that an update changes. It is the same on every device.
 
     Attributes:
       params: the parameters, float32.
@@ -52,7 +52,7 @@ def create_state(
     *,
     averages: bool = False,
 ) -> TrainState:
-    """The state before the first update: parameters drawn from `seed`, accumulators at zero.
+    """Returns the initial state: parameters drawn from `seed`, accumulators at zero.
 
     Args:
       example: a batch of one example.
@@ -75,7 +75,7 @@ def create_state(
 
 
 def example_keys(seed: int, positions: jax.Array) -> jax.Array:
-    """A random key for each example, `(examples,)`, folded from (seed, stream position)."""
+    """Returns a random key for each example, `(examples,)`, from (seed, stream position)."""
     key = jax.random.fold_in(jax.random.key(seed), 1)
     return jax.vmap(lambda position: jax.random.fold_in(key, position))(positions)
 
@@ -101,10 +101,10 @@ def update(
         stream positions as `batch["position"]`. Gradients are averaged over micro-batches; the
         model state passes through them in order.
       learning_rate: float32 scalar, traced.
-      arrays: what every device holds of the training set, or ().
+      arrays: the part of the training set that every device holds, or ().
       task, optimizer: what is trained and how.
       examples: makes the task's examples from a micro-batch and `arrays`.
-      seed: of the example keys.
+      seed: determines the random keys of the examples.
       average_decay: d of average <- d average + (1 - d) w; None without an average.
       axis_name: the mapped device axis, or None.
 
@@ -152,7 +152,7 @@ def updates(
     *,
     update: Callable[[TrainState, Batch, jax.Array, Any], TrainState],
 ) -> tuple[TrainState, jax.Array]:
-    """The first `num_updates` of several updates, in one dispatch.
+    """Makes the first `num_updates` of several updates, in one dispatch.
 
     The count is traced, so one executable serves any number of updates, and how a run is cut into
     dispatches does not change its result.
@@ -165,8 +165,8 @@ def updates(
       update: `update` with its keyword arguments bound.
 
     Returns:
-      The state, and its summed loss once more as a scalar that is never donated. The host waits
-      for it to know that the dispatch is done.
+      The state, and a copy of its summed loss, a scalar that is never donated. The host waits for
+      this scalar to know that the dispatch is done.
     """
 
     def body(i: Any, state: TrainState) -> TrainState:
@@ -183,10 +183,10 @@ def updates(
 def evaluate(
     variables: Mapping[str, Any], batch: Batch, *, task: Task, axis_name: str | None = None
 ) -> Sums:
-    """Metric sums over the examples of `batch` whose mask is 1.
+    """Returns the metric sums over the examples of `batch` whose mask is 1.
 
     Args:
-      variables: of the model (see `TrainState.evaluated`).
+      variables: the variables of the model (see `TrainState.evaluated`).
       batch: `{"examples": leaves (examples, ...), "mask": float32 (examples,)}`; the mask is 0 for
         padding.
     """

@@ -8,12 +8,12 @@ WIDTH = 100  # columns of a terminal
 def text_table(rows: Sequence[Sequence[str]], *, left: bool = False) -> str:
     """Returns rows of cells in columns, one line for each row.
 
-    Cells are flush right and two spaces apart, or one where the table would else be wider than
-    100 columns.
+    Cells are flush right and two spaces apart, or one space apart if the table would
+    otherwise be wider than 100 columns.
 
     Args:
       rows: cells, as many in each row; the first row is usually the header.
-      left: the first column is flush left, and cut where the table would else be too wide.
+      left: the first column is flush left, and cut if the table would otherwise be too wide.
     """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     if left:

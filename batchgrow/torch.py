@@ -37,9 +37,9 @@ class PlanBatchSampler(Sampler[list[int]]):
     those that the JAX engine uses for the same seed.
 
     Args:
-      plan: which batch size each update has.
+      plan: gives the batch size of each update.
       data: the data set, its length, or a `batchgrow.Stream`.
-      seed: of the order of the examples, if `data` is not a `Stream`.
+      seed: determines the order of the examples, if `data` is not a `Stream`.
       examples_seen: where to begin, for example the `examples_seen` of a restored `PlanLR`.
       rank: number of this process. By default that of torch.distributed, or 0.
       world_size: number of processes. By default that of torch.distributed, or 1.
@@ -47,7 +47,7 @@ class PlanBatchSampler(Sampler[list[int]]):
         into micro-batches of equal size, whose gradients must be averaged. None: never cut.
 
     Attributes:
-      batches: the same without PyTorch.
+      batches: the `batchgrow.batches.PlanBatches` behind this sampler.
 
     Raises:
       TypeError, ValueError: as `batchgrow.batches.PlanBatches`.
@@ -82,7 +82,7 @@ class PlanBatchSampler(Sampler[list[int]]):
 
     @property
     def examples_seen(self) -> int:
-        """Where iteration starts. Set it to resume."""
+        """The position at which iteration starts. Set it to resume."""
         return self.batches.examples_seen
 
     @examples_seen.setter
@@ -112,9 +112,9 @@ class PlanLR(LRScheduler):
     the learning rate of the optimizer, so it may be called before or after the optimizer's own.
 
     Args:
-      optimizer: whose parameter groups are set. Its momentum must be one that the plan has.
+      optimizer: its parameter groups are set. Its momentum must occur in the plan.
       plan: the learning rates and momenta.
-      examples_seen: where to begin, if no state is loaded.
+      examples_seen: the position at which to begin, if no state is loaded.
 
     Raises:
       ValueError: if no update starts at `examples_seen`, or if the plan does not have the momentum
@@ -163,14 +163,14 @@ class PlanLR(LRScheduler):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continues where the state was taken.
+        """Continues from the position at which the state was saved.
 
         Raises:
           ValueError: if no update of this plan starts there.
         """
         self.base_lrs = list(state_dict["base_lrs"])
         self.last_epoch = self._update(state_dict["examples_seen"]) - 1
-        self._step_count = 0  # As at the start: no update has to come before this step.
+        self._step_count = 0  # As at the start, no update needs to precede this step.
         self.step()
 
     def _update(self, examples_seen: int) -> int:
@@ -196,5 +196,5 @@ def _check_momentum(group: dict[str, Any], plan: FixedPlan) -> None:
     if found is not None and found not in planned:
         raise ValueError(
             f"the optimizer has momentum={float(found)} (for Adam: betas[0]), but the plan has "
-            f"{', '.join(map(str, planned))}: give both the same"
+            f"{', '.join(map(str, planned))}: give both the same momentum"
         )

@@ -19,7 +19,7 @@ Row = dict[str, Any]
 def read_rows(folder: pathlib.Path, after: int = -1) -> Iterator[Row]:
     """Yields the rows of `metrics.jsonl` whose `examples_seen` is above `after`, in order.
 
-    A line that is not yet written to its end is left for the next call. After a resume, rows that
+    A line that is not yet complete is left for the next call. After a resume, rows that
     are written again are equal to those before, and are not yielded again.
 
     Args:
@@ -55,7 +55,8 @@ def send_rows(
         `summary.json` exists. None: do not wait.
     """
     while True:
-        finished = (folder / "summary.json").exists()  # Before reading: no row comes later.
+        # Checked before reading, because no row comes later.
+        finished = (folder / "summary.json").exists()
         for row in read_rows(folder, after):
             send(row)
             after = row["examples_seen"]

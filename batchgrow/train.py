@@ -13,7 +13,7 @@ from batchgrow.step import TrainState
 
 __all__ = ["NonFiniteLoss", "Outcome", "train"]
 
-# Called after each dispatch with its last update and the state after it; True asks for a stop.
+# Called after each dispatch with its last update and the state after it. True stops the run.
 Watch = Callable[[Point, TrainState], bool]
 
 
@@ -26,14 +26,14 @@ def train(
 ) -> Outcome:
     """Trains an experiment, from the last checkpoint in `workdir` if there is one.
 
-    The order of one round of the loop is fixed: dispatch; then, where due, evaluate, write a row
-    and save a checkpoint; then stop if asked to. A checkpoint therefore never stands without the
-    rows that belong to it.
+    The order of one round of the loop is fixed. It dispatches updates. Then, where due, it
+    evaluates, writes a row and saves a checkpoint. Then it stops if it was asked to. The rows that
+    belong to a checkpoint are therefore always written before it.
 
     Args:
-      experiment: as from `config.make_experiment`.
-      workdir: the run folder, made if need be.
-      override_config: go on although fields under `run` differ from those of the folder.
+      experiment: what to train, for example the result of `config.make_experiment`.
+      workdir: the run folder. It is created if it does not exist.
+      override_config: whether to continue if fields under `run` differ from those of the folder.
       watch: called after each dispatch with its last update and the state after it, which the next
         dispatch consumes. If it returns True, the run stops as if it had received SIGTERM.
 

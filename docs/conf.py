@@ -2,7 +2,6 @@
 
 project = "batchgrow"
 copyright = "the batchgrow authors"
-myst_enable_extensions = ["deflist"]
 extensions = ["myst_parser", "sphinx.ext.mathjax", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build"]
 html_theme = "furo"
@@ -10,7 +9,7 @@ html_title = "batchgrow"
 html_theme_options = {"light_css_variables": {"code-font-size": "75%"}}  # 90 columns
 
 myst_heading_anchors = 3
-myst_enable_extensions = ["dollarmath"]
+myst_enable_extensions = ["deflist", "dollarmath"]
 default_role = "code"  # docstrings mark code with single backticks
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True

@@ -1,6 +1,6 @@
-"""From a config to an experiment: plain values, and a check of every field.
+"""Turns a config into an experiment of plain values, and checks every field.
 
-A wrong value is found here, before anything is compiled or written.
+Wrong values are found here, before anything is compiled or written.
 """
 
 import json
@@ -37,7 +37,7 @@ ConfigDict = Any
 
 
 def make_experiment(config: ConfigDict) -> Experiment:
-    """The experiment that a config describes; opens its data.
+    """Returns the experiment that a config describes, and opens its data.
 
     Raises:
       ValueError: for a wrong field, with its value and what it may be.
@@ -74,13 +74,13 @@ def make_experiment(config: ConfigDict) -> Experiment:
 
 
 def make_plan(config: ConfigDict, num_examples: int) -> Plan:
-    """The plan that a config describes.
+    """Returns the plan that a config describes.
 
     Args:
       num_examples: N, the size of the training set.
 
     Raises:
-      ValueError: with the field, for a value that makes no plan.
+      ValueError: for a value that makes no plan. The message names the field.
     """
     check(config)
     recipe, plan = config.recipe, config.plan
@@ -149,11 +149,11 @@ def _has_momentum(name: str) -> bool:
 def optimizer_of(
     config: ConfigDict, plan: Plan, momentum: float
 ) -> optax.GradientTransformation | Callable[[int], optax.GradientTransformation]:
-    """The optimizer that a config describes, without a learning rate, for each batch size.
+    """Returns the optimizer of each batch size that a config describes, without learning rate.
 
     Args:
       plan: its recipe has the batch size that the fields are for.
-      momentum: of the plan.
+      momentum: the momentum of the plan.
 
     Raises:
       ValueError: for a wrong field of `config.optimizer`.
@@ -185,11 +185,11 @@ def _follow(config: ConfigDict, recipe: Recipe, options: dict[str, Any]) -> Plan
     plan = config.plan
     if config.noise.share is None:
         raise ValueError(
-            "plan.name 'follow' needs the measured noise; set noise.share, say to 0.01"
+            "plan.name 'follow' needs the measured noise; set noise.share, for example to 0.01"
         )
     if plan.initial_multiple != 1.0 or plan.momentum is not None:
         raise ValueError(
-            "plan.name 'follow' has neither plan.initial_multiple nor plan.momentum; leave them"
+            "plan.name 'follow' takes no plan.initial_multiple or plan.momentum; do not set them"
         )
     names = ("max_batch_size", "batch_multiple", "exponent", "ladder")
     return follow(
@@ -201,7 +201,7 @@ def _follow(config: ConfigDict, recipe: Recipe, options: dict[str, Any]) -> Plan
 
 
 def make_curve(recipe: ConfigDict, optimizer: str) -> curves.Curve:
-    """The learning-rate curve of `config.recipe`.
+    """Returns the learning-rate curve of `config.recipe`.
 
     Raises:
       ValueError: for an unknown curve, or without a learning rate for this optimizer.
@@ -255,7 +255,7 @@ def make_curve(recipe: ConfigDict, optimizer: str) -> curves.Curve:
 
 
 def _warn_of_late_steps(boundaries_epochs: Sequence[float], num_epochs: float) -> None:
-    """A shortened run may leave steps out, but the user should know: growths go with them."""
+    """Warns of boundaries after the end of the run, which cause neither a step nor a growth."""
     late = [epoch for epoch in boundaries_epochs if epoch >= num_epochs > 0]
     if late:
         log.warning(
@@ -267,7 +267,7 @@ def _warn_of_late_steps(boundaries_epochs: Sequence[float], num_epochs: float) -
 
 
 def make_noise_probe(config: ConfigDict, num_examples: int) -> NoiseProbe | None:
-    """When and how `config.noise` measures the gradient noise; None if it does not.
+    """Returns how `config.noise` measures the gradient noise; None if it does not.
 
     Raises:
       ValueError: for a wrong field.
@@ -277,7 +277,7 @@ def make_noise_probe(config: ConfigDict, num_examples: int) -> NoiseProbe | None
         return None
     piece_size = noise.piece_size or config.ghost_batch_size
     if piece_size is None:
-        raise ValueError("noise.piece_size is not set; set it, as there is no ghost_batch_size")
+        raise ValueError("noise.piece_size and ghost_batch_size are not set; set one of them")
     return NoiseProbe(
         piece_size=piece_size,
         num_pieces=noise.num_pieces,
@@ -287,7 +287,7 @@ def make_noise_probe(config: ConfigDict, num_examples: int) -> NoiseProbe | None
 
 
 def make_cadence(config: ConfigDict, num_examples: int, noise: NoiseProbe | None) -> Cadence:
-    """How often things happen, in examples."""
+    """Returns the intervals of logging, evaluation and checkpoints, in examples."""
     epochs = {
         "log": config.log_every_epochs,
         "evaluate": config.evaluate_every_epochs,
@@ -298,13 +298,13 @@ def make_cadence(config: ConfigDict, num_examples: int, noise: NoiseProbe | None
 
 
 def make_execution(run: ConfigDict) -> Execution:
-    """How `config.run` says to execute an experiment."""
+    """Returns the execution that `config.run` describes."""
     fields: Mapping[str, Any] = run.to_dict()
     return Execution(**{k: v for k, v in fields.items() if k in Execution.__dataclass_fields__})
 
 
 def check_layouts(experiment_plan: Plan, num_devices: int, config: ConfigDict) -> None:
-    """Lays out every batch size of a plan on so many devices.
+    """Checks that every batch size of a plan can be laid out on the devices.
 
     Raises:
       ValueError: if one cannot be laid out (see `possible_layouts`).

@@ -1,4 +1,4 @@
-"""From a config to the data sets, and what they say about the sizes of a model."""
+"""Opens the data sets of a config, and reads the sizes of the model from them."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -21,10 +21,10 @@ FROM_BOTH = ("num_classes", "outputs", "vocab_size")  # facts that must cover tr
 
 
 def open_data(config: ConfigDict, part: Part) -> Dataset:
-    """The "train" or "test" data of a config, as its task reads them.
+    """Returns the "train" or "test" data of a config, as its task reads them.
 
     Raises:
-      ValueError: if it is not there, or has another size than the config says.
+      ValueError: if the data set does not exist, or has another size than the config says.
     """
     inputs = getattr(find(config.task.name, TASKS, "task.name"), "inputs", ())
     if config.run.input == "workers":
@@ -72,7 +72,7 @@ def _open_jpegs(config: ConfigDict, part: Part) -> JpegDataset:
         if value is None or value < 1:
             raise ValueError(
                 f"{name} is {value}; set it to 1 or more, because encoded images are not read "
-                "in advance"
+                "before training"
             )
     crop: Any = partial(jpeg.evaluation_crop, image_size=data.image_size)
     if is_training:
@@ -92,7 +92,7 @@ def _open_jpegs(config: ConfigDict, part: Part) -> JpegDataset:
 
 
 def facts_of(train_data: Dataset, test_data: Dataset | None = None) -> dict[str, Any]:
-    """What the data say about fields of the model and of the task (see `datasets.Dataset`)."""
+    """Returns the fields of model and task that the data determine (see `datasets.Dataset`)."""
     facts = dict(getattr(train_data, "facts", {}))
     others: Mapping[str, Any] = getattr(test_data, "facts", {})
     for name in FROM_BOTH:

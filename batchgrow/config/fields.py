@@ -22,16 +22,16 @@ from batchgrow.run.folder import flatten
 CURVES = ("constant", "step", "exponential", "inverse_time", "cosine", "polynomial", "wsd")
 PLANS = ("decay", "hybrid", "grow", "ramp", "follow")
 
-MOST = 2**53  # whole numbers up to here are exact as floats too
+MOST = 2**53  # The largest whole number up to which all are exact as floats.
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What a field may be.
+    """The values that a field accepts.
 
     Attributes:
-      type: of its value.
-      description: for messages, "a whole number, 1 or more".
+      type: the type of its value.
+      description: the text for messages, such as "a whole number, 1 or more".
       accepts: whether a value is allowed.
       choices: whether the description is a list of words.
     """
@@ -121,101 +121,117 @@ NOT_NEGATIVE = number(least=0, most=1e30)
 DECAY = number(least=0, below=1)
 
 FIELDS = (
-    Field("name", "", TEXT, "shown in messages and in the report"),
-    Field("variant", "", TEXT, "likewise"),
+    Field("name", "", TEXT, "name of the experiment in messages and in the report"),
+    Field("variant", "", TEXT, "variant of the config in messages and in the report"),
     Field("seed", 0, whole(0, 2**32 - 1), "of parameters, stream order, augmentation and dropout"),
     Field(
         "task.name", "classification", TEXT, "classification, language, regression, module:Class"
     ),
-    Field("task.augment", "none", one_of(*AUGMENTATIONS), "of training images"),
-    Field("task.mean", None, maybe(numbers(number())), "of pixels; None: 0..255 becomes 0..1"),
-    Field("task.std", None, maybe(numbers(POSITIVE)), "likewise"),
+    Field("task.augment", "none", one_of(*AUGMENTATIONS), "augmentation of training images"),
+    Field("task.mean", None, maybe(numbers(number())), "mean of pixels; None: 0..255 becomes 0..1"),
+    Field(
+        "task.std", None, maybe(numbers(POSITIVE)), "standard deviation of pixels; None: as mean"
+    ),
     Field("task.label_smoothing", 0.0, DECAY, "probability spread evenly over all classes"),
     Field("data.name", "", TEXT, "npz:, images:, text:, csv:PATH; hf:, tfds:NAME; module:function"),
-    Field("data.train_split", "train", TEXT, "replaces {split} in a path"),
-    Field("data.test_split", "test", TEXT, "likewise"),
-    Field("data.test_share", None, maybe(number(above=0, below=1)), "of a source with one split"),
-    Field("data.columns", None, maybe(TEXT), 'names of its arrays, "img,label"; None: the task\'s'),
-    Field("data.target", None, maybe(TEXT), 'of csv: the columns to predict, "price,area"'),
-    Field("data.image_size", None, maybe(whole(1, 2**14)), "side in pixels; None: all have one"),
-    Field("data.tokens", "characters", one_of("characters", "bytes"), "of texts"),
-    Field("data.context", None, maybe(whole(1, 2**24)), "of texts: tokens that a model sees"),
-    Field("data.on_bad_record", "stop", one_of(*ON_BAD_RECORD), 'of run.input "workers"'),
+    Field("data.train_split", "train", TEXT, "split to train on; replaces {split} in a path"),
+    Field("data.test_split", "test", TEXT, "split to test on; replaces {split} in a path"),
+    Field(
+        "data.test_share", None, maybe(number(above=0, below=1)), "share of one split to test on"
+    ),
+    Field("data.columns", None, maybe(TEXT), 'arrays to read, "img,label"; None: the task\'s'),
+    Field("data.target", None, maybe(TEXT), 'columns of a csv to predict, "price,area"'),
+    Field(
+        "data.image_size", None, maybe(whole(1, 2**14)), "side in pixels; None: all have one size"
+    ),
+    Field("data.tokens", "characters", one_of("characters", "bytes"), "what a token of a text is"),
+    Field("data.context", None, maybe(whole(1, 2**24)), "tokens of a text that a model sees"),
+    Field(
+        "data.on_bad_record", "stop", one_of(*ON_BAD_RECORD), "bad records: stop, or take the next"
+    ),
     Field("data.num_train_examples", None, maybe(whole(1, 2**40)), "checked; None: any number"),
-    Field("data.num_test_examples", None, maybe(whole(1, 2**40)), "likewise"),
-    Field("model.name", "", TEXT, "see batchgrow/models; or module:Class of Flax Linen or NNX"),
+    Field("data.num_test_examples", None, maybe(whole(1, 2**40)), "checked; None: any number"),
+    Field("model.name", "", TEXT, "name in batchgrow/models, or module:Class of Flax Linen or NNX"),
     Field("ghost_batch_size", None, maybe(whole(1, 2**31)), "examples that share batch statistics"),
-    Field("optimizer.name", "momentum", one_of(*OPTIMIZERS, own=True), "of the whole run"),
-    Field("optimizer.weight_decay", 0.0, NOT_NEGATIVE, "coupled L2; decoupled: adamw and lamb"),
-    Field("optimizer.decay_on", "all", one_of(*DECAY_ON), "kernels: without norms and embeddings"),
-    Field("optimizer.b2", 0.999, DECAY, "of adam, adamw, lamb"),
+    Field(
+        "optimizer.name", "momentum", one_of(*OPTIMIZERS, own=True), "optimizer or module:function"
+    ),
+    Field("optimizer.weight_decay", 0.0, NOT_NEGATIVE, "decoupled for adamw and lamb, else L2"),
+    Field("optimizer.decay_on", "all", one_of(*DECAY_ON), "kernels: no norms, biases, embeddings"),
+    Field("optimizer.b2", 0.999, DECAY, "b2 of adam, adamw and lamb"),
     Field("optimizer.epsilon", 1e-8, NOT_NEGATIVE, "of adam, adamw, lamb, rmsprop, adagrad"),
     Field("optimizer.betas_follow_batch", False, FLAG, "b1, b2 keep their half-life in examples"),
-    Field("optimizer.b1_floor", 0.5, DECAY, "with betas_follow_batch"),
-    Field("optimizer.b2_floor", 0.9, DECAY, "with betas_follow_batch"),
-    Field("optimizer.decay_follows_batch", True, FLAG, "of adamw: keep its time constant"),
-    Field("optimizer.rmsprop_decay", 0.9, DECAY, "of rmsprop"),
-    Field("optimizer.rmsprop_bias_correction", False, FLAG, "of rmsprop; as published"),
-    Field("optimizer.adagrad_initial", 0.0, NOT_NEGATIVE, "of adagrad: the first sum of squares"),
-    Field("optimizer.trust_coefficient", 0.001, POSITIVE, "of lars"),
-    Field("optimizer.debias_momentum", False, FLAG, "of momentum, nesterov: full rate at once"),
-    Field("optimizer.clip_norm", None, maybe(POSITIVE), "most global norm of the gradient"),
-    Field("optimizer.average_epochs", None, maybe(POSITIVE), "evaluate the weights' average"),
-    Field("recipe.num_epochs", None, maybe(number(above=0, most=1e9)), "must be set"),
+    Field("optimizer.b1_floor", 0.5, DECAY, "least b1 with betas_follow_batch"),
+    Field("optimizer.b2_floor", 0.9, DECAY, "least b2 with betas_follow_batch"),
+    Field("optimizer.decay_follows_batch", True, FLAG, "keep the time constant of adamw's decay"),
+    Field("optimizer.rmsprop_decay", 0.9, DECAY, "decay rate of rmsprop"),
+    Field("optimizer.rmsprop_bias_correction", False, FLAG, "of rmsprop; published without it"),
+    Field("optimizer.adagrad_initial", 0.0, NOT_NEGATIVE, "first sum of squares of adagrad"),
+    Field("optimizer.trust_coefficient", 0.001, POSITIVE, "trust coefficient of lars"),
+    Field("optimizer.debias_momentum", False, FLAG, "momentum and nesterov start at full rate"),
+    Field("optimizer.clip_norm", None, maybe(POSITIVE), "largest gradient norm; None: no clipping"),
+    Field("optimizer.average_epochs", None, maybe(POSITIVE), "time constant of averaged weights"),
+    Field("recipe.num_epochs", None, maybe(number(above=0, most=1e9)), "epochs; must be set"),
     Field("recipe.batch_size", None, maybe(whole(1, 2**40)), "on all devices; must be set"),
-    Field("recipe.momentum", 0.9, DECAY, "of optimizers that have one; b1 of adam, adamw, lamb"),
-    Field("recipe.curve", "step", one_of(*CURVES, own=True), "of the learning rate"),
+    Field("recipe.momentum", 0.9, DECAY, "momentum, or b1 of adam, adamw and lamb"),
+    Field("recipe.curve", "step", one_of(*CURVES, own=True), "curve of the learning rate"),
     Field("recipe.learning_rate", None, maybe(POSITIVE), "initial; None: by learning_rates"),
-    Field("recipe.boundaries_epochs", (), numbers(POSITIVE), 'of "step"'),
-    Field("recipe.factor", 1.0, POSITIVE, 'of "step", at each boundary'),
-    Field("recipe.decay_rate", 1.0, POSITIVE, 'per epoch, of "exponential" and "inverse_time"'),
-    Field("recipe.final_learning_rate", 0.0, NOT_NEGATIVE, 'of "cosine", "polynomial", "wsd"'),
-    Field("recipe.decay_start_epochs", 0.0, NOT_NEGATIVE, 'of "cosine"'),
-    Field("recipe.power", 1.0, number(above=0, most=100), 'of "polynomial" and "wsd"'),
-    Field("recipe.decay_epochs", 0.0, NOT_NEGATIVE, 'of "wsd": the last ones'),
-    Field("recipe.warmup_epochs", 0.0, NOT_NEGATIVE, "linear, from warmup_learning_rate"),
-    Field("recipe.warmup_learning_rate", 0.0, NOT_NEGATIVE, "at epoch 0"),
-    Field("plan.name", "decay", one_of(*PLANS), "how the batch grows"),
+    Field("recipe.boundaries_epochs", (), numbers(POSITIVE), 'epochs where "step" changes'),
+    Field("recipe.factor", 1.0, POSITIVE, 'factor of "step" at each boundary'),
+    Field("recipe.decay_rate", 1.0, POSITIVE, 'rate per epoch of "exponential", "inverse_time"'),
+    Field("recipe.final_learning_rate", 0.0, NOT_NEGATIVE, 'end of "cosine", "polynomial", "wsd"'),
+    Field("recipe.decay_start_epochs", 0.0, NOT_NEGATIVE, 'epoch where "cosine" starts to decay'),
+    Field("recipe.power", 1.0, number(above=0, most=100), 'power of "polynomial" and "wsd"'),
+    Field("recipe.decay_epochs", 0.0, NOT_NEGATIVE, 'length of the decay at the end of "wsd"'),
+    Field("recipe.warmup_epochs", 0.0, NOT_NEGATIVE, "length of the linear warm-up; 0: none"),
+    Field("recipe.warmup_learning_rate", 0.0, NOT_NEGATIVE, "learning rate at epoch 0"),
+    Field("plan.name", "decay", one_of(*PLANS), "kind of plan"),
     Field(
         "plan.max_batch_size", None, maybe(number(1, infinite=True)), "None: by N/10 and the curve"
     ),
-    Field("plan.initial_multiple", 1.0, POSITIVE, "of batch and learning rate, from the start"),
-    Field("plan.momentum", None, maybe(DECAY), "the batch follows it for SGD; None: the recipe's"),
-    Field("plan.exponent", None, maybe(number(0, 1)), "of lr ~ B^exponent; None: the optimizer's"),
+    Field("plan.initial_multiple", 1.0, POSITIVE, "factor of the first batch and learning rate"),
+    Field("plan.momentum", None, maybe(DECAY), "for SGD the batch follows it; None: the recipe's"),
+    Field("plan.exponent", None, maybe(number(0, 1)), "p in lr ~ batch^p; None: the optimizer's"),
     Field(
-        "plan.batches", "", TEXT, 'of "ramp": "EXAMPLE:BATCH ...", or "START INCREMENT EXAMPLES"'
+        "plan.batches", "", TEXT, 'for "ramp": "EXAMPLE:BATCH ..." or "START INCREMENT EXAMPLES"'
     ),
-    Field("plan.ladder", 2.0, number(1.01, infinite=True), "factor where the curve is smooth"),
-    Field("plan.num_growths", 1, whole(0), 'of "hybrid", before the learning rate takes over'),
-    Field("plan.factor", 1.0, POSITIVE, 'of "follow": the batch over the gradient noise scale'),
-    Field("plan.decide_every_epochs", 0.1, POSITIVE, 'of "follow"'),
-    Field("plan.batch_multiple", None, maybe(whole(1, 2**31)), "of all batches; None: the ghost"),
-    Field("noise.share", None, maybe(number(above=0, most=1)), "of the examples, measured too"),
+    Field(
+        "plan.ladder", 2.0, number(1.01, infinite=True), "growth factor where the curve is smooth"
+    ),
+    Field("plan.num_growths", 1, whole(0), 'growths of "hybrid" before the learning rate decays'),
+    Field("plan.factor", 1.0, POSITIVE, 'batch of "follow": at most this times the noise'),
+    Field("plan.decide_every_epochs", 0.1, POSITIVE, 'epochs between two decisions of "follow"'),
+    Field(
+        "plan.batch_multiple", None, maybe(whole(1, 2**31)), "divides each batch; None: ghost batch"
+    ),
+    Field("noise.share", None, maybe(number(above=0, most=1)), "share of examples also measured"),
     Field("noise.piece_size", None, maybe(whole(1, 2**31)), "examples; None: the ghost batch"),
-    Field("noise.num_pieces", 8, whole(2, 2**20), "of one measurement"),
+    Field("noise.num_pieces", 8, whole(2, 2**20), "pieces of one measurement"),
     Field("noise.horizon_epochs", 1.0, POSITIVE, "time constant of the averages"),
-    Field("log_every_epochs", 1.0, POSITIVE, "a row of metrics.jsonl"),
-    Field("evaluate_every_epochs", 1.0, POSITIVE, "of the whole test set"),
-    Field("run.data_dir", "", TEXT, 'of tensorflow_datasets; "": $TFDS_DATA_DIR'),
-    Field("run.num_devices", None, maybe(whole(1, 2**20)), "None: all"),
-    Field("run.input", "resident", one_of(*INPUTS), "the training set on the devices, or sent"),
-    Field("run.num_workers", 0, whole(0, 4096), "processes that decode; 0: a thread"),
-    Field("run.max_microbatch_size", None, maybe(whole(1, 2**31)), "of a pass on a device"),
+    Field("log_every_epochs", 1.0, POSITIVE, "epochs between two rows of metrics.jsonl"),
+    Field("evaluate_every_epochs", 1.0, POSITIVE, "epochs between two evaluations"),
+    Field("run.data_dir", "", TEXT, 'folder of tensorflow_datasets; "": $TFDS_DATA_DIR'),
+    Field("run.num_devices", None, maybe(whole(1, 2**20)), "number of devices; None: all"),
+    Field("run.input", "resident", one_of(*INPUTS), '"resident": devices hold the training set'),
+    Field("run.num_workers", 0, whole(0, 4096), "processes that decode images; 0: a thread"),
+    Field("run.max_microbatch_size", None, maybe(whole(1, 2**31)), "per device; None: by memory"),
     Field("run.updates_per_dispatch", None, maybe(whole(1, 4096)), "None: those of 2048 examples"),
-    Field("run.eval_batch_size", 1000, whole(1, 2**31), "on all devices, rounded up to devices"),
-    Field("run.compile_ahead", True, FLAG, "the next batch size, while the current one trains"),
+    Field("run.eval_batch_size", 1000, whole(1, 2**31), "on all devices together, rounded up"),
+    Field("run.compile_ahead", True, FLAG, "compile the next batch size during training"),
     Field("run.compilation_cache_dir", "", TEXT, '"": JAX\'s own, else ~/.cache/batchgrow/xla'),
-    Field("run.checkpoint_every_epochs", 5.0, POSITIVE, "also when the run stops"),
-    Field("run.keep_checkpoints", 2, whole(1, 10_000), "the last ones; the best is kept too"),
+    Field("run.checkpoint_every_epochs", 5.0, POSITIVE, "epochs between two checkpoints"),
+    Field(
+        "run.keep_checkpoints", 2, whole(1, 10_000), "how many of the last; the best is kept too"
+    ),
     Field("run.stop_at_growth", False, FLAG, "exit before the next growth, for more devices"),
-    Field("run.tensorboard", True, FLAG, "write an event file"),
-    Field("run.progress", True, FLAG, "show a bar"),
+    Field("run.tensorboard", True, FLAG, "whether to write an event file"),
+    Field("run.progress", True, FLAG, "whether to show progress"),
 )
 SECTIONS = ("task", "data", "model", "optimizer", "recipe", "plan", "noise", "run")
 
 
 def base_config() -> Any:
-    """A config with every field at its default; an experiment changes what differs.
+    """Returns a config with every field at its default. An experiment changes some of them.
 
     A field whose default is None takes values of its type.
     """
@@ -229,10 +245,12 @@ def base_config() -> Any:
 
 
 def check(config: Any) -> None:
-    """Checks every field that the config has; a task, model or optimizer may have others.
+    """Checks every field of the config that is declared here.
+
+    A task, a model or an optimizer may have other fields.
 
     Raises:
-      ValueError: for the first field that is missing or has a value that it may not have.
+      ValueError: for the first field that is missing or has a value that is not allowed.
     """
     values = flatten(config.to_dict())
     for field in FIELDS:

@@ -1,4 +1,4 @@
-"""From a config to the task and its model, whose sizes may come from the data."""
+"""Makes the task of a config and its model, whose sizes may come from the data."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -24,12 +24,12 @@ TASKS: dict[str, Callable[..., Task]] = {
 def make_task(
     config: ConfigDict, axis_name: str | None = AXIS_NAME, facts: Mapping[str, Any] | None = None
 ) -> Task:
-    """The task that a config describes, with its model.
+    """Returns the task that a config describes, with its model.
 
     Args:
       axis_name: the mapped device axis; None for a model on one device.
-      facts: what the data say (see `datasets.Dataset`). They fill fields that the config leaves
-        out.
+      facts: sizes that are read from the data (see `datasets.Dataset`). They fill fields that the
+        config leaves out.
 
     Raises:
       ValueError: for an unknown name or a wrong field.
@@ -58,7 +58,7 @@ def make_task(
 
 
 def model_fields(config: ConfigDict, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """`config.model`, its sizes filled by the data.
+    """Returns `config.model` with the sizes that are read from the data.
 
     Raises:
       ValueError: if a size is given that does not fit the data.
@@ -82,6 +82,6 @@ def model_fields(config: ConfigDict, facts: Mapping[str, Any]) -> dict[str, Any]
 def _filled(
     fields: Mapping[str, Any], takes: Mapping[str, bool], facts: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """`fields`; facts stand for what is None or left out and is taken."""
+    """Returns `fields`, where facts replace accepted names that are None or left out."""
     more = {k: v for k, v in facts.items() if k in takes and fields.get(k) is None}
     return {**fields, **more}

@@ -12,7 +12,7 @@ PADDING = 4  # pixels, reflected (Zagoruyko & Komodakis 2016)
 
 
 def augment(images: jax.Array, keys: jax.Array, kind: str) -> jax.Array:
-    """Randomly cropped and flipped images.
+    """Returns randomly cropped and flipped images.
 
     Args:
       images: `(examples, height, width, channels)`, of any dtype.

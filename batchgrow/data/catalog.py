@@ -1,4 +1,4 @@
-"""Data sets by name: of the library, of files, of other libraries, or of one's own."""
+"""Opens data sets by name: of this library, of files, of other libraries, or your own."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -34,7 +34,7 @@ def open_dataset(
     """A split of a data set, for a loop of your own.
 
     Args:
-      name: as in `open_part`. Of a file without splits, all examples are taken.
+      name: as in `open_part`. For a file without splits, all examples are used.
       split: such as "train" or "test".
       data_dir, context: as in `Source`.
 
@@ -61,7 +61,7 @@ def open_part(source: Source, part: Part) -> Dataset:
       part: "train" or "test".
 
     Raises:
-      ValueError: if the data set is unknown, or not there, or not what the task reads.
+      ValueError: if the data set is unknown or missing, or is not what the task reads.
     """
     name = source.name
     if not name:
@@ -78,7 +78,9 @@ def open_part(source: Source, part: Part) -> Dataset:
     split = source.split(part)
     if name in TEXTS:
         if source.context is None:
-            raise ValueError("data.context is not set; a text needs the number of tokens to see")
+            raise ValueError(
+                "data.context is not set; set it to the number of tokens that a model sees"
+            )
         text = load_text(name, split, source.data_dir)
         return TextDataset(text.tokens, source.context, facts=text.facts)
     is_table = name in TABLES

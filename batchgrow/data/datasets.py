@@ -1,4 +1,4 @@
-"""Data sets: examples by index, in memory or behind any source that gives one example at a time."""
+"""Data sets: examples by index, in memory or from a source that gives one example at a time."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -31,7 +31,7 @@ class Dataset(Protocol):
         ...
 
     def gather(self, indices: np.ndarray) -> Batch:
-        """The examples at these indices: a pytree of NumPy arrays `(*indices.shape, ...)`."""
+        """Returns the examples at these indices: NumPy arrays `(*indices.shape, ...)`."""
         ...
 
 
@@ -47,7 +47,7 @@ class InMemory(Dataset, Protocol):
     def arrays(self) -> Any: ...
 
     def take(self, arrays: Any, indices: Any) -> Batch:
-        """The examples at these indices of `arrays`, for NumPy and for JAX arrays alike."""
+        """Returns the examples at these indices of `arrays`, NumPy or JAX arrays."""
         ...
 
 
@@ -116,12 +116,12 @@ def shapes_of(tree: Any) -> Any:
 def evaluation_batches(
     data: Dataset, batch_size: int, process_index: int = 0, process_count: int = 1
 ) -> Iterator[dict[str, Any]]:
-    """Every example once, in batches of one size; the last batch is padded and masked.
+    """Yields every example once, in batches of one size. The last is padded and masked.
 
     Args:
       data: the test set.
       batch_size: examples of a batch on all processes together.
-      process_index, process_count: a process gets its equal share of each batch.
+      process_index, process_count: each process gets an equal share of each batch.
 
     Yields:
       `{"examples": leaves (local examples, ...), "mask": float32 (local examples,)}`.

@@ -1,4 +1,4 @@
-"""What the host sends to the devices for each dispatch."""
+"""The arrays that the host sends to the devices for each dispatch."""
 
 from collections.abc import Iterable
 from typing import Any, Protocol
@@ -16,10 +16,11 @@ HostBatch = dict[str, Any]
 
 
 class Feed(Protocol):
-    """Where training batches come from.
+    """The source of training batches.
 
-    A feed that reads in the background also has `read_ahead(positions)`. It starts to read what
-    `batch` will be asked for next, in the same order, and returns whether there was room.
+    A feed that reads in the background also has `read_ahead(positions)`. It starts to read
+    these positions, which must be the next arguments of `batch` in the same order. It returns
+    whether there was room for them.
 
     Attributes:
       arrays: host arrays that every device holds, or ().
@@ -30,7 +31,7 @@ class Feed(Protocol):
     example: HostBatch
 
     def batch(self, positions: np.ndarray) -> HostBatch:
-        """What the host sends for these stream positions, arrays `(*positions.shape, ...)`.
+        """Returns what the host sends for these positions: arrays `(*positions.shape, ...)`.
 
         Raises:
           RuntimeError: for an example that cannot be read.
@@ -38,15 +39,15 @@ class Feed(Protocol):
         ...
 
     def examples(self, batch: HostBatch, arrays: Any) -> Any:
-        """From what the host sent, and `arrays`, to what the task takes; traced in the step."""
+        """Turns what the host sent, and `arrays`, into the task's examples; traced in the step."""
         ...
 
     def peek(self, positions: np.ndarray) -> HostBatch:
-        """As `batch`, for any positions; what is read ahead stays as it is."""
+        """Like `batch`, for any positions. It leaves examples that were read ahead as they are."""
         ...
 
     def close(self) -> None:
-        """Ends what reads in the background."""
+        """Ends reading in the background."""
         ...
 
 
@@ -55,7 +56,7 @@ class ResidentFeed:
 
     Args:
       data: the training set.
-      stream: which example comes at each position.
+      stream: gives the example at each position.
     """
 
     def __init__(self, data: InMemory, stream: Stream):
@@ -86,7 +87,7 @@ class StreamedFeed:
 
     Args:
       data: the training set.
-      stream: which example comes at each position.
+      stream: gives the example at each position.
     """
 
     def __init__(self, data: Dataset, stream: Stream):
@@ -113,11 +114,11 @@ class StreamedFeed:
 
 
 def make_feed(data: Dataset, seed: int, kind: str, num_workers: int = 0) -> Feed:
-    """The feed of a training set.
+    """Returns the feed of a training set.
 
     Args:
       data: the training set.
-      seed: of the stream's order.
+      seed: determines the order of the stream.
       kind: "resident", "streamed" or "workers" (see `Execution.input`).
       num_workers: worker processes; 0 for a thread.
 
@@ -143,7 +144,7 @@ def make_feed(data: Dataset, seed: int, kind: str, num_workers: int = 0) -> Feed
 
 
 class EvaluationBatches:
-    """The test set in batches on the devices: `{"examples", "mask"}`, anew for each iteration.
+    """Iterates over the test set in batches on the devices: `{"examples", "mask"}`.
 
     Args:
       data: the test set.

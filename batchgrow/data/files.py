@@ -19,10 +19,10 @@ PICTURES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 
 def open_npz(source: Source, part: Part) -> Dataset:
-    """Arrays of an .npz file: `NAME_SPLIT` (x_train, x_test) where there are such, else `NAME`.
+    """Opens the arrays of an .npz file: `NAME_SPLIT` (x_train, x_test), or else `NAME`.
 
     Raises:
-      ValueError: if the file is no .npz, or its arrays cannot be used (see `make_dataset`).
+      ValueError: if the file is not an .npz file, or its arrays are unusable (see `make_dataset`).
     """
     path = source.path(part)
     if not zipfile.is_zipfile(path):
@@ -53,7 +53,7 @@ def _read(file: Any, name: str, source: Source) -> np.ndarray:
 
 
 def open_images(source: Source, part: Part) -> Dataset:
-    """Images of a folder with one folder for each class, which are numbered in sorted order.
+    """Opens images in one folder for each class. Classes are numbered in sorted order.
 
     Raises:
       ValueError: if there are no class folders, or one is empty.

@@ -13,7 +13,7 @@ from batchgrow.data.source import Part, Source, make_dataset, make_text_dataset,
 
 
 def open_hugging_face(source: Source, part: Part) -> Dataset:
-    """A data set of the hub, `hf:NAME` or `hf:NAME:CONFIG`, or a folder of `save_to_disk`.
+    """Opens a data set of the hub, `hf:NAME[:CONFIG]`, or a folder of `save_to_disk`.
 
     Raises:
       ValueError: if `datasets` is not installed, or the data set cannot be loaded.
@@ -42,7 +42,7 @@ def _load(source: Source, part: Part) -> Any:
             return found[split] if isinstance(found, dict) else found
         name, _, config = place.partition(":")
         return datasets.load_dataset(name, config or None, split=split)
-    except Exception as error:  # of the network, of the folder, of the names
+    except Exception as error:  # Errors of the network, of the folder or of the names.
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]
         raise ValueError(
             f"data.name {source.name!r}: split {split!r} cannot be loaded "
@@ -51,13 +51,13 @@ def _load(source: Source, part: Part) -> Any:
 
 
 def from_hugging_face(table: Any, source: Source, part: Part, parts: dict[str, Any]) -> Dataset:
-    """What the task reads from a `datasets.Dataset`.
+    """Returns what the task reads from a `datasets.Dataset`.
 
     Args:
       table: the split that holds the part.
       source: what the config says.
-      part: of the data.
-      parts: of a text with two splits, both.
+      part: "train" or "test".
+      parts: both splits, for a text with two splits.
 
     Raises:
       ValueError: as `make_dataset`.

@@ -34,8 +34,8 @@ class Crop:
     """The part of an image that `draw` decodes, and how.
 
     Attributes:
-      frame: of the whole image.
-      box: of the crop, in pixels of the whole image.
+      frame: the frame of the whole image.
+      box: the box of the crop, in pixels of the whole image.
       flip: whether to flip it from left to right.
       smooth: whether to decode exactly and shrink by averaging areas. Otherwise chroma is decoded
         in a faster way and the crop is resized bilinearly.
@@ -48,7 +48,7 @@ class Crop:
 
 
 def training_crop(jpeg: bytes, position: int, *, seed: int) -> Crop:
-    """The random crop and flip of the image at a stream position."""
+    """Returns the random crop and flip of the image at a stream position."""
     return random_resized_crop(jpeg, example_rng(seed, position))
 
 
@@ -196,7 +196,7 @@ def _frame(jpeg: bytes) -> Frame:
             height = int.from_bytes(jpeg[size : size + 2], "big")
             width = int.from_bytes(jpeg[size + 2 : size + 4], "big")
             if not height or not width:
-                raise ValueError(f"JPEG file of {width} x {height} pixels")
+                raise ValueError(f"JPEG file with an invalid size of {width} x {height} pixels")
             return height, width, size
         at += 2 + int.from_bytes(jpeg[at + 2 : at + 4], "big")
     raise ValueError(f"JPEG file without a frame header in its {len(jpeg)} bytes")

@@ -20,9 +20,9 @@ class JpegDataset:
     Attributes:
       source: the encoded images.
       crop: the crop of an image from its encoded bytes and its stream position.
-      image_size: of the decoded images, in pixels.
+      image_size: the side of the decoded images, in pixels.
       num_classes: a label outside of `range(num_classes)` raises an error.
-      on_bad_record: of training data: "stop", or "replace" by the next readable example.
+      on_bad_record: for training data: "stop", or "replace" by the next readable example.
     """
 
     source: EncodedSource
@@ -55,7 +55,7 @@ class JpegDataset:
         }
 
     def loader(self) -> JpegLoader:
-        """What the workers run."""
+        """Returns the loader that the workers run."""
         return JpegLoader(
             self.source, self.crop, self.image_size, self.on_bad_record, self.num_classes
         )

@@ -11,12 +11,12 @@ PREPARED_AHEAD = 1_000_000  # examples; smaller permutations take a few millisec
 class Permutations:
     """A permutation of all examples for each epoch. At most two are kept.
 
-    The permutation of the next epoch is computed in a background thread, so that a large data set
-    does not stand still at the end of an epoch.
+    The permutation of the next epoch is computed in a background thread, so that training
+    on a large data set does not pause at the end of an epoch.
 
     Args:
       num_examples: N.
-      seed: of all permutations.
+      seed: determines all permutations.
     """
 
     def __init__(self, num_examples: int, seed: int):

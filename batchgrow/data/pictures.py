@@ -20,7 +20,7 @@ class Pictures:
       read: returns the image of an index, uint8 `(height, width, channels)`.
       labels: int32 `(examples,)`.
       image_size: see `fit`; None if all images have one size.
-      name: of the image of an index, for messages.
+      name: returns the name of the image of an index, for messages.
     """
 
     def __init__(

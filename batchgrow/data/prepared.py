@@ -12,13 +12,13 @@ def open_source(
     """Random access to a split, by `tfds.data_source` over ArrayRecord files.
 
     Args:
-      name: of a data set of tensorflow_datasets.
+      name: the name of a data set of tensorflow_datasets.
       split: such as "train".
       data_dir: where tensorflow_datasets keeps its data; "" for its own default ($TFDS_DATA_DIR).
       decode: images as uint8 arrays; otherwise as the encoded bytes on disk.
 
     Raises:
-      ValueError: if the data set is unknown, not there, or cannot be read.
+      ValueError: if the data set is unknown, not prepared, or cannot be read.
     """
     if data_dir.startswith("s3://"):
         raise ValueError(

@@ -4,7 +4,7 @@ ON_BAD_RECORD = ("stop", "replace")
 
 
 class BadRecordError(RuntimeError):
-    """A record that cannot be read or decoded, or whose label is no class."""
+    """A record that cannot be read or decoded, or whose label is not a class."""
 
     def __init__(self, index: int, file_name: str, reason: str):
         super().__init__(index, file_name, reason)  # the arguments, so that it pickles

@@ -1,4 +1,4 @@
-"""What a config says about its data, and the arrays that a task takes from a source."""
+"""The data fields of a config, and the arrays that a task takes from a source."""
 
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ Inputs = Sequence[Sequence[str]]
 
 @dataclass(frozen=True)
 class Source:
-    """Where the examples are: the fields of `config.data` as plain values.
+    """The place of the examples: the fields of `config.data` as plain values.
 
     Attributes:
       name: as in `catalog.open_part`.
@@ -26,8 +26,8 @@ class Source:
       test_share: for a source with one split, the share of its examples to test on; None where
         training and test data are separate.
       data_dir: where tensorflow_datasets keeps its data; "" for its own default ($TFDS_DATA_DIR).
-      context: of a text: the number of tokens that a model sees.
-      tokens: of a text: "characters" or "bytes".
+      context: the number of tokens of a text that a model sees.
+      tokens: the tokens of a text: "characters" or "bytes".
       image_size: the side of decoded images in pixels; None if all have one size.
       target: the columns of a table to predict, separated by commas.
       columns: the names of the arrays or columns in the order of `inputs`, separated by commas;
@@ -108,7 +108,7 @@ def make_dataset(arrays: Mapping[str, Any], source: Source, part: Part, *, whole
     Args:
       arrays: by name, examples first; a one-dimensional "tokens" is a text.
       source: what the config says.
-      part: of the data.
+      part: "train" or "test".
       whole: whether all examples belong to the part; otherwise `source.test_share` divides them.
 
     Raises:
@@ -157,12 +157,14 @@ def _share_of(tokens: np.ndarray, source: Source, part: Part) -> np.ndarray:
 
 def _windows(tokens: np.ndarray, source: Source, facts: Mapping[str, Any]) -> Dataset:
     if source.context is None:
-        raise ValueError("data.context is not set; a text needs the number of tokens to see")
+        raise ValueError(
+            "data.context is not set; set it to the number of tokens that a model sees"
+        )
     return TextDataset(tokens, source.context, facts=facts)
 
 
 def select(arrays: Mapping[str, Any], source: Source) -> dict[str, Any]:
-    """The arrays that the task reads, by the names that it reads them by.
+    """Returns the arrays that the task reads, by the task's names.
 
     Raises:
       ValueError: if one is missing.
@@ -222,7 +224,7 @@ def classes(count: int) -> dict[str, int]:
 
 
 def facts_of(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """What the arrays say about fields of a model or a task."""
+    """Returns the fields of a model or a task that the arrays determine."""
     facts: dict[str, Any] = {}
     for name in ("image", "x"):
         if name in arrays and arrays[name].ndim > 1:

@@ -26,7 +26,7 @@ class Stream:
 
     Args:
       num_examples: size N of the data set.
-      seed: of the permutations.
+      seed: determines the permutations.
     """
 
     def __init__(self, num_examples: int, seed: int):
@@ -34,7 +34,7 @@ class Stream:
         self.seed = seed
 
     def indices(self, positions: np.ndarray | Sequence[int]) -> np.ndarray:
-        """The example at each stream position: int64 of the same shape.
+        """Returns the index of the example at each stream position: int64 of the same shape.
 
         >>> stream = Stream(num_examples=5, seed=0)
         >>> sorted(stream.indices(np.arange(5, 10)).tolist())  # one epoch, each example once
@@ -53,8 +53,6 @@ class Stream:
 def take(source: RandomAccess, indices: Iterable[int]) -> Any:
     """The examples at these indices, stacked leaf by leaf: arrays `(number of indices, ...)`.
 
-    Needs JAX, unlike the rest of this file.
-
     >>> source = [{"text": np.arange(3) + i, "label": i} for i in range(10)]
     >>> batch = take(source, [7, 2])
     >>> batch["text"].tolist(), batch["label"].tolist()
@@ -63,8 +61,8 @@ def take(source: RandomAccess, indices: Iterable[int]) -> Any:
     Needs JAX, unlike the rest of this file.
 
     Args:
-      source: whose examples are pytrees of equal structure and shapes.
-      indices: at least one.
+      source: its examples must be pytrees of equal structure and shapes.
+      indices: at least one index.
     """
     import jax  # Not above, so that streams need NumPy only.
 

@@ -37,7 +37,7 @@ class Text:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What a model and a task need to know (see `datasets.Dataset`)."""
+        """The facts for a model and a task (see `datasets.Dataset`)."""
         size = len(self.vocabulary)
         return {"vocab_size": size, "bytes_per_token": self.bytes_per_token}
 
@@ -53,7 +53,7 @@ class TextDataset:
     Args:
       tokens: integers `(length,)`.
       context: predictions in an example; its window has a token more.
-      stride: default `context`, so that each token but the first is predicted once.
+      stride: by default `context`, so that each token except the first is predicted once.
       facts: further facts, such as "vocab_size".
 
     Raises:
@@ -138,7 +138,7 @@ def load_text(name: str, split: str, data_dir: str = "") -> Text:
       name: "tiny_shakespeare" (the vocabulary is that of its training text, 65 characters), or
         "python_topics": the help texts that ship with Python, which differ between its versions;
         their vocabulary is ASCII, and "?" replaces other characters.
-      split: of tiny_shakespeare as in tensorflow_datasets, also joined ("validation+test"); of
+      split: for tiny_shakespeare as in tensorflow_datasets, also joined ("validation+test"); of
         python_topics "train" or "test", its last tenth.
       data_dir: where tensorflow_datasets keeps its data; "" for its own default ($TFDS_DATA_DIR).
 
@@ -179,7 +179,7 @@ def read_tokens(
     Args:
       texts: the splits of a text. Their vocabulary is that of all of them together.
       tokens: "characters" or "bytes".
-      where: the text is, for messages.
+      where: a description of the text's place, for messages.
 
     Raises:
       ValueError: if `tokens` is unknown, or a text has no UTF-8 characters.

@@ -1,7 +1,7 @@
 """Batches of JPEG examples that worker processes prepare ahead of time.
 
-The main process says which stream positions it will ask for. Their order is known here alone: a
-worker gets a few positions at a time, and what it makes of each depends on nothing else.
+The main process says which stream positions it will ask for. Only this file knows their order. A
+worker gets a few positions at a time, and its result for each depends on that position alone.
 """
 
 import logging
@@ -102,7 +102,7 @@ class WorkerFeed:
         return True
 
     def examples(self, batch: dict[str, Any], arrays: Any) -> Any:
-        """What the task takes of a batch."""
+        """Returns the part of a batch that the task takes."""
         return batch["examples"]
 
     def _request(self, positions: np.ndarray) -> None:
@@ -160,7 +160,7 @@ class WorkerFeed:
         }
 
     def peek(self, positions: np.ndarray) -> dict[str, Any]:
-        """As `batch`, decoded in this process; what the workers have prepared stays as it is."""
+        """Like `batch`, but decodes in this process. It does not take what the workers made."""
         flat = np.array(positions, np.int64).ravel()
         images = np.empty((flat.size, *self._memory.array.shape[2:]), np.uint8)
         labels, _ = self._load(self._indices(flat), flat, images)
@@ -174,7 +174,7 @@ class WorkerFeed:
         }
 
     def close(self) -> None:
-        """Ends the workers. What they have prepared is lost."""
+        """Ends the workers. The examples that they have prepared are lost."""
         self._waiting.clear()
         self._threads.shutdown(wait=False, cancel_futures=True)
         for worker in self._workers:
@@ -244,8 +244,8 @@ def evaluation_batches(
     accuracy on other examples cannot be compared.
 
     Args:
-      feed: of the test set, without `indices`. It can be used again afterwards.
-      num_examples: of the test set.
+      feed: the feed of the test set, without `indices`. It can be used again afterwards.
+      num_examples: the size of the test set.
       batch_size: examples in a batch of one process.
 
     Yields:

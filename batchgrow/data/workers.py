@@ -62,8 +62,8 @@ class JpegLoader:
       image_size: height and width of the decoded images, in pixels.
       on_bad_record: "stop" raises an error. "replace" takes the next readable example of the source
         (the first one follows the last one) at the same stream position.
-      num_classes: of the model. A label that is not in `range(num_classes)` always raises an error.
-        None allows every label.
+      num_classes: the number of classes. A label that is not in `range(num_classes)` always raises
+        an error. None allows every label.
     """
 
     source: EncodedSource
@@ -83,7 +83,7 @@ class JpegLoader:
         """Decodes the examples at `indices` into `images`.
 
         Args:
-          indices: of examples of the source, int64 `(n,)`.
+          indices: the indices of examples in the source, int64 `(n,)`.
           positions: stream positions of these examples, int64 `(n,)`; they determine the crops.
           images: where to write, uint8 `(n, image_size, image_size, 3)`.
 
@@ -155,10 +155,10 @@ class JpegLoader:
 
 
 class SharedImages:
-    """Memory for images that worker processes write to. It has no name that could be left behind.
+    """Memory for images that worker processes write to. It has no name and leaves no file.
 
     Args:
-      shape: of `array`, which is uint8.
+      shape: the shape of `array`, which is uint8.
     """
 
     def __init__(self, shape: tuple[int, ...]):
@@ -242,7 +242,7 @@ class Worker:
 
 
 def serve(connection_fd: int, memory_fd: int) -> None:
-    """What a worker process runs: decodes what it is sent until its parent is gone."""
+    """The main loop of a worker process: decodes requests until its parent has ended."""
     threading.Thread(target=_exit_with_parent, args=(connection_fd,), daemon=True).start()
     cv2.setNumThreads(1)  # the processes are the parallelism
     connection = Connection(connection_fd)

@@ -1,4 +1,4 @@
-"""Flax models. None has a state that depends on the batch size; all norms are by ghost batches."""
+"""Flax models. Their state does not depend on the batch size: batch norm uses ghost batches."""
 
 from functools import partial
 from typing import Any
@@ -40,15 +40,15 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 def make_model(
     name: str, *, ghost_batch_size: int | None = None, axis_name: str | None = None, **fields: Any
 ) -> Any:
-    """The model `name` with its module's own fields.
+    """Returns the model `name` with its module's own fields.
 
     Args:
       name: one of `MODELS`, or `module:Class` of a Flax module, Linen or NNX, or a function that
-        returns one. One that takes `rngs` is of NNX (see `models.nnx.NNXModel`).
+        returns one. A class that takes `rngs` is an NNX module (see `models.nnx.NNXModel`).
       ghost_batch_size: examples that share batch statistics; a model without ghost batch norm has
         no such field and ignores it.
       axis_name: the mapped device axis, likewise.
-      fields: other fields of the module; a `dtype` is given by its name. One that is None takes
+      fields: other fields of the module; a `dtype` is given by its name. A field that is None takes
         the module's own default.
 
     Raises:
@@ -76,7 +76,7 @@ def make_model(
         fields["axis_name"] = axis_name
     missing = [field for field in known if known[field] and field not in (*fields, "rngs")]
     if missing:
-        raise ValueError(f"model.{missing[0]} is not set, and the data do not say it; set it")
+        raise ValueError(f"model.{missing[0]} is not set, and the data do not determine it; set it")
     if "rngs" not in known:
         return model(**fields)
     from batchgrow.models.nnx import NNXModel

@@ -6,11 +6,12 @@ with kernels (height, width, in, out). Inside the body of a `scan` or `fori_loop
 falls back to code about a hundred times slower. Here both gradients are written in that order.
 Barriers around what is transposed keep XLA from fusing it, which saves up to a tenth of a step.
 
-The gradient of a kernel sums over all examples; a chunk of them that fits into caches at a time
-makes an update of a WRN-16-4 take three quarters of its CPU time.
+The gradient of a kernel sums over all examples. Chunks of them that fit into caches
+reduce the CPU time of an update of a WRN-16-4 to three quarters.
 
-Nor does its library take images that are smaller than the kernel (the last stage of a ResNet on
-small pictures: forty times slower). Those are padded beforehand.
+The library does not take images that are smaller than the kernel either, such as those in the last
+stage of a ResNet on small pictures. There, XLA's own code is forty times slower. Such images are
+padded beforehand.
 """
 
 from functools import partial
@@ -36,14 +37,15 @@ def conv_general_dilated(
 ) -> jax.Array:
     """`lax.conv_general_dilated` for an undilated, ungrouped two-dimensional convolution.
 
-    Same value everywhere and, off the CPU, same gradient. Reverse-mode differentiation only.
+    The value is the same on every backend, and the gradient on every backend but the CPU. Only
+    reverse-mode differentiation works.
 
     Args:
       images: `(batch, height, width, in)`.
       kernel: `(height, width, in, out)`, of the same dtype.
-      strides: of height and width.
+      strides: the strides of height and width.
       padding: "SAME", "VALID" or a pair of numbers for each of height and width.
-      options: the other arguments of the original, which must say nothing new.
+      options: the other arguments of the original, which must have their default values.
 
     Returns:
       `(batch, height, width, out)`.
@@ -73,7 +75,7 @@ def _lax_convolve(images, kernel, strides, padding, **dilation) -> jax.Array:
 
 
 def _cpu_convolve(images, kernel, strides, padding, **dilation) -> jax.Array:
-    """The same, in a form that XLA:CPU is quick at."""
+    """The same convolution in a form that is fast with XLA:CPU."""
     if _is_small(images, kernel):
         spaces = [step - 1 for step in dilation.pop("lhs_dilation", (1, 1))]
         around = [(low, high, space) for (low, high), space in zip(padding, spaces, strict=True)]

@@ -19,7 +19,7 @@ _keys: ContextVar[list[Any] | None] = ContextVar("keys", default=None)
 
 
 def example_keys() -> jax.Array | None:
-    """Typed PRNG keys `(examples,)`, other ones for each call; for `models.nnx.Dropout`.
+    """Returns new typed PRNG keys `(examples,)` at each call, for `models.nnx.Dropout`.
 
     None outside of `masks_by_example`.
     """
@@ -122,7 +122,9 @@ def _dropout(
         )
     dims = [dim % inputs.ndim for dim in module.broadcast_dims]
     if 0 in dims:
-        raise ValueError("nn.Dropout with broadcast_dims 0 shares a mask between examples: drop it")
+        raise ValueError(
+            "nn.Dropout with broadcast_dims 0 shares a mask between examples: remove 0"
+        )
     shape = tuple(1 if dim in dims else size for dim, size in enumerate(inputs.shape))[1:]
     keep = 1.0 - module.rate
     layer = jax.random.bits(module.make_rng(module.rng_collection))

@@ -37,9 +37,9 @@ class GhostBatchNorm(nn.Module):
       axis_name: the mapped device axis, or None on one device.
       momentum: m above, per ghost batch (PyTorch's momentum 0.1 is 0.9 here).
       epsilon: added to the variance.
-      dtype: of the output. Statistics and parameters are float32.
-      scale_init: of the scale of each channel.
-      bias_init: of what is added to each channel then.
+      dtype: the dtype of the output. Statistics and parameters are float32.
+      scale_init: the initializer of the scale of each channel.
+      bias_init: the initializer of the bias that is then added to each channel.
     """
 
     ghost_batch_size: int
@@ -56,7 +56,7 @@ class GhostBatchNorm(nn.Module):
         """Returns `x` normalised, same shape, in `dtype`.
 
         Raises:
-          ValueError: in training, if `batch` and `ghost_batch_size` do not divide.
+          ValueError: in training, if neither `batch` nor `ghost_batch_size` divides the other.
         """
         channels = x.shape[-1]
         scale = self.param("scale", self.scale_init, (channels,), jnp.float32)
@@ -153,7 +153,7 @@ def devices_per_ghost(local_batch_size: int, ghost_batch_size: int, num_devices:
     """How many neighbouring devices share one ghost batch; 1 if each device holds whole ones.
 
     Raises:
-      ValueError: if neither size divides the other, or too few devices are there to share.
+      ValueError: if neither size divides the other, or there are too few devices to share one.
     """
     if local_batch_size % ghost_batch_size == 0:
         return 1
@@ -162,8 +162,8 @@ def devices_per_ghost(local_batch_size: int, ghost_batch_size: int, num_devices:
         return sharing
     raise ValueError(
         f"ghost_batch_size {ghost_batch_size}: {local_batch_size} examples on each of "
-        f"{num_devices} devices are no whole number of ghost batches, nor does a whole number "
-        "of devices hold one; take a batch that is a multiple of the ghost batch"
+        f"{num_devices} devices are not a multiple of the ghost batch, and no whole number of "
+        "devices holds exactly one; use a batch size that is a multiple of the ghost batch"
     )
 
 

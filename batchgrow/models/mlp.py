@@ -15,7 +15,7 @@ class MLP(nn.Module):
       features: units of each hidden layer.
       outputs: units of the last layer.
       dropout: probability that a hidden unit is dropped in training.
-      dtype: of the hidden layers; parameters and the last layer are float32.
+      dtype: the dtype of the hidden layers; parameters and the last layer are float32.
     """
 
     features: Sequence[int]

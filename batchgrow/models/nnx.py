@@ -1,4 +1,4 @@
-"""Modules for Flax NNX: ghost batch norm, dropout, and what makes an NNX model usable by a task."""
+"""Modules for Flax NNX: ghost batch norm, dropout, and an adapter of NNX models for tasks."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -112,8 +112,8 @@ class NNXModel:
     """An NNX module with `init` and `apply` as a Linen module has them.
 
     Its `nnx.Param`s are the collection "params", its `nnx.BatchStat`s "batch_stats". If its
-    `__call__` has an argument `train`, it gets it; `model.train()` or `model.eval()` is called in
-    any case.
+    `__call__` has an argument `train`, this is passed. `model.train()` or `model.eval()` is always
+    called.
 
     Args:
       make: returns the module for `rngs=...`.

@@ -30,7 +30,8 @@ class ResNet(nn.Module):
       num_classes: size of the last layer.
       ghost_batch_size: examples that share batch statistics.
       axis_name: the mapped device axis, or None.
-      dtype: of activations and convolutions; parameters and the last layer are float32.
+      dtype: the dtype of activations and convolutions; parameters and the last layer are
+        float32.
     """
 
     depth: int

@@ -19,13 +19,13 @@ class Transformer(nn.Module):
 
     Attributes:
       vocab_size: number of tokens V.
-      context: tokens T that a prediction may look at, itself the last.
+      context: tokens T that a prediction may use, including the current one.
       layers: number of blocks L.
-      heads: of the attention; a divisor of `channels`.
+      heads: number of heads of the attention; a divisor of `channels`.
       channels: C of the residual stream.
       dropout: probability, of embeddings, attention weights and what a block adds.
       bias: whether dense layers and layer norms have biases.
-      dtype: of activations and products; parameters, softmax and logits are float32.
+      dtype: the dtype of activations and products; parameters, softmax and logits are float32.
     """
 
     vocab_size: int
@@ -81,7 +81,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """From `(examples, time, channels)` to the same."""
+        """Maps `(examples, time, channels)` to the same shape."""
         channels = x.shape[-1]
         dense = partial(nn.Dense, use_bias=self.bias, dtype=self.dtype)
         inner = partial(dense, kernel_init=nn.initializers.normal(STDDEV))

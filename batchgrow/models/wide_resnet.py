@@ -25,9 +25,9 @@ class WideResNet(nn.Module):
       num_classes: size of the last layer.
       ghost_batch_size: examples that share batch statistics.
       axis_name: the mapped device axis, or None.
-      dtype: of activations and matrix products; parameters stay float32.
-      stem_strides: of the first convolution; 2 halves the resolution of all that follows, which
-        is no WRN any more but a quarter of the work.
+      dtype: the dtype of activations and matrix products; parameters stay float32.
+      stem_strides: the strides of the first convolution; 2 halves the resolution of all later
+        layers. The network is then not a WRN, and needs a quarter of the computation.
     """
 
     depth: int

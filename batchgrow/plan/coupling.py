@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Coupling:
-    """What a plan must know of an optimizer.
+    """What a plan must know about an optimizer.
 
     Attributes:
       sums_momentum: whether the momentum sums gradients, so that the effective rate is
@@ -76,7 +76,7 @@ YOUR_OWN = Coupling(False, None, None)
 
 
 def coupling_of(optimizer: str) -> Coupling:
-    """Returns the coupling of the optimizer with this name; `module:function` is one's own.
+    """Returns the coupling of the optimizer with this name; `module:function` is one of your own.
 
     Raises:
       ValueError: for an unknown name.

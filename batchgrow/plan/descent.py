@@ -8,7 +8,7 @@ import numpy as np
 from batchgrow.plan.recipe import Recipe
 
 NUM_SAMPLES = 1024  # In a run; a bump narrower than the distance of two samples may be missed.
-SAMPLES_PER_EPOCH = 16  # If that is more, for curves that repeat every epoch.
+SAMPLES_PER_EPOCH = 16  # Used if it gives more samples, for curves that repeat every epoch.
 MAX_SAMPLES = 100_000
 SMALLEST_JUMP = 0.01  # Relative. A smaller change between adjacent examples counts as smooth.
 NEGLIGIBLE = 1e-6  # Relative to the maximum. float32 curves reach 0 in steps of this size.

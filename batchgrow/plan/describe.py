@@ -12,7 +12,7 @@ NUM_NOISE_SCALES = 128  # in plan.json
 
 
 class Plan(Protocol):
-    """What this file needs of a `batchgrow.plan.plan.Plan`."""
+    """The interface that this file needs of a `batchgrow.plan.plan.Plan`."""
 
     @property
     def recipe(self) -> Recipe: ...

@@ -26,8 +26,8 @@ class Row(NamedTuple):
       segment: index of the segment that they belong to.
       start_examples: examples seen before the first of them.
       num_updates: at least 1.
-      batch_size: B of each.
-      learning_rate: of each.
+      batch_size: B, the batch size of each.
+      learning_rate: the learning rate of each.
       momentum: m, or b1 for Adam.
     """
 

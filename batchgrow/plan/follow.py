@@ -24,7 +24,7 @@ class FollowPlan(Plan):
       recipe: what the plan follows.
       max_batch_size: no rung is higher; a multiple of `batch_multiple`.
       decide_every: examples between two decisions.
-      factor: how much of the noise scale the batch may have.
+      factor: the largest ratio of the batch size to the noise scale.
       ladder: the factor between two rungs.
       batch_multiple: every rung is a multiple of this.
       exponent: as in `Plan`.
@@ -72,18 +72,18 @@ class FollowPlan(Plan):
         end = self.recipe.end_examples
         if history and end - start < batch_size / 2:
             return None
-        # The next decision that at least one update fits before, to half a batch.
+        # The next decision with room for at least one update before it, within half a batch.
         passed = (start + batch_size // 2) // self.decide_every
         decision = min((passed + 1) * self.decide_every, end)
         num_updates = max(1, math.floor((decision - start) / batch_size + 0.5))
         return Segment(start, num_updates, batch_size, self.recipe.momentum, start)
 
     def known(self, history: Sequence[Segment] = ()) -> tuple[Segment, ...]:
-        """Returns `history`: nothing else is decided."""
+        """Returns `history`: no other segment is decided."""
         return tuple(history)
 
     def batch_sizes(self, history: Sequence[Segment] = ()) -> tuple[int, ...]:
-        """Returns the present rung and those above it."""
+        """Returns the current rung and those above it."""
         present = history[-1].batch_size if history else self.rungs[0]
         return tuple(rung for rung in self.rungs if rung >= present)
 
@@ -103,7 +103,7 @@ def follow(
     Args:
       recipe: the recipe to follow.
       max_batch_size: the largest batch size, by default as for `grow`.
-      factor: the batch may be so many times the noise scale.
+      factor: the largest ratio of the batch size to the noise scale.
       decide_every_epochs: epochs between two decisions.
       ladder: the factor of each growth.
       batch_multiple: batch sizes are multiples of this number, usually the ghost batch size.
@@ -128,9 +128,9 @@ def from_run(recipe: Recipe, plan: Mapping[str, Any], exponent: float = 1.0) -> 
     """Returns the plan that a recorded run has followed, to be used without measuring.
 
     Args:
-      recipe: that of the run.
+      recipe: the recipe of the run.
       plan: the content of its plan.json.
-      exponent: that of the run.
+      exponent: the exponent of the run.
 
     Raises:
       ValueError: if the plan belongs to a training set of another size.

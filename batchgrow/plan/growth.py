@@ -25,11 +25,13 @@ from batchgrow.plan.descent import Descent, find_descent
 from batchgrow.plan.plan import FixedPlan, Plan, Segment
 from batchgrow.plan.recipe import Recipe, check_momentum, check_whole
 
-# A rung of a smooth curve has at least so many times 1 / (1 - m) updates, unless the user sets the
-# cap. With fewer, the momentum lags behind the curve. On a noisy quadratic with a cosine curve of
-# 10 epochs, the final loss is 3.3 times the recipe's without this rule and 1.04 times with it.
+# A rung of a smooth curve has at least this number times 1 / (1 - m) updates, unless the user sets
+# max_batch_size. With fewer, the momentum lags behind the curve. On a noisy quadratic with a cosine
+# curve of 10 epochs, the final loss is 3.3 times the recipe's without this rule and 1.04 times with
+# it.
 RUNG_TIME_CONSTANTS = 20
-FEW_TIME_CONSTANTS = 10  # With fewer updates times (1 - m) in a segment, the user is warned.
+# The user is warned of segments with fewer updates than this number / (1 - m).
+FEW_TIME_CONSTANTS = 10
 
 
 def decay(recipe: Recipe, *, batch_multiple: int = 1) -> FixedPlan:
@@ -63,7 +65,7 @@ def grow(
     decreases smoothly or in jumps by less than sqrt(ladder), the batch is multiplied by `ladder`
     each time the curve has decreased by that factor. In between, the learning rate decays.
 
-    At each time the plan considers the highest learning rate still to come. So the batch never
+    At each time the plan considers the highest learning rate from then on. So the batch never
     shrinks, a warm-up does not change it, and a warm restart limits it to what the highest later
     peak allows. The learning rate never exceeds its peak at the first batch size, except for the
     rounding of batches.
@@ -198,8 +200,8 @@ def check_exponent(recipe: Recipe, exponent: float | None, changes: bool) -> flo
     """Returns the exponent, by default that of the optimizer.
 
     Args:
-      recipe: of the plan.
-      exponent: as given.
+      recipe: the recipe of the plan.
+      exponent: the given exponent, or None.
       changes: whether any batch size differs from that of the recipe.
 
     Raises:
@@ -258,7 +260,7 @@ class Fall(NamedTuple):
 
     Attributes:
       position: the first example of the lower learning rate.
-      factor: by which the highest learning rate still to come decreases.
+      factor: the factor by which the highest learning rate from here on decreases.
       rung_examples: examples until a smooth curve has fallen by the next factor; math.inf at a
         jump.
     """
@@ -310,8 +312,8 @@ def make_segments(
     """Returns segments of whole updates. `batch_sizes` maps nominal starts to batch sizes.
 
     A new segment starts at each jump of the learning rate too, so that both sides have their own
-    learning rate. An interval too short for an update of its batch size takes the batch size before
-    it. If it is too short for that as well, it has no segment.
+    learning rate. An interval that is too short for an update of its batch size takes the batch
+    size before it. If it is too short for that too, it has no segment.
     """
     segments: list[Segment] = []
     position, wanted, last_jump = 0, batch_sizes[0], 0

@@ -1,4 +1,4 @@
-"""The gradient noise scale: how large a batch may be before its examples are wasted.
+"""The gradient noise scale: how large a batch may be before it wastes examples.
 
 The gradient of a batch of B examples is the full gradient g plus noise of covariance Sigma / B. The
 simple noise scale (McCandlish et al. 2018, arXiv 1812.06162, Sec. 2.2) is
@@ -26,7 +26,7 @@ NOISE_SCALE = "gradient_noise_scale"  # the column of rows that holds B_simple
 def estimate(
     piece: Any, batch: Any, piece_size: int, batch_size: int, num_examples: int | None = None
 ) -> tuple[Any, Any]:
-    """Unbiased estimates from one batch: the squared norm of g, and the trace of Sigma.
+    """Returns unbiased estimates from one batch: squared norm of g, and trace of Sigma.
 
     Args:
       piece: s, the mean squared norm of the gradients of the pieces.
@@ -72,7 +72,7 @@ class NoiseAverage:
     weight: float = 0.0
 
     def add(self, squared_norm: float, trace: float, num_examples: float) -> "NoiseAverage":
-        """The averages after another estimate, `num_examples` after the one before."""
+        """Returns the averages with another estimate, `num_examples` after the last one."""
         decay = math.exp(-num_examples / self.horizon)
         return replace(
             self,

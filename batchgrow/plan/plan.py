@@ -33,7 +33,7 @@ from batchgrow.plan.segments import Point, Segment
 class Plan(abc.ABC):
     """Decides the segments of a run one after another.
 
-    A plan has no state: the run passes in `history`, the segments that it has begun, in order. The
+    A plan has no state: the run passes `history`, the segments that it has begun, in order. The
     last of them is the current one. Every method must depend on its arguments alone, so that a
     resumed run and all processes of a run decide the same.
 
@@ -65,7 +65,7 @@ class Plan(abc.ABC):
 
     @abc.abstractmethod
     def known(self, history: Sequence[Segment] = ()) -> tuple[Segment, ...]:
-        """Returns all segments that are decided: `history` and what surely follows it."""
+        """Returns all segments that are decided: `history` and the segments certain to follow."""
 
     @abc.abstractmethod
     def batch_sizes(self, history: Sequence[Segment] = ()) -> tuple[int, ...]:

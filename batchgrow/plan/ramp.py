@@ -6,9 +6,8 @@
 >>> [(segment.batch_size, segment.num_updates) for segment in plan.segments]
 [(16, 250), (32, 250), (64, 125)]
 
-Where the batch of a recipe grows because its learning rate falls, `grow` decides when. Here the
-table or curve of the batch decides, and the learning rate is the recipe's own, or follows the batch
-size by an exponent.
+`grow` grows the batch where the learning rate of the recipe falls. Here a table or a curve gives
+the batch sizes. The learning rate is the recipe's own, or follows the batch size by an exponent.
 """
 
 import math

@@ -5,7 +5,8 @@ Sec. 2-4) is, for N training examples and batch size B,
 
     g = learning_rate / (1 - momentum) * (N / B - 1)  ~  learning_rate * N / (B * (1 - momentum))
 
-It is that of SGD. `batchgrow.plan.coupling` has what other optimizers keep instead.
+This is the noise scale of SGD. `batchgrow.plan.coupling` has the corresponding quantities of other
+optimizers.
 """
 
 import math

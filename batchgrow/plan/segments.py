@@ -40,7 +40,7 @@ class Point(NamedTuple):
       segment: index of its segment.
       epoch: start_examples / N.
       batch_size: B, the examples of the update on all devices together.
-      learning_rate: of the update.
+      learning_rate: the learning rate of the update.
       momentum: m.
       noise_scale: learning_rate * N / (B * (1 - m)). None for optimizers that do not have one.
       noise_scale_exact: learning_rate / (1 - m) * (N / B - 1), or None.

@@ -31,7 +31,7 @@ class Hardware:
       seconds_per_example: b, the time of one more example on one device.
       num_devices: the devices of all hosts together. With `grow_devices`, those of the first
         segment.
-      devices_per_host: each host prepares the input of so many devices.
+      devices_per_host: the number of devices whose input one host prepares.
       bandwidth: bytes per second that a device sends to the next one.
       latency: seconds from a device to the next one.
       input_rate: examples per second that one host can prepare. math.inf means no limit.

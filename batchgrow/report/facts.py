@@ -19,14 +19,14 @@ Facts = dict[str, Any]
 # optionally "optimizer", if the values hold for one only, and "command", which runs the plan.
 Paper = Mapping[str, Mapping[str, Any]]
 
-# Two plans have the same noise scale if it agrees within 5% in 95% of the run. It may end at 0;
-# below a thousandth of its peak it no longer matters and counts as that.
+# Two plans have the same noise scale if it agrees within 5% in 95% of the run. It may end at 0:
+# values below a thousandth of its peak are replaced by that value.
 NOISE_TOLERANCE, NOISE_SHARE, NOISE_FLOOR = 0.05, 0.95, 1e-3
 NOISE_GRID = 8  # places between two samples of the noise scale
 
 
 def facts(runs: Sequence[Run], paper: Paper | None = None) -> Facts:
-    """Everything that the report says, as plain JSON types. Percentages are fractions.
+    """Returns everything that the report says, as plain JSON types. Percentages are fractions.
 
     Raises:
       ValueError: if no run has logged anything, or a number of the paper is out of its range.
@@ -147,7 +147,7 @@ def same_noise_scale(plans: Sequence[Mapping[str, Any]]) -> bool | None:
 
     The learning rate of an update is that of its first example, so at one epoch two plans may
     differ by as much as the curve falls within one batch. Each plan is therefore given the range of
-    its noise scales within one batch, the largest there, and the ranges must meet.
+    its noise scales within one batch, the largest there, and the ranges must overlap.
     """
     names = {wording.noise_name(plan) for plan in plans}
     name = names.pop() if len(names) == 1 else None

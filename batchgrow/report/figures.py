@@ -80,7 +80,7 @@ class Panel:
 
 
 def lines_of_plans(families: Sequence[Sequence[PlanGroup]]) -> dict[str, Line]:
-    """label -> Line. A variant has one colour in all families; its namesakes differ in style."""
+    """label -> Line. A variant has one colour in all families, in different styles."""
     variants = list(dict.fromkeys(group.variant for family in families for group in family))
     lines = {}
     for family in families:
@@ -152,7 +152,7 @@ def plan_panels(plans: Mapping[str, Iterable[Any]]) -> list[Panel]:
 
 
 def _thinned(points: list[Any]) -> list[Any]:
-    """As many points as a figure can show, spread over the epochs."""
+    """At most as many points as a figure can show, spread over the epochs."""
     spacing = points[-1].epoch / MAX_POINTS
     kept = points[:1]
     for point in points:
@@ -201,14 +201,14 @@ def png(figure: Figure, dpi: int = 200) -> bytes:
 
 
 def svg(figure: Figure) -> str:
-    """The same text for the same figure: no date, no random ids."""
+    """The figure as SVG, without date or random ids: the same figure has the same text."""
     with matplotlib.rc_context(STYLE), io.BytesIO() as buffer:
         figure.savefig(buffer, format="svg", metadata={"Date": None})
         return buffer.getvalue().decode("utf-8")
 
 
 def inline_svg(text: str, name: str) -> str:
-    """An SVG for inside a page: its ids its own, its ink and paper the page's."""
+    """An SVG to place inside a page. Its ids are unique, and it uses the page's colours."""
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
     text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", text)
     text = re.sub(r'<svg (.*?)width="\S+" height="\S+"', r"<svg \1", text, flags=re.DOTALL)
@@ -268,7 +268,7 @@ def _draw_curves(
     percent: bool,
     is_log: bool,
 ) -> None:
-    """The median over finished seeds, a band from the least to the most; unfinished runs thin."""
+    """Draws the median over finished seeds, a band of their range, and unfinished runs thinly."""
     for group in groups:
         line = lines[group.label]
         curves = [curve for run in group.finished if (curve := _curve(run, x, y))[0].size]
@@ -359,7 +359,7 @@ def _mark_boundaries(
 
 
 def _cut_at_a_thousandth(axes: Axes, values: Collection[float]) -> None:
-    """A learning rate may end at 0; below a thousandth of its peak it no longer matters."""
+    """Cuts the values at a thousandth of the peak, because a learning rate may end at 0."""
     axes.set_ylim(bottom=max(axes.get_ylim()[0], max(values) / 1000))
 
 

@@ -19,7 +19,7 @@ IGNORED_FIELDS = ("seed", "run")
 
 @dataclasses.dataclass(frozen=True)
 class PlanGroup:
-    """Runs of one plan: their configs are equal but for the seed.
+    """Runs of one plan: their configs are equal except for the seed.
 
     Statistics use the finished runs, one for each seed: the same seed twice is the same run.
     """
@@ -81,7 +81,7 @@ class PairedDifference:
 
 
 def group_by_plan(runs: Sequence[Run]) -> list[PlanGroup]:
-    """One group for each config (the seed aside), most planned updates first.
+    """One group for each config (except for the seed), most planned updates first.
 
     The label is the variant, with the fields that tell equal variants apart added to it.
     """
@@ -99,7 +99,7 @@ def group_by_plan(runs: Sequence[Run]) -> list[PlanGroup]:
 
 
 def _identity(config: dict[str, Any]) -> dict[str, Any]:
-    """The fields that the trajectory depends on, the seed aside, by dotted name."""
+    """The fields that the trajectory depends on, except for the seed, by dotted name."""
     return _flat({key: value for key, value in config.items() if key not in IGNORED_FIELDS})
 
 

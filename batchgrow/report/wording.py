@@ -11,7 +11,7 @@ from typing import Any
 from batchgrow.report.folders import Run
 
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-# Plans that differ by more are called apart: a fraction of the metric, for percentages of 1.
+# Plans that differ by more are called different: a fraction of the metric, or of 1 if percent.
 CLOSE = 0.02
 EMPTY = "–"
 Metric = Mapping[str, Any]
@@ -32,7 +32,7 @@ def percent(fraction: float | None, digits: int = 2) -> str:
 
 
 def value(number: float | None, metric: Metric, digits: int = 2) -> str:
-    """A value of the metric: '97.21%' with so many digits, or '24.13'."""
+    """A value of the metric: '97.21%' with this number of digits, or '24.13'."""
     if number is None or metric["percent"]:
         return percent(number, digits)
     return plain(number)
@@ -187,7 +187,7 @@ def start_and_end(segment: Mapping[str, Any], field: str) -> str:
 
 
 def alternative_text(figure: str, comparison: Mapping[str, Any], is_log: bool) -> str:
-    """What a figure shows, with its numbers, for readers who cannot see it."""
+    """The text alternative of a figure, with its numbers."""
     plans, metric = comparison["plans"], comparison["metric"]
     done = [plan for plan in plans if plan["test"]]
     scale = ", log scale" if is_log else ""
@@ -221,7 +221,7 @@ def _sentence(what: str, said: Sequence[str]) -> str:
 
 
 def _course(plan: Mapping[str, Any], field: str) -> str:
-    """The values that a plan goes through: all of them, or the ends if there are many."""
+    """The values of a plan in order: all of them, or the first and the last if there are many."""
     values: list[float] = []
     for segment in plan["segments"]:
         ends = [segment.get(f"{field}_start"), segment.get(f"{field}_end")]

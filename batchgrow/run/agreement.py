@@ -1,4 +1,4 @@
-"""Several processes compare what they are about to run, before anything of it is compiled."""
+"""Checks, before anything is compiled, that all processes are about to run the same."""
 
 import json
 import time
@@ -73,7 +73,7 @@ def check_shared(folder: epath.Path) -> None:
     nothing.
 
     Raises:
-      FolderError: if so, or if process 0 cannot write there.
+      FolderError: if a process does not see the folder, or if process 0 cannot write there.
     """
     if jax.process_count() == 1:
         return
@@ -102,12 +102,12 @@ def check_shared(folder: epath.Path) -> None:
 def facts_of(
     experiment: Experiment, settings: Mapping[str, Any], folder: epath.Path
 ) -> dict[str, str]:
-    """What must be the same on all processes of a run, by name; empty for a single process.
+    """Returns what must be equal on all processes of a run, by name; empty for one process.
 
     Args:
       experiment: what this process is about to train.
-      settings: its config, as plain nested dicts.
-      folder: its run folder.
+      settings: the config of this process, as plain nested dicts.
+      folder: the run folder of this process.
     """
     if jax.process_count() == 1:
         return {}
@@ -130,7 +130,7 @@ def all_agree(mine: bool) -> bool:
 
 
 def fingerprint(data: Any) -> str:
-    """The number of examples of a data set and a CRC-32 of its content.
+    """Returns the number of examples of a data set and a CRC-32 of its content.
 
     The content is all arrays of a data set that is in memory, else `NUM_EXAMPLES` examples.
 
@@ -150,7 +150,7 @@ def fingerprint(data: Any) -> str:
 
 
 def _gather(mine: bytes) -> list[bytes]:
-    """The bytes of every process, by its index."""
+    """Returns the bytes of every process, by its index."""
     sizes = multihost_utils.process_allgather(np.array(len(mine), np.int32))
     padded = np.zeros(max(1, sizes.max()), np.uint8)
     padded[: len(mine)] = np.frombuffer(mine, np.uint8)

@@ -46,7 +46,7 @@ class LastAndBest(ocp.checkpoint_managers.PreservationPolicy):
     Attributes:
       keep: how many of the last ones.
       better: whether lower or higher scores are better.
-      scores: by `examples_seen`; without those that were not evaluated.
+      scores: the scores of the evaluated checkpoints, by `examples_seen`.
     """
 
     keep: int
@@ -56,7 +56,7 @@ class LastAndBest(ocp.checkpoint_managers.PreservationPolicy):
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
         """For each checkpoint, oldest first, whether to keep it."""
         steps = [checkpoint.step for checkpoint in checkpoints]
-        # Of equal scores the last; without any score that is the last of all.
+        # The last of equal scores. Without any score, this is the last checkpoint.
         best = max(steps, key=lambda step: (self._rank(step), step))
         return [step in steps[-self.keep :] or step == best for step in steps]
 
@@ -71,11 +71,11 @@ class Manager(ocp.CheckpointManager):
     """Orbax's manager, but it leaves JAX's preemption service alone.
 
     Orbax asks the service at every save, with the step as its number. The service tells a process
-    once only, and with numbers of two counters, that it should stop: signals got lost.
+    only once that it should stop, and two callers with different counters would lose signals.
     """
 
     def reached_preemption(self, step: int) -> bool:
-        """False; `signals.Preemption` asks."""
+        """Returns False, because `signals.Preemption` asks the service."""
         return False
 
 
@@ -87,9 +87,9 @@ class Checkpoints:
 
     Args:
       workdir: the run folder; checkpoints are in `checkpoints/EXAMPLES_SEEN`.
-      keep: how many of the last ones to keep.
-      metric: of the task, which scores a checkpoint.
-      config: of the run, as plain nested dicts.
+      keep: how many of the last checkpoints to keep.
+      metric: the metric of the task that scores a checkpoint.
+      config: the config of the run, as plain nested dicts.
 
     Raises:
       FolderError: if `checkpoints` is a file.
@@ -136,7 +136,7 @@ class Checkpoints:
         Args:
           examples_seen: the position; a checkpoint that is already there stays as it is.
           state: a pytree of arrays; every process passes its own copy.
-          notes: JSON to restore beside it.
+          notes: JSON that is restored with the state.
           score: the metric measured at this position, or None.
 
         Raises:
@@ -169,13 +169,13 @@ class Checkpoints:
             )
 
     def restore(self, like: State) -> tuple[int, State, Notes] | None:
-        """The newest complete checkpoint, placed as `like` is; None if there is none at all.
+        """Returns the newest complete checkpoint, placed as `like`; None if there are none.
 
         Newer ones that are damaged are set aside as `EXAMPLES_SEEN.bad`, with a warning.
 
         Raises:
-          FolderError: if no checkpoint is complete (all stay where they are), or if they are of
-            another config or of another version.
+          FolderError: if no checkpoint is complete (all of them stay unchanged), or if they belong
+            to another config or another version.
         """
         damaged: dict[int, str] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
@@ -264,11 +264,11 @@ class _Damaged(Exception):
 
 
 def _together(read: Callable[..., Result], *args: Any) -> Result:
-    """What `read` returns, if it succeeds on every process; otherwise raises _Damaged on all."""
+    """Returns the result of `read` if it succeeds everywhere; else raises _Damaged on all."""
     result, reason = None, "another process cannot read it"
     try:
         result = read(*args)
-    except Exception as error:  # whatever damage makes of Orbax, TensorStore and JSON
+    except Exception as error:  # Damage can cause any error of Orbax, TensorStore and JSON.
         reason = _reason(error)
     if not all_agree(result is not None) or result is None:
         raise _Damaged(reason)
@@ -292,9 +292,9 @@ def _checksum(leaf: jax.Array) -> jax.Array:
 
 
 def last_position(workdir: str) -> int:
-    """Examples seen at the newest checkpoint of a run folder, complete or damaged; 0 without any.
+    """Returns the position of the newest checkpoint, complete or damaged; 0 without any.
 
-    A folder that cannot be read has none: `claim` will say what is wrong with it.
+    A folder that cannot be read counts as empty: `claim` reports what is wrong with it.
     """
     try:
         names = [path.name for path in (run_folder(workdir) / "checkpoints").iterdir()]
@@ -305,7 +305,7 @@ def last_position(workdir: str) -> int:
 
 @contextlib.contextmanager
 def _named(folder: epath.Path) -> Iterator[None]:
-    """Turns what Orbax and TensorStore raise where they cannot write into one OSError."""
+    """Turns errors of Orbax and TensorStore that concern writing into one OSError."""
     try:
         yield
     except Exception as error:
@@ -313,7 +313,7 @@ def _named(folder: epath.Path) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    """The essential part of a message; those of TensorStore are a page long."""
+    """Returns the essential part of a message. Those of TensorStore are a page long."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     text = str(error).strip() or type(error).__name__

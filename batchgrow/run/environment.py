@@ -1,4 +1,4 @@
-"""What a run ran on: recorded with every result."""
+"""The environment of a run, which is recorded with every result."""
 
 import importlib.metadata
 import pathlib

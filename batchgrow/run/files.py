@@ -19,7 +19,7 @@ CHUNK_BYTES = 1 << 22
 
 
 class Extent(NamedTuple):
-    """The beginning of a file: its number of bytes and their CRC-32."""
+    """The beginning of a file: the number of bytes and their CRC-32."""
 
     size: int = 0
     crc32: int = 0
@@ -35,7 +35,7 @@ def is_remote(path: epath.PathLike) -> bool:
 
 
 def write_whole(path: epath.Path, data: bytes) -> None:
-    """Replaces a file; after a crash the old or the new content is there.
+    """Replaces a file. After a crash it has either the old or the new content.
 
     Raises:
       OSError: if it cannot be written; the old file stays.
@@ -112,15 +112,16 @@ def cannot_write(folder: epath.Path, what: str, reason: str) -> OSError:
 class Growing:
     """A file that is appended to.
 
-    On a disk, data is written and synced when `append` returns. An object is put as a whole, at
-    most every `PUT_SECONDS`, on `flush` and on `close`; a crash loses what was not yet put.
+    On a disk, data is written and synced when `append` returns. An object is uploaded as a
+    whole, at most every `PUT_SECONDS`, on `flush` and on `close`. A crash loses what was not yet
+    uploaded.
 
     Args:
-      path: of the file, which is created if it does not exist.
+      path: the path of the file, which is created if it does not exist.
       extent: the beginning of the file that stays (see `holds`); the rest is cut off.
 
     Attributes:
-      extent: of the whole file, including what is not yet put.
+      extent: the extent of the whole file, including data that is not yet uploaded.
 
     Raises:
       OSError: here and in the methods, if the file cannot be written.
@@ -141,7 +142,7 @@ class Growing:
         self.flush()
 
     def append(self, data: bytes) -> None:
-        """Adds to the end."""
+        """Appends data to the file."""
         self.extent = Extent(self.extent.size + len(data), zlib.crc32(data, self.extent.crc32))
         if self._file is not None:
             _write_all(self._file, data)
@@ -167,7 +168,7 @@ class Growing:
 
 @contextlib.contextmanager
 def as_oserror() -> Iterator[None]:
-    """Turns what stores raise (each client its own kinds) into OSError."""
+    """Turns errors of stores into OSError. Each client raises its own kinds."""
     try:
         yield
     except (OSError, ImportError):
@@ -178,5 +179,5 @@ def as_oserror() -> Iterator[None]:
 
 
 def _write_all(file: io.RawIOBase, data: bytes) -> None:
-    while data:  # a disk that becomes full takes a part first, then raises
+    while data:  # A disk that becomes full first takes a part and then raises an error.
         data = data[file.write(data) :]

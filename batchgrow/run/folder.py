@@ -99,7 +99,7 @@ def check_format(folder: epath.Path) -> None:
     """Refuses a folder that another version of batchgrow has written.
 
     Raises:
-      FolderError: if so.
+      FolderError: if another version has written it.
     """
     task = folder / "task.json"
     if not task.exists():
@@ -118,7 +118,7 @@ def check_number(folder: epath.Path, number: Any) -> None:
     """Refuses another format number than `FORMAT`.
 
     Raises:
-      FolderError: if it is another one.
+      FolderError: if the number is another one.
     """
     if number != FORMAT:
         raise FolderError(
@@ -133,7 +133,7 @@ def check_config(folder: epath.Path, before: Config, now: Config, *, override: b
     Args:
       folder: the run folder.
       before: the config of the run in it, as plain nested dicts or by dotted name.
-      now: of the run to start, likewise.
+      now: the config of the run to start, in the same form.
       override: accept other values under `run`, which cannot change the trajectory.
 
     Raises:
@@ -164,10 +164,10 @@ def trajectory_fields(config: Config) -> Config:
 
 
 def read_json(path: epath.Path) -> dict[str, Any] | None:
-    """What `write_json` wrote; None if the file is not there, or damaged (with a warning).
+    """Returns what `write_json` wrote; None if the file is missing, or damaged (with a warning).
 
     Raises:
-      FolderError: if it is there and cannot be read.
+      FolderError: if the file exists and cannot be read.
     """
     try:
         with as_oserror():

@@ -1,8 +1,8 @@
-"""What a run writes: rows against examples seen, TensorBoard events, and seconds by timer.
+"""The log of a run: rows by examples seen, TensorBoard events, and seconds by timer.
 
 Each row is one line of JSON in `metrics.jsonl`, appended and synced. A checkpoint holds a mark: how
 far the files reach, with a checksum. A resumed run cuts the files back to the mark and continues,
-so that no row is missing and none is there twice.
+so that no row is missing and none is written twice.
 """
 
 import contextlib
@@ -77,7 +77,7 @@ class Clock:
         return self.seconds["total"]
 
     def lap(self) -> tuple[float, float]:
-        """Training seconds since the last lap, without pauses; and those of them for input."""
+        """Returns training seconds since the last lap, without pauses, and those of input."""
         seconds = self._active() - self.seconds["lap"]
         waited = self.seconds["input"] - self.seconds["lap_input"]
         self.seconds["lap"] += seconds
@@ -101,7 +101,7 @@ class RunLog:
 
     Args:
       folder: the run folder.
-      mark: of the checkpoint that the run resumes from; None starts both files anew.
+      mark: the mark of the checkpoint that the run resumes from; None starts both files anew.
       tensorboard: whether to write an event file too.
 
     Attributes:
@@ -175,7 +175,7 @@ class RunLog:
         }
 
     def text(self, name: str, text: str) -> None:
-        """Writes a text of the run, such as its plan, to TensorBoard; once if it stays the same."""
+        """Writes a text of the run, such as its plan, to TensorBoard; but not twice in a row."""
         if self._board is not None:
             with self._named():
                 self._board.text(name, text)
@@ -252,17 +252,18 @@ class EventFile:
 
     The file of a resumed run begins with a copy of the events before the mark. It has one START
     event, its first. On reading it, a TensorBoard that is open discards all it has read of older
-    files. A START event within the file would not do: it discards the events from a given step on,
-    and the steps of some events are examples, those of others updates.
+    files. A START event within the file is not enough: it discards the events from a given step
+    on, and some events count examples as steps, others updates.
 
-    The file before is emptied, and those before that are removed. TensorBoard would not find the
-    next file if the one it reads were gone.
+    The previous file is emptied, and older files are removed. TensorBoard would not find the next
+    file if the one that it reads were removed.
 
     `tensorboardX.SummaryWriter` is not used: on a full disk its thread dies and the run hangs.
 
     Args:
-      folder: for the event file.
-      mark: of the run that is resumed; None, or a mark whose file is missing, writes all rows.
+      folder: the folder of the event file.
+      mark: the mark of the run that is resumed. If it is None, or its file is missing, all rows are
+        written.
       rows: the log of the run so far.
     """
 
@@ -330,7 +331,7 @@ class EventFile:
         self._write(*(PROTO.Event(step=examples_seen, summary=part) for part in parts))
 
     def mark(self) -> LogMark:
-        """What a resume needs to continue here; JSON."""
+        """Returns what a resume needs to continue here, as JSON."""
         return {"file": list(self.file.extent), "began": self._began, "texts": dict(self._texts)}
 
     def _write(self, *events: Any) -> None:

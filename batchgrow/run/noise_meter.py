@@ -1,4 +1,4 @@
-"""The averages of the measured gradient noise of a run, which survive in its checkpoints."""
+"""The averages of the measured gradient noise of a run, which checkpoints contain."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -40,7 +40,7 @@ class NoiseMeter:
                 self._averages[name] = average.add(*estimates, probe.every)
 
     def columns(self) -> dict[str, float]:
-        """The noise scales in examples, by column of a row; without those that are unknown."""
+        """Returns the known noise scales in examples, by column of a row."""
         scales = {name: average.noise_scale for name, average in self._averages.items()}
         return {name: scale for name, scale in scales.items() if scale is not None}
 
@@ -49,5 +49,5 @@ class NoiseMeter:
         return {name: dataclasses.asdict(average) for name, average in self._averages.items()}
 
     def restore(self, notes: Mapping[str, Mapping[str, float]]) -> None:
-        """Goes on from the averages of `notes`."""
+        """Continues from the averages of `notes`."""
         self._averages = {name: NoiseAverage(**fields) for name, fields in notes.items()}

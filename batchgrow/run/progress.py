@@ -11,14 +11,14 @@ from batchgrow.tasks import Metric
 
 
 class Progress:
-    """Shows how far a run is.
+    """Shows the progress of a run.
 
     Args:
-      num_examples: of the whole run.
-      examples_seen: where it starts.
+      num_examples: the number of examples of the whole run.
+      examples_seen: the position at which it starts.
       description: the run's name.
       enabled: False shows nothing.
-      metrics: of the task; rows are shown with their test values.
+      metrics: the metrics of the task; rows are shown with their test values.
     """
 
     def __init__(

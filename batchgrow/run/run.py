@@ -1,4 +1,4 @@
-"""A run: where it stands, what it writes, and when it stops."""
+"""A run: its position, the files that it writes, and when it stops."""
 
 import contextlib
 import dataclasses
@@ -54,13 +54,13 @@ class Run:
 
     Args:
       experiment: what is trained.
-      workdir: the run folder, made if need be.
+      workdir: the run folder. It is created if it does not exist.
       mesh: the devices.
       override_config: accept other values of fields under `run` than those of the folder.
 
     Attributes:
       is_finished: whether the folder holds this run, finished.
-      examples_seen: where the run stands.
+      examples_seen: the position of the run.
       history: the segments so far, the current one last.
       measured: the newest training metrics, equal on all processes and after a resume.
 
@@ -106,7 +106,7 @@ class Run:
     def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
         self._stack.__exit__(kind, error, traceback)
         if isinstance(error, ValueError) and self._has_begun:
-            # Whatever a user can get wrong was found before.
+            # Errors of the user were found before this point.
             raise RuntimeError(f"a fault of the program, not of its input: {error}") from error
 
     def restore(self, like: TrainState) -> TrainState | None:
@@ -145,7 +145,7 @@ class Run:
         return state
 
     def begin(self) -> None:
-        """Opens the log and writes down what is trained."""
+        """Opens the log and records what is trained."""
         self._has_begun = True
         e = self._experiment
         if self._is_writer:
@@ -196,7 +196,7 @@ class Run:
 
     @contextlib.contextmanager
     def waiting_for(self, batch_size: int, updates: CompileAhead[int]) -> Iterator[None]:
-        """Counts the time inside as waiting for the compiled update of a batch size."""
+        """Counts the time in the context as waiting for the compiled update of a batch size."""
         updates.start(batch_size)
         if updates.finished(batch_size) is None:
             self._progress.say(f"compiling for batch size {batch_size}")
@@ -222,7 +222,7 @@ class Run:
             yield list(islice(points, count))
 
     def input_timer(self, state: TrainState) -> contextlib.AbstractContextManager[None]:
-        """Counts the time inside as input, unless the devices are still computing at its end."""
+        """Counts the time in the context as input, unless the devices are still computing then."""
         before: Any = state.sums["loss"]
         return self._clock.timer("input", counts=before.is_ready)
 
@@ -232,7 +232,7 @@ class Run:
         self._progress.advance(self.examples_seen - self._before)
 
     def measure(self, engine: "Engine", state: TrainState) -> Due:
-        """Measures what the plan may decide by, and says what is due after the last dispatch."""
+        """Measures what the plan decides by, and returns what is due after the last dispatch."""
         cadence = self._experiment.cadence
         if self._has_passed(cadence.noise):
             self._measure_noise(engine, state)
@@ -261,7 +261,7 @@ class Run:
 
     def evaluate(self, engine: "Engine", state: TrainState) -> dict[str, float]:
         """The metrics of the test set, by column of a row."""
-        # What was dispatched before is training: wait for it outside of the evaluation's time.
+        # Earlier dispatches are training. Wait for them before the evaluation's time starts.
         jax.block_until_ready(state.params)
         with self._clock.timer("compile"):
             executable = engine.evaluation().result()
@@ -305,7 +305,7 @@ class Run:
             **{f"{name}_seconds": self._clock.seconds[name] for name in TIMERS},
         }
         self._check_finite(metrics["loss"], point)
-        if self._is_at_end():  # no later update shows what the last one did
+        if self._is_at_end():  # No later update shows the effect of the last one.
             self._check_finite(test["test_loss"], point)
         if self._log is not None:
             self._log.write(row)
@@ -319,7 +319,7 @@ class Run:
         return {} if tokens is None else {"tokens_seen": tokens * self.examples_seen}
 
     def reason_to_stop(self, asked: bool) -> Outcome | None:
-        """Why the run stops here, or None. Every process asks once after each dispatch.
+        """Returns why the run stops here, or None. Every process asks once after each dispatch.
 
         Args:
           asked: whether the caller wants it to stop.
@@ -381,7 +381,7 @@ class Run:
         return complete and self._plan.next(self.history, self.measured) is None
 
     def _reason(self) -> str:
-        """What a plan that decides late knew."""
+        """The measurements behind the decision of a plan that decides late."""
         return ", ".join(f"{name} {value:.4g}" for name, value in self.measured.items())
 
     def _write_plan(self) -> None:

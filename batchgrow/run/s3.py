@@ -11,7 +11,7 @@ _gcs_kvstore = gcs_utils.get_kvstore_for_gcs
 
 
 def teach_orbax() -> None:
-    """Lets Orbax 0.12 treat `s3://` as `gs://`: no atomic rename, a driver of TensorStore.
+    """Makes Orbax 0.12 treat `s3://` like `gs://`: no atomic rename, a driver of TensorStore.
 
     To be removed with https://github.com/google/orbax/pull/2739. Calling it again changes nothing.
     """

@@ -1,4 +1,4 @@
-"""Signals: a run that is asked to stop finishes its update first, the same one on every process."""
+"""Signals: a run that is asked to stop ends after the same update on every process."""
 
 import itertools
 import os
@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
-INTERRUPTED = 130  # exit status of a second Ctrl-C, as shells have it
+INTERRUPTED = 130  # The exit status of a second Ctrl-C, as in shells.
 
 # JAX's preemption service counts on through all runs of a process, so this counter does too. Nobody
 # else may use the service: Orbax would, hence `checkpoints.Manager`.
@@ -53,7 +53,7 @@ class Preemption:
             self._outer._asked |= self._asked
 
     def requested(self) -> bool:
-        """Whether to stop now; every process asks once after each dispatch."""
+        """Returns whether to stop now. Every process asks once after each dispatch."""
         if jax.process_count() == 1:
             return self._asked
         # The service names one of these numbers, so none may be left out.

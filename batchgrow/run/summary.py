@@ -1,4 +1,4 @@
-"""What `summary.json` and TensorBoard say about a finished run."""
+"""The content of `summary.json`, and what TensorBoard shows of a finished run."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -37,9 +37,9 @@ def summarize(
       experiment: what was trained.
       mesh: the devices of the last start.
       rows: the rows of `metrics.jsonl`.
-      segments: of the run.
-      compiled: what the update of each batch size cost to compile.
-      clock: of the run.
+      segments: the segments of the run.
+      compiled: the compilation times of the update of each batch size.
+      clock: the clock of the run.
       num_replaced: training records that were replaced since the last start.
     """
     metric = experiment.task.metrics[0]
@@ -94,7 +94,7 @@ def _segments(
 
 
 def share_of_peak(experiment: Experiment, mesh: Mesh) -> float | None:
-    """The share of the devices' peak that one example per second takes; None if not known."""
+    """The share of the devices' peak that one example per second uses; None if unknown."""
     dtype = experiment.settings.get("model", {}).get("dtype", "float32")
     peak = peak_flops(mesh.devices.flat[0].device_kind, dtype)
     if peak is None:
@@ -122,7 +122,7 @@ def num_parameters(task: Task, example: Any) -> int:
 
 
 def compared(task: Task, summary: Mapping[str, Any]) -> dict[str, float]:
-    """What TensorBoard compares runs by; it shows the first."""
+    """The metrics by which TensorBoard compares runs. It shows the first."""
     first, final = f"test_{task.metrics[0].name}", summary["final"]
     numbers = {name: summary[name] for name in ("num_updates", "wall_seconds", "compile_seconds")}
     return {first: final.get(first, math.nan), **numbers, **final}
@@ -131,9 +131,10 @@ def compared(task: Task, summary: Mapping[str, Any]) -> dict[str, float]:
 def hyper_parameters(
     experiment: Experiment, settings: dict[str, Any], num_updates: int
 ) -> dict[str, Any]:
-    """What a trajectory depends on, without the data, as TensorBoard takes it.
+    """Returns the fields that determine a trajectory, without the data, for TensorBoard.
 
-    It sorts columns by name and shows five, hence the names of the first and of all others.
+    TensorBoard sorts columns by name and shows five. This decides the names of the first columns
+    and of all others.
     """
     first = {"updates": num_updates, "name": experiment.name, "seed": experiment.seed}
     groups = ("ghost", "task.", "model.", "optimizer.", "plan.", "recipe.")

@@ -30,7 +30,7 @@ class Metric:
 
 
 class Outputs(NamedTuple):
-    """What `Task.loss` returns for a batch.
+    """The result of `Task.loss` for a batch.
 
     Attributes:
       losses: float32 `(examples,)`. Training minimises their mean.
@@ -44,7 +44,7 @@ class Outputs(NamedTuple):
 
 
 class Task(Protocol):
-    """What is trained. The engine knows no other names of metrics than those of the task.
+    """What is trained. The engine takes all names of metrics from the task.
 
     A task may also have `inputs`, the names of the arrays that it reads, each with other names that
     it accepts: (("image", "x"), ("label", "y")). And it may have `check(arrays, split)`, which
@@ -53,7 +53,7 @@ class Task(Protocol):
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
-        """What `summarize` returns. The first decides which checkpoint is the best."""
+        """The metrics that `summarize` returns. The first decides which checkpoint is the best."""
         ...
 
     def init(self, key: jax.Array, examples: Batch) -> Variables:

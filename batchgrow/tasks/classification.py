@@ -27,10 +27,11 @@ class Classification:
       model: called as `model(images, train=...)` with float32 images; gives logits
         `(examples, num_classes)`.
       num_classes: the number of classes.
-      mean: of each channel or of all. None takes pixels from 0..255 to 0..1 and leaves floats as
-        they are.
-      std: likewise.
-      augment: of the training images: "none", "flip" or "crop_flip" (see `data.augment`).
+      mean: the mean of each channel, or one mean for all. None takes pixels from 0..255 to 0..1 and
+        leaves floats as they are.
+      std: the standard deviation of each channel, or one for all; None as for `mean`.
+      augment: how training images are augmented: "none", "flip" or "crop_flip" (see
+        `data.augment`).
       label_smoothing: probability that training spreads evenly over all classes.
 
     Raises:

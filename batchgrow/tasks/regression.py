@@ -22,8 +22,8 @@ class Regression:
 
     Attributes:
       model: called as `model(x, train=...)`; returns z, `(examples, outputs)`.
-      mean: of y in the training set, roughly.
-      std: of y in the training set, roughly. Both bring z to the scale of one.
+      mean: the approximate mean of y in the training set.
+      std: its approximate standard deviation. Both bring z to the scale of one.
     """
 
     model: nn.Module
@@ -59,7 +59,7 @@ class Regression:
         if outputs.shape != z.shape:
             raise ValueError(
                 f"the model's outputs are {outputs.shape} and y is {z.shape}: set model.outputs "
-                "to the numbers of an example's y"
+                "to the number of values in an example's y"
             )
         losses = jnp.square(outputs.astype(jnp.float32) - z).mean(1)
         metrics = {f"z_{output}": z[:, output] for output in range(z.shape[1])}
