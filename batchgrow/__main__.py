@@ -22,6 +22,7 @@ import numpy as np
 
 from batchgrow import tracking
 from batchgrow.plan import FixedPlan, Recipe, curves, grow
+from batchgrow.plan.coupling import COUPLINGS
 from batchgrow.plan.exchange import from_text, stages, to_csv, to_json, to_olmo_core
 
 CURVES = ("constant", "step", "cosine", "exponential", "inverse_time", "polynomial")
@@ -68,6 +69,7 @@ def _add_recipe(group: Any) -> None:
     group.add_argument("--from", dest="source", type=pathlib.Path, help="a CSV or JSON table")
     group.add_argument("--batch_size", type=int)
     group.add_argument("--momentum", type=float, help="for Adam: b1")
+    group.add_argument("--optimizer", choices=tuple(COUPLINGS), default="momentum")
     group.add_argument("--num_examples", type=int, help="N, the size of the training set")
     group.add_argument("--num_epochs", type=float)
     group.add_argument("--learning_rate", type=float)
@@ -127,6 +129,7 @@ def _make_plan(options: argparse.Namespace) -> FixedPlan:
         _curve(options),
         options.num_examples,
         options.num_epochs,
+        options.optimizer,
     )
     growth: dict[str, Any] = {"momentum": options.plan_momentum}
     if options.exponent is not None:

@@ -59,7 +59,13 @@ def cells() -> list[tuple[Experiment, str]]:
         for variant in _VARIANTS.value or [_CONFIG.value.variant]:
             for optimizer in _OPTIMIZERS.value or [None]:
                 text = f"{variant},{_SIZE.value}".rstrip(",")
-                config = get_config(text) if text else get_config()
+                try:
+                    config = get_config(text) if text else get_config()
+                except TypeError as error:
+                    raise ValueError(
+                        f"--variants: get_config of {_config_file()} does not take {text!r} "
+                        f"({error}); give it an argument `variant`"
+                    ) from error
                 with config.ignore_type():
                     config.update_from_flattened_dict(overrides)
                 config.seed = seed

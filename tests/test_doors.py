@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tiny
 from flax import nnx as flax_nnx
 from ml_collections import ConfigDict
 
@@ -753,3 +754,32 @@ def test_grow_says_so_where_nothing_falls():
     assert len(plan.segments) == 1
     assert plan.warnings[0].startswith("the learning rate never falls, so the batch does not grow")
     assert decay(plan.recipe).warnings == ()
+
+
+def downhill(momentum: float) -> optax.GradientTransformation:
+    return optax.adamw(1e-3, b1=momentum)
+
+
+def test_an_optimizer_with_a_learning_rate_is_refused():
+    config = tiny.make_config(
+        {
+            "optimizer.name": f"{__name__}:downhill",
+            "plan.exponent": 1.0,
+            "optimizer.weight_decay": 0.0,
+        }
+    )
+    with pytest.raises(ValueError, match="already has a learning rate"):
+        make_experiment(config)
+
+
+class WithoutTrain(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(10)(x.reshape(len(x), -1))
+
+
+def test_a_linen_model_without_train_is_refused():
+    config = tiny.make_config({"model.name": f"{__name__}:WithoutTrain"})
+    del config.model["num_classes"], config.model["dtype"]
+    with pytest.raises(ValueError, match="__call__ has no argument `train`"):
+        make_experiment(config)

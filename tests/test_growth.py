@@ -256,3 +256,13 @@ def test_a_constant_curve_has_one_segment() -> None:
     for curve in (constant(0.1), lambda epoch: 0.1, optax.constant_schedule(0.1)):
         recipe = Recipe(16, 0.9, curve, num_examples=1000, num_epochs=3)
         assert [segment.batch_size for segment in grow(recipe).segments] == [16]
+
+
+def test_a_limit_that_stops_all_growth_is_said():
+    """Without a limit of one's own each rung has 20 / (1 - momentum) updates."""
+    recipe = Recipe(8, 0.9, cosine(0.1, num_epochs=1), num_examples=800, num_epochs=1)
+    plan = grow(recipe)
+    assert [segment.batch_size for segment in plan.segments] == [8]
+    assert "the batch does not grow: it is limited by 20/(1 - momentum)" in plan.warnings[0]
+    assert not any("does not grow" in line for line in grow(recipe, max_batch_size=64).warnings)
+    assert not any("does not grow" in line for line in grow(recipe, num_growths=0).warnings)

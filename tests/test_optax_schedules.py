@@ -128,3 +128,10 @@ def test_what_makes_no_recipe_is_refused():
         recipe(SCHEDULES["cosine"], batch_size=0)
     with pytest.raises(ValueError, match="learning_rate is nan"):
         decay(recipe(optax.constant_schedule(float("nan"))))
+
+
+def test_the_optimizer_decides_how_the_learning_rate_follows_the_batch_size():
+    schedule = SCHEDULES["cosine"]
+    assert grow(recipe(schedule)).exponent == 1
+    adamw = recipe(schedule, optimizer="adamw")
+    assert adamw.optimizer == "adamw" and grow(adamw).exponent == 0.5

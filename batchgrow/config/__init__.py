@@ -9,6 +9,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import optax
 
 from batchgrow.config.data import check_data, facts_of, open_data
@@ -178,7 +180,24 @@ def optimizer_of(
             f"optimizer.name {name!r} returns a {type(made).__name__}; return an "
             "optax.GradientTransformation without a learning rate"
         )
+    if _descends(made):
+        raise ValueError(
+            f"optimizer.name {name!r} returns steps along the negative gradient: it already has a "
+            "learning rate, which batchgrow applies; return it without one, for example "
+            "optax.scale_by_adam() instead of optax.adam(...)"
+        )
     return made
+
+
+def _descends(optimizer: optax.GradientTransformation) -> bool:
+    """Whether the first update points down the gradient, as with a learning rate."""
+    params = {"kernel": jnp.full((2, 2), 0.01), "bias": jnp.zeros(2)}
+    gradient = jax.tree.map(jnp.ones_like, params)
+    try:
+        updates, _ = optimizer.update(gradient, optimizer.init(params), params)
+        return float(optax.tree_utils.tree_vdot(updates, gradient)) < 0
+    except Exception:  # It may be for the parameters of one model only.
+        return False
 
 
 def _follow(config: ConfigDict, recipe: Recipe, options: dict[str, Any]) -> Plan:

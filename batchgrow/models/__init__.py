@@ -76,7 +76,16 @@ def make_model(
         fields["axis_name"] = axis_name
     missing = [field for field in known if known[field] and field not in (*fields, "rngs")]
     if missing:
-        raise ValueError(f"model.{missing[0]} is not set, and the data do not determine it; set it")
+        raise ValueError(
+            f"model.{missing[0]} is not set, and the data do not determine it; set it in the "
+            "config file"
+        )
+    if isinstance(model, type) and issubclass(model, nn.Module):
+        if "train" not in parameters(model.__call__) and not takes_any(model.__call__):
+            raise ValueError(
+                f"model.name {name!r}: its __call__ has no argument `train`; write "
+                "`def __call__(self, x, *, train)`"
+            )
     if "rngs" not in known:
         return model(**fields)
     from batchgrow.models.nnx import NNXModel

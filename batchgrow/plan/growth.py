@@ -139,6 +139,12 @@ def grow(
             "or a plan whose batch sizes you give yourself (`ramp`)",
             *warnings,
         )
+    elif num_growths != 0 and len(batch_sizes) == 1 and bound:
+        warnings = (
+            f"the batch does not grow: it is limited by {bound}; set max_batch_size to choose the "
+            "limit yourself, or train for more epochs",
+            *warnings,
+        )
     if abs(batch_sizes[0] - min(first, limit)) >= 1:
         warnings = (
             f"the first batch size {min(first, limit):g} is rounded to {batch_sizes[0]}, a "

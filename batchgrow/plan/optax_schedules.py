@@ -25,6 +25,7 @@ def from_optax(
     momentum: float,
     num_examples: int,
     num_updates: int,
+    optimizer: str = "momentum",
 ) -> Recipe:
     """Returns the recipe of a run that used `schedule` for `num_updates` of one batch size.
 
@@ -43,6 +44,7 @@ def from_optax(
       momentum: m0, for which the schedule was tuned. For Adam, b1.
       num_examples: N, the size of the training set.
       num_updates: the updates of the whole run.
+      optimizer: for which the schedule was tuned, for example "adamw" (see `Recipe`).
 
     Raises:
       TypeError: if `schedule` is not a JAX function of a real number that returns a scalar.
@@ -65,7 +67,7 @@ def from_optax(
 
     num_epochs = num_updates * batch_size / num_examples
     curve = Curve(learning_rate, on_array=learning_rates)
-    return Recipe(batch_size, momentum, curve, num_examples, num_epochs)
+    return Recipe(batch_size, momentum, curve, num_examples, num_epochs, optimizer)
 
 
 def to_optax(plan: FixedPlan) -> optax.Schedule:

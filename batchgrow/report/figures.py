@@ -81,11 +81,12 @@ class Panel:
 
 def lines_of_plans(families: Sequence[Sequence[PlanGroup]]) -> dict[str, Line]:
     """label -> Line. A variant has one colour in all families, in different styles."""
-    variants = list(dict.fromkeys(group.variant for family in families for group in family))
+    names = {group.label: group.variant or group.label for family in families for group in family}
+    variants = list(dict.fromkeys(names.values()))
     lines = {}
     for family in families:
         for index, group in enumerate(family):
-            colour = PALETTE[variants.index(group.variant) % len(PALETTE)]
+            colour = PALETTE[variants.index(names[group.label]) % len(PALETTE)]
             lines[group.label] = Line(colour, LINES[index % len(LINES)])
     return lines
 
@@ -237,7 +238,8 @@ def _draw_course(
     _value_ticks(axes, values)
     axes.set(xlabel="epochs", ylabel=label)
     _mark_boundaries(axes, groups)
-    axes.legend()
+    if values:
+        axes.legend()
 
 
 def _course(group: PlanGroup, field: str) -> tuple[list[float], list[float]]:

@@ -122,7 +122,8 @@ def _label(run: Run, others: Sequence[Run]) -> str:
             namesakes = [other for other in namesakes if getattr(other, key) == name]
     own, rest = _identity(run.config), [_identity(other.config) for other in namesakes]
     different = [key for key in own if any(other.get(key) != own[key] for other in rest)]
-    return " ".join(words + [f"{key}={own[key]}" for key in different])
+    words += [f"{key}={own[key]}" for key in different]
+    return " ".join(filter(None, words)) or run.experiment
 
 
 def summarize(values: Sequence[float]) -> Statistics | None:

@@ -47,7 +47,3 @@ def get_config(path: str = "houses.csv"):
     config.plan.exponent = 1.0  # the learning rate is proportional to the batch size, as for SGD
     config.run.checkpoint_every_epochs = 20.0
     return config
-
-
-if __name__ == "__main__":
-    print(get_config())

@@ -53,6 +53,6 @@ def fit(plan: FixedPlan) -> str:
 
 if __name__ == "__main__":
     curve = curves.with_warmup(curves.cosine(0.003, num_epochs=6), warmup_epochs=0.5)
-    recipe = Recipe(16, 0.9, curve, num_examples=N, num_epochs=6)
+    recipe = Recipe(16, 0.9, curve, num_examples=N, num_epochs=6, optimizer="adam")
     print("decay:", fit(decay(recipe)))
     print("grow: ", fit(grow(recipe, max_batch_size=64)))
