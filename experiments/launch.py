@@ -93,7 +93,8 @@ def run_cells(grid: Iterable[tuple[Experiment, str]]) -> int:
 
 def status_of(experiment: Experiment, workdir: str, outcome: Outcome) -> int:
     """The exit status of a run; prints how it ended."""
-    print(f"{experiment.name}: {outcome.value} ({workdir})", file=sys.stderr)
+    hint = "; start the same command again to continue" if STATUS[outcome] in GO_ON else ""
+    print(f"{experiment.name}: {outcome.value} ({workdir}){hint}", file=sys.stderr)
     return STATUS[outcome]
 
 

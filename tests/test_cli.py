@@ -233,7 +233,8 @@ def test_a_preempted_run_says_nothing_more(tmp_path):
     assert process.returncode == 75
     assert said == [
         "SIGTERM: stopping after this update",
-        f"digits:increasing_batch: preempted ({tmp_path}/run)",
+        f"digits:increasing_batch: preempted ({tmp_path}/run); "
+        "start the same command again to continue",
     ]
 
 
