@@ -8,7 +8,6 @@ import sys
 
 import jax
 from absl import flags
-from etils import epath
 
 from batchgrow import layout
 from batchgrow.config import ConfigDict
@@ -18,6 +17,7 @@ from batchgrow.engine import Engine
 from batchgrow.experiment import Experiment, Outcome
 from batchgrow.report import read_run, text, write_report
 from batchgrow.run.checkpoints import Checkpoints
+from batchgrow.run.folder import run_folder
 from batchgrow.run.signals import Preemption
 from batchgrow.tasks import Variables
 from batchgrow.tasks.language import LanguageModel, sample
@@ -81,7 +81,7 @@ def _write(config: ConfigDict, workdir: str) -> str:
 def last_variables(experiment: Experiment, workdir: str) -> Variables:
     """The variables of the newest checkpoint of a run, as an evaluation uses them."""
     checkpoints = Checkpoints(
-        epath.Path(workdir),
+        run_folder(workdir),
         keep=experiment.execution.keep_checkpoints,
         metric=experiment.task.metrics[0],
         config=dict(experiment.settings),
