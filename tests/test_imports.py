@@ -77,7 +77,12 @@ def test_no_cycles():
         ("batchgrow.run.folder", ("batchgrow.run.files",)),
         (
             "batchgrow.report",
-            ("batchgrow.report", "batchgrow.run.timers", "batchgrow.text_table"),
+            (
+                "batchgrow.report",
+                "batchgrow.run.folder",
+                "batchgrow.run.timers",
+                "batchgrow.text_table",
+            ),
         ),
     ],
 )

@@ -11,6 +11,7 @@ from typing import Any
 from scipy import special
 
 from batchgrow.report.folders import Metric, Run
+from batchgrow.run.folder import flatten
 
 # Top-level fields of a config that may differ between two samples of one plan: `run` says how a
 # run is executed and does not change its trajectory.
@@ -100,15 +101,7 @@ def group_by_plan(runs: Sequence[Run]) -> list[PlanGroup]:
 
 def _identity(config: dict[str, Any]) -> dict[str, Any]:
     """The fields that the trajectory depends on, except for the seed, by dotted name."""
-    return _flat({key: value for key, value in config.items() if key not in IGNORED_FIELDS})
-
-
-def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        nested = isinstance(value, dict)
-        flat |= _flat(value, f"{prefix}{key}.") if nested else {prefix + key: value}
-    return flat
+    return flatten({key: value for key, value in config.items() if key not in IGNORED_FIELDS})
 
 
 def _label(run: Run, others: Sequence[Run]) -> str:
