@@ -2,7 +2,7 @@
 
     python -m experiments.fields --config=configs/digits.py:hybrid
 
-What a field means stands in batchgrow/config/fields.py, or in the docstring of the model or task.
+The meanings are from batchgrow/config/fields.py and from the docstrings of the model and the task.
 """
 
 import inspect
@@ -14,6 +14,7 @@ from batchgrow.config.fields import FIELDS
 from batchgrow.config.task import TASKS
 from batchgrow.models import MODELS
 from batchgrow.names import find
+from batchgrow.run.folder import flatten
 from experiments import cli
 
 _CONFIG = cli.config_flag()
@@ -22,24 +23,18 @@ _CONFIG = cli.config_flag()
 def main(_: list[str]) -> int:
     """Prints the fields."""
     config = _CONFIG.value
-    comments = {field.name: field.meaning for field in FIELDS} | comments_of_classes(config)
-    rows = [(f"--config.{name}={value}", comments.get(name, "")) for name, value in flat(config)]
+    values = flatten(config.to_dict())
+    comments = comments_of_classes(config)
+    for field in FIELDS:
+        choices = f" ({field.kind.description})" if field.kind.choices else ""
+        comments.setdefault(field.name, field.meaning + choices)
+    declared = [field.name for field in FIELDS if field.name in values]
+    names = declared + [name for name in values if name not in declared]
+    rows = [(f"--config.{name}={values[name]}", comments.get(name, "")) for name in names]
     width = min(48, max(len(field) for field, _ in rows))
     for field, comment in rows:
         print(f"{field:<{width}}  {comment}".rstrip())
     return 0
-
-
-def flat(config: ConfigDict, prefix: str = "") -> list[tuple[str, Any]]:
-    """The dotted names and values of all fields."""
-    found = []
-    for name in config:
-        value = config[name]
-        if hasattr(value, "to_dict"):
-            found += flat(value, f"{prefix}{name}.")
-        else:
-            found.append((prefix + name, value))
-    return found
 
 
 def comments_of_classes(config: ConfigDict) -> dict[str, str]:
