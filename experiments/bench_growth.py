@@ -38,7 +38,9 @@ from experiments.timing import median
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "The first one.")
 _FACTOR = flags.DEFINE_integer("factor", 2, "Of each growth.")
 _GROWTHS = flags.DEFINE_integer("growths", 2, "How many.")
-_UPDATES = flags.DEFINE_integer("updates", 20, "Of each segment beside those that hide a compile.")
+_UPDATES = flags.DEFINE_integer(
+    "updates", 20, "Timed in each segment, without those during which a size compiles."
+)
 _REPETITIONS = flags.DEFINE_integer("repetitions", 3, "Medians are taken over them.")
 _SECONDS = flags.DEFINE_float("seconds", 300.0, "No repetition begins that would end later.")
 

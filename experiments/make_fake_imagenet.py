@@ -22,8 +22,7 @@ from absl import app, flags
 from tensorflow_datasets.datasets.imagenet2012 import imagenet2012_dataset_builder
 
 NUM_LABELS = 1000
-# The shares of chroma sampling in 1,000 files of ImageNet; 4:2:2 is assumed for 13 that are none of
-# the others.
+# The shares of chroma sampling in 1,000 files of ImageNet; the other 13 are assumed to be 4:2:2.
 CHROMA = {"444": 0.761, "420": 0.203, "Gray": 0.023, "422": 0.013}
 EXIF_SHARE = 0.032
 JPEG_QUALITY = 95

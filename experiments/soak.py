@@ -154,7 +154,8 @@ class _Disturbed:
           complete checkpoint was not found again.
         """
         rng, count = self.rng, self.num_processes
-        # The kinds that were rare so far, in random order; first those that need no checkpoints.
+        # The kinds that happened least often so far, in random order. Faults that need a checkpoint
+        # come last.
         rare = sorted(
             KINDS[count], key=lambda kind: (kinds[_name(kind, count)]["injected"], rng.random())
         )
