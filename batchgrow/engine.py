@@ -118,6 +118,7 @@ class Engine:
         self._memory_limit = _least_memory_limit(mesh)
         self._arrays: Any = None
         self._read_until = 0
+        self._dispatched: int | None = None  # the batch size of the last dispatch
         self.updates: CompileAhead[int] = CompileAhead(self._compile_update)
         others = {"evaluation": self._compile_evaluation, "noise": self._compile_noise}
         self._others: CompileAhead[str] = CompileAhead(
@@ -194,7 +195,9 @@ class Engine:
     def prepare(self, batch_size: int, upcoming: Sequence[int]) -> None:
         """Compiles what is needed next, in the background, and drops what is no longer needed.
 
-        Tracing holds Python's global lock, so call this when the devices have work.
+        Tracing holds Python's global lock, so call this when the devices have work. The size after
+        the current one is compiled from the second call on: the first dispatch of a size touches
+        its memory for the first time, and would take longer beside a compilation.
 
         Args:
           batch_size: the current batch size.
@@ -207,8 +210,11 @@ class Engine:
             if self._experiment.noise is not None:
                 self.noise()
             growths = [size for size in upcoming if size != batch_size]
-            if growths and not self._execution.stop_at_growth:
+            # A segment of one dispatch is over by now, and `upcoming` has no more of its size.
+            is_first = batch_size != self._dispatched and batch_size in upcoming
+            if growths and not is_first and not self._execution.stop_at_growth:
                 self.updates.start(growths[0])
+        self._dispatched = batch_size
 
     def read_ahead(self, segments: Sequence[Segment], examples_seen: int) -> None:
         """Lets the feed read the next examples ahead, if it can.

@@ -120,6 +120,16 @@ def test_release_frees_the_executable():
     assert live() == before
 
 
+def test_the_first_dispatch_of_a_size_runs_without_a_compilation_beside_it():
+    with Engine(tiny_experiment(), make_mesh(1)) as engine:
+        engine.prepare(16, [16, 32, 64])
+        assert engine.updates.keys() == set()
+        engine.prepare(16, [16, 32, 64])
+        assert engine.updates.keys() == {32}
+        engine.prepare(32, [64])  # the only dispatch of its segment
+        assert engine.updates.keys() == {32, 64}
+
+
 def test_memory_needed_counts_arguments_and_output():
     executable = jax.jit(lambda x: x + 1).lower(np.zeros(1000, np.float32)).compile()
     assert 8000 <= (memory_needed(executable) or 0) < 16000
