@@ -326,6 +326,7 @@ class Engine:
             task=e.task,
             examples=self.feed.examples,
             seed=e.seed,
+            by_layer=probe.by_layer,
             axis_name=AXIS_NAME,
         )
         num_pieces = -(-probe.num_pieces // self._mesh.size) * self._mesh.size

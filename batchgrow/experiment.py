@@ -60,12 +60,14 @@ class NoiseProbe:
       num_pieces: K, the number of pieces, at least two.
       every: the examples between two probes.
       horizon: the time constant of the averages, in examples.
+      by_layer: whether to measure the noise of each layer too.
     """
 
     piece_size: int
     num_pieces: int
     every: int
     horizon: float
+    by_layer: bool = False
 
     def __post_init__(self) -> None:
         if self.piece_size < 1:

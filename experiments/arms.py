@@ -8,6 +8,7 @@ from batchgrow.config import ConfigDict
 from batchgrow.plan import to_megatron
 from batchgrow.report import PlanGroup, paired_difference, summarize
 from batchgrow.text_table import text_table
+from experiments.trials import piece_size_of
 
 ARMS = (
     "recipe",
@@ -18,6 +19,7 @@ ARMS = (
     "large_linear",
     "ramp",
     "late_switch",
+    "follow",
 )
 
 
@@ -54,6 +56,13 @@ def arm_of(config: ConfigDict, arm: str, multiple: int, switch: float) -> Config
             start = round(switch * _num_examples(config))
             plan.batches = f"0:{batch_size} {start}:{multiple * batch_size}"
             plan.name, plan.exponent = "ramp", 0.0
+        case "follow":
+            plan.name, noise, epochs = "follow", config.noise, config.recipe.num_epochs
+            noise.share = noise.share or 0.05
+            noise.piece_size = piece_size_of(config)
+            # Short runs decide often enough too, by noise that is recent.
+            noise.horizon_epochs = min(noise.horizon_epochs, epochs / 10)
+            plan.decide_every_epochs = min(plan.decide_every_epochs, epochs / 50)
         case _:
             raise ValueError(f"unknown arm {arm!r}; choose {', '.join(ARMS)}")
     return config
@@ -79,14 +88,16 @@ def table(groups: list[PlanGroup], predicted: dict[str, float | None]) -> list[d
         test = summarize([*group.tests.values()]) if group else None
         if group is None or test is None:
             continue
+        loss = summarize([*group.finals("train_loss").values()])
         seconds = [run.summary["wall_seconds"] for run in group.finished if run.summary]
         paired = paired_difference(recipe, group) if recipe and arm != "recipe" else None
         rows.append(
             {
                 "arm": arm,
-                "updates": group.plan["num_updates"],
+                "updates": group.num_updates,
                 "metric": f"test_{group.metric.name}",
                 "test": vars(test),
+                "train_loss": vars(loss) if loss else None,
                 "paired": vars(paired) if paired else None,
                 "wall_seconds": sum(seconds) / len(seconds) if seconds else None,
                 "predicted_seconds": predicted.get(arm),
@@ -97,7 +108,8 @@ def table(groups: list[PlanGroup], predicted: dict[str, float | None]) -> list[d
 
 def as_text(rows: list[dict[str, Any]]) -> str:
     """Returns the table as text."""
-    lines = [["arm", "updates", "test", "sd", "n", "minus recipe", "95 % interval", "s", "plan s"]]
+    lines = [["arm", "updates", "test", "sd", "n", "minus recipe", "95 % interval", "train loss"]]
+    lines[0] += ["s", "plan s"]
     for row in rows:
         test, paired = row["test"], row["paired"] or {}
         interval = "-"
@@ -112,6 +124,7 @@ def as_text(rows: list[dict[str, Any]]) -> str:
                 str(test["n"]),
                 f"{paired['mean']:+.4f}" if paired else "-",
                 interval,
+                "-" if row["train_loss"] is None else f"{row['train_loss']['mean']:.4f}",
                 "-" if row["wall_seconds"] is None else f"{row['wall_seconds']:.0f}",
                 "-" if row["predicted_seconds"] is None else f"{row['predicted_seconds']:.0f}",
             ]

@@ -6,11 +6,15 @@
 mathematics that is called again and again on one batch. `loss_difference` shows that it is the
 same: it compares the losses of the first updates of each on the same batches. `ghost_norm_ratio`
 compares two such bare steps, with ghost batch norm and with `flax.linen.BatchNorm`, where the ghost
-batch is the whole batch. Bursts of the three take turns in one process; each ratio is the median of
-the ratios within a turn. Two models: a tiny one, and a wide ResNet (--depth=0 leaves it out).
+batch is the whole batch. `noise_cost` is the share that `noise.share=0.01` adds to the loop's time:
+a hundredth of the seconds for measuring an example over those for training on one. Bursts of the
+four take turns in one process; each ratio is the median of the ratios within a turn. Two models: a
+tiny one, and a wide ResNet (--depth=0 leaves it out).
 """
 
+import dataclasses
 import time
+from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
@@ -22,7 +26,7 @@ from absl import flags
 
 from batchgrow.data.stream import Stream
 from batchgrow.engine import Engine
-from batchgrow.experiment import Experiment
+from batchgrow.experiment import Experiment, NoiseProbe
 from batchgrow.layout import make_mesh
 from batchgrow.models import wide_resnet
 from batchgrow.plan import Point
@@ -37,6 +41,8 @@ _BURST_SECONDS = flags.DEFINE_float("burst_seconds", 0.3, "Length of a burst, ab
 _SECONDS = flags.DEFINE_float("seconds", 120.0, "No turn of a model begins later than this.")
 
 TINY_BATCH_SIZE = 64
+NUM_PIECES = 8  # of a measurement: the default of noise.num_pieces
+SHARE = 0.01  # noise.share
 
 
 class BareStep:
@@ -79,12 +85,13 @@ class BareStep:
         self._state = jax.device_put((params, variables["batch_stats"], zeros))
         self._step = jax.jit(step, donate_argnums=0)
 
-    def __call__(self, num_updates: int) -> None:
-        """Makes updates on one batch; waits for the last."""
+    def __call__(self, num_updates: int) -> int:
+        """Makes updates on one batch, waits for the last, and returns their number."""
         loss = jax.numpy.zeros(())
         for _ in range(num_updates):
             self._state, loss = self._step(self._state, self._batch, synthetic.LEARNING_RATE)
         loss.block_until_ready()
+        return num_updates
 
     def mean_loss(self, batches: Any) -> float:
         """Makes an update on each batch; returns the mean of the losses before them."""
@@ -95,7 +102,30 @@ class BareStep:
         return sum(losses) / len(losses)
 
 
-def bare_steps(experiment: Experiment) -> dict[str, BareStep]:
+class Probe:
+    """Measurements of the gradient noise, in pieces of one batch.
+
+    Args:
+      experiment: whose noise is measured.
+    """
+
+    def __init__(self, experiment: Experiment):
+        size = experiment.ghost_batch_size
+        probe = NoiseProbe(size, NUM_PIECES, every=size * NUM_PIECES, horizon=1.0)
+        with Engine(dataclasses.replace(experiment, noise=probe), make_mesh(1)) as engine:
+            self._executable = engine.noise().result()
+            self._state = engine.initial_state()
+        self._engine = engine
+
+    def __call__(self, num_updates: int) -> int:
+        """Measures the examples of about as many updates, and returns of how many."""
+        count = max(1, round(num_updates / NUM_PIECES))
+        for _ in range(count):
+            self._engine.measure_noise(self._executable, self._state, 0)
+        return count * NUM_PIECES
+
+
+def bare_steps(experiment: Experiment) -> dict[str, Any]:
     """The bare step with ghost batch norm and, for the wide ResNet, with flax's batch norm."""
     model: Any = experiment.task.model.clone(axis_name=None)  # type: ignore
     with Engine(experiment, make_mesh(1)) as engine:
@@ -126,13 +156,13 @@ def _flax_batch_norm(
 
 
 class Turns:
-    """After each burst of the loop's updates, a burst of each bare step.
+    """After each burst of the loop's updates, a burst of each bare step and of measurements.
 
     Attributes:
       seconds: of one update, by kind, in each turn.
     """
 
-    def __init__(self, steps: dict[str, BareStep]):
+    def __init__(self, steps: dict[str, Callable[[int], int]]):
         self._steps = steps
         self.seconds: dict[str, list[float]] = {name: [] for name in ("loop", *steps)}
         self._deadline = time.perf_counter() + _SECONDS.value
@@ -142,8 +172,8 @@ class Turns:
         self.seconds["loop"].append(seconds)
         for name, step in self._steps.items():
             started = time.perf_counter()
-            step(num_updates)
-            self.seconds[name].append((time.perf_counter() - started) / num_updates)
+            made = step(num_updates)
+            self.seconds[name].append((time.perf_counter() - started) / made)
         num_turns = len(self.seconds["loop"])
         return num_turns >= _TURNS.value or time.perf_counter() > self._deadline
 
@@ -164,7 +194,7 @@ def bench(batch_size: int, *, tiny: bool = False) -> dict[str, Any]:
         updates_per_dispatch=_UPDATES_PER_DISPATCH.value,
     )
     steps = bare_steps(experiment)
-    turns = Turns(steps)
+    turns = Turns(steps | {"noise": Probe(experiment)})
     bursts = timing.Bursts(_BURST_SECONDS.value, turns)
     first: dict[str, Any] = {}
 
@@ -186,6 +216,7 @@ def bench(batch_size: int, *, tiny: bool = False) -> dict[str, Any]:
         "bare_ms": milliseconds["bare"],
         "overhead_ratio": turns.ratio("loop", "bare"),
         "flax_norm_ms": milliseconds.get("flax"),
+        "noise_cost": SHARE * (turns.ratio("noise", "loop") or 0.0),
         "ghost_norm_ratio": turns.ratio("bare", "flax"),
         "loss_difference": first["difference"],
         "turns": len(turns.seconds["loop"]),

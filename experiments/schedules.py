@@ -13,6 +13,7 @@ The arms; B is the recipe's batch size and k is --multiple:
     large_linear   k B from the start, rate ~ batch
     ramp           B, 2 B, ... k B in equal parts of the first half; the recipe's own rate
     late_switch    B, then k B from --switch of the run on; the recipe's own rate
+    follow         the batch grows up to k B as the noise does; rate by the optimizer
 
 Nothing is tuned for an arm: the rates are the recipe's. Cells that are finished are skipped, and an
 interrupted one is resumed. A cell is in WORKDIR/ARM/SEED. At the end the table is printed and

@@ -11,7 +11,7 @@ import pytest
 
 COLUMNS = {
     "growth": {"update_ms", "compile_seconds", "naive_stall_ratio", "stall_ratio"},
-    "step": {"loop_ms", "bare_ms", "overhead_ratio"},
+    "step": {"loop_ms", "bare_ms", "overhead_ratio", "noise_cost"},
     "scaling": {"updates_per_second", "examples_per_second", "speedup"},
     "cifar10": {"examples_per_second"},
 }

@@ -7,17 +7,18 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import make_config, run_tiny
 
-from batchgrow import layout, noise
+from batchgrow import layout, noise, report
 from batchgrow.config import make_experiment
 from batchgrow.data.datasets import ArrayDataset
 from batchgrow.engine import Engine
 from batchgrow.experiment import NoiseProbe
-from batchgrow.plan import Recipe, curves, follow, from_run
+from batchgrow.plan import Recipe, curves, follow, from_run, replay
 from batchgrow.plan.noise import NoiseAverage, estimate
 from batchgrow.tasks.regression import Regression
 
@@ -79,6 +80,35 @@ def test_averages_are_by_examples_and_debiased():
     assert two.add(-100.0, 8.0, 50).noise_scale is None  # a negative average is unknown
 
 
+def test_the_accumulator_of_optax_equals_the_averages():
+    """Pieces one after another, two batches of three and then one of two: the batch may change."""
+    rng = np.random.default_rng(0)
+    draw = lambda: {"a": rng.standard_normal(4) + 1.0, "b": rng.standard_normal((2, 3)) + 1.0}  # noqa: E731
+    average, state = NoiseAverage(horizon=50.0), None
+    for num_pieces in (3, 3, 2):
+        chain = optax.chain(noise.accumulate_noise(5, num_pieces, 50.0, 100), optax.identity())
+        pieces = [draw() for _ in range(num_pieces)]
+        state = state or chain.init(pieces[0])
+        for piece in pieces:
+            same, state = chain.update(piece, state)
+            assert all((same[name] == piece[name]).all() for name in piece)
+        stacked = jax.tree.map(lambda *x: jnp.stack(x), *pieces)
+        norms = [float(x) for x in noise.squared_norms(stacked)]
+        size = 5 * num_pieces
+        average = average.add(*estimate(*norms, 5, size, 100), size)
+        assert noise.noise_scale_of(state) == pytest.approx(average.noise_scale, rel=1e-5)
+
+
+def test_with_one_piece_the_accumulator_says_unknown():
+    one = noise.accumulate_noise(5, 1, 50.0)
+    _, state = one.update({"a": jnp.ones(2)}, one.init({"a": jnp.ones(2)}))
+    assert noise.noise_scale_of(state) is None
+    with pytest.raises(ValueError, match="no accumulate_noise; add it to optax.chain"):
+        noise.noise_scale_of(optax.sgd(0.1).init({"a": jnp.ones(2)}))
+    with pytest.raises(ValueError, match="piece_size=0 must be 1 or more"):
+        noise.accumulate_noise(0, 1, 50.0)
+
+
 def test_squared_norms_of_piece_gradients():
     gradients = {"a": jnp.array([[3.0, 0.0], [0.0, 4.0]]), "b": jnp.array([1.0, -1.0])}
     piece, batch = noise.squared_norms(gradients)
@@ -138,6 +168,22 @@ def test_adam_has_a_preconditioned_noise_beside_it():
     plain = estimate(found["piece"], found["batch"], 3, 15)
     scaled = estimate(found["piece_preconditioned"], found["batch_preconditioned"], 3, 15)
     assert scaled[1] / scaled[0] == pytest.approx(plain[1] / plain[0], rel=1e-4)
+
+
+def test_the_layers_share_the_norms():
+    """Their squared norms sum to the whole, and rows have a column for each."""
+    changes = {"noise.share": 0.5, "noise.by_layer": True}
+    found = measured(make_experiment(make_config(changes)))
+    layers = {name for name in found if name.startswith("piece/")}
+    assert layers == {"piece/Dense_0", "piece/Dense_1", "piece/GhostBatchNorm_0"}
+    for part in ("piece", "batch"):
+        parts = [value for name, value in found.items() if name.startswith(f"{part}/")]
+        assert sum(parts) == pytest.approx(found[part], rel=1e-5)
+
+
+def test_rows_have_the_noise_of_each_layer(tmp_path):
+    rows = run_tiny(tmp_path, MEASURED | {"noise.by_layer": True}).rows
+    assert any("gradient_noise_scale/Dense_0" in row for row in rows)
 
 
 MEASURED = {"noise.share": 0.5, "noise.num_pieces": 5, "log_every_epochs": 0.1}
@@ -229,6 +275,48 @@ def test_follow_waits_for_the_noise_times_the_factor():
     plan = follow(RECIPE, max_batch_size=64, factor=0.5, decide_every_epochs=1.0)
     assert [segment.batch_size for segment in decided(plan, [63, 64])] == [16, 16, 32]
     assert [segment.batch_size for segment in decided(plan, [])] == [16, 16, 16]  # unknown
+
+
+FOLLOW = {
+    "plan.name": "follow",
+    "plan.factor": 100.0,
+    "plan.decide_every_epochs": 0.1,
+    "noise.share": 0.5,
+    "noise.num_pieces": 5,
+    "recipe.num_epochs": 1.0,
+}
+
+
+@pytest.mark.parametrize("devices", [1, 8], ids=["same devices", "other devices"])
+def test_a_run_that_follows_decides_the_same_after_stops(devices, tmp_path):
+    whole = run_tiny(tmp_path / "whole", FOLLOW)
+    sizes = [row["batch_size"] for row in whole.rows]
+    assert sizes[0] == 32 and sizes[-1] == 128  # it grows
+    for after, count in ((200, 1), (500, devices)):
+        changes = FOLLOW | {"run.num_devices": count}
+        stop = {"stop": lambda seen, after=after: seen >= after, "override_config": True}
+        run_tiny(tmp_path / "stopped", changes, **stop)
+    resumed = run_tiny(tmp_path / "stopped", FOLLOW, override_config=True)
+    assert [row["batch_size"] for row in resumed.rows] == sizes
+    if devices == 1:
+        assert resumed.rows == whole.rows
+    (run,) = report.facts([report.read_run(str(tmp_path / "stopped"))])["runs"]
+    decided = [(d["batch_size"], d["next_batch_size"]) for d in run["decisions"]]
+    assert len(decided) >= 8 and (32, 64) in decided and (64, 128) in decided
+    for decision in run["decisions"]:
+        grows = decision["next_batch_size"] > decision["batch_size"]
+        assert not grows or 100 * decision["noise_scale"] >= decision["next_batch_size"]
+
+
+def test_a_plan_can_be_made_from_measurements():
+    plan = follow(RECIPE, max_batch_size=64, decide_every_epochs=0.5)
+    fixed = replay(plan, [(400, 40.0), (1600, 100.0)])
+    sizes = [(s.start_examples, s.batch_size) for s in fixed.segments]
+    assert [size for _, size in sizes] == [16, 32, 64]
+    assert [abs(n - at) <= 32 for (n, _), at in zip(sizes, (0, 500, 2000), strict=True)] == [
+        True
+    ] * 3
+    assert len(replay(plan, []).segments) == 1
 
 
 def test_a_recorded_run_becomes_a_fixed_plan():

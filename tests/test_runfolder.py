@@ -8,13 +8,13 @@ import sys
 import pytest
 from etils import epath
 
-from batchgrow.run.checkpoints import last_position
+from batchgrow.run.checkpoints import positions_of
 from batchgrow.run.folder import FolderError, check_config, claim, read_json, write_json
 
 CONFIG = {"seed": 0, "recipe": {"boundaries": [1.0, 2.0]}, "run": {"num_devices": 1}}
 HOLD = """
 import sys, time
-from batchgrow.run.checkpoints import last_position
+from batchgrow.run.checkpoints import positions_of
 from batchgrow.run.folder import claim
 with claim(sys.argv[1], is_writer=True):
     print("held", flush=True)
@@ -60,7 +60,7 @@ def test_the_home_folder_is_expanded(
     with claim("~/run", is_writer=True) as folder:
         assert os.fspath(folder) == str(tmp_path / "run")
     (tmp_path / "run" / "checkpoints" / "30").mkdir(parents=True)
-    assert last_position("~/run") == 30
+    assert positions_of("~/run") == [30]
 
 
 def test_a_link_in_place_of_the_lock_does_not_empty_its_target(tmp_path: pathlib.Path) -> None:

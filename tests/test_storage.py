@@ -12,7 +12,7 @@ from etils.epath import backend
 from test_runlog import ROWS, event_files, points, read, shown, write
 
 from batchgrow.run import files, s3
-from batchgrow.run.checkpoints import Checkpoints, last_position
+from batchgrow.run.checkpoints import Checkpoints, positions_of
 from batchgrow.run.folder import FolderError, claim, write_json
 from batchgrow.run.log import LogMark, RunLog
 from batchgrow.tasks import Metric
@@ -72,7 +72,7 @@ def test_checkpoints_and_the_claim(bucket: pathlib.Path, caplog: pytest.LogCaptu
         with open_checkpoints() as checkpoints:
             for step in (10, 20, 30):
                 checkpoints.save(step, make_state(step), {"step": step}, 1.0)
-    assert last_position(RUN) == 30
+    assert positions_of(RUN)[-1] == 30
     for path in (bucket / "run" / "checkpoints" / "30" / "state").rglob("d/*"):
         path.write_bytes(path.read_bytes()[:20])
     with claim(RUN, is_writer=True) as folder, open_checkpoints() as checkpoints:

@@ -302,6 +302,7 @@ def make_noise_probe(config: ConfigDict, num_examples: int) -> NoiseProbe | None
         num_pieces=noise.num_pieces,
         every=round(noise.num_pieces * piece_size / noise.share),
         horizon=noise.horizon_epochs * num_examples,
+        by_layer=noise.by_layer,
     )
 
 

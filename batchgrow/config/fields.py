@@ -208,6 +208,7 @@ FIELDS = (
     Field("noise.piece_size", None, maybe(whole(1, 2**31)), "examples; None: the ghost batch"),
     Field("noise.num_pieces", 8, whole(2, 2**20), "pieces of one measurement"),
     Field("noise.horizon_epochs", 1.0, POSITIVE, "time constant of the averages"),
+    Field("noise.by_layer", False, FLAG, "measure the noise of each layer too"),
     Field("log_every_epochs", 1.0, POSITIVE, "epochs between two rows of metrics.jsonl"),
     Field("evaluate_every_epochs", 1.0, POSITIVE, "epochs between two evaluations"),
     Field("run.data_dir", "", TEXT, 'folder of tensorflow_datasets; "": $TFDS_DATA_DIR'),

@@ -3,7 +3,7 @@
 `batchgrow.plan.optax_schedules` is not imported here, because it needs JAX and optax.
 """
 
-from batchgrow.plan.follow import FollowPlan, follow, from_run
+from batchgrow.plan.follow import FollowPlan, follow, from_run, replay
 from batchgrow.plan.growth import decay, grow, hybrid
 from batchgrow.plan.plan import FixedPlan, Plan, Point, Segment
 from batchgrow.plan.ramp import from_megatron, ramp, to_megatron
@@ -24,5 +24,6 @@ __all__ = [
     "hybrid",
     "noise_scale",
     "ramp",
+    "replay",
     "to_megatron",
 ]

@@ -124,6 +124,22 @@ def follow(
     )
 
 
+def replay(plan: FollowPlan, noise: Sequence[tuple[float, float]]) -> FixedPlan:
+    """Returns the plan that a run would have followed, had it measured these noise scales.
+
+    Args:
+      plan: decides by the noise scale.
+      noise: (examples seen, noise scale) in order; each holds until the next, the last to the end.
+    """
+    history: list[Segment] = []
+    measured: dict[str, float] = {}
+    while segment := plan.next(history, measured):
+        history.append(segment)
+        seen = [scale for position, scale in noise if position <= segment.end_examples]
+        measured = {NOISE_SCALE: seen[-1]} if seen else {}
+    return from_run(plan.recipe, plan.to_dict(history), plan.exponent)
+
+
 def from_run(recipe: Recipe, plan: Mapping[str, Any], exponent: float = 1.0) -> FixedPlan:
     """Returns the plan that a recorded run has followed, to be used without measuring.
 

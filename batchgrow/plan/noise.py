@@ -17,8 +17,11 @@ of the averages. No JAX here: the norms may come from any framework.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+
+import numpy as np
 
 NOISE_SCALE = "gradient_noise_scale"  # the column of rows that holds B_simple
 
@@ -96,3 +99,30 @@ class NoiseAverage:
     def gradient_norm(self) -> float | None:
         """The norm of g; None while it is unknown."""
         return math.sqrt(self.squared_norm / self.weight) if self.squared_norm > 0 else None
+
+
+def fit_steps(batch_sizes: Sequence[float], steps: Sequence[float]) -> tuple[float, float]:
+    """Returns (S_min, B_crit) of steps = S_min (1 + B_crit / B) that fit best, by relative error.
+
+    The steps to a target loss have this form if each batch size has its best learning rate
+    (McCandlish et al. 2018, Eq. 2.7 and Sec. 2.3). B_crit is what B_simple estimates: with this
+    batch a run takes twice the fewest steps and twice the fewest examples.
+
+    >>> S_min, B_crit = fit_steps([10, 100, 1000], [1100, 200, 110])
+    >>> round(S_min), round(B_crit)
+    (100, 100)
+
+    Raises:
+      ValueError: for fewer than two batch sizes, or steps that do not fall as the batch grows.
+    """
+    if len(set(batch_sizes)) < 2:
+        raise ValueError(f"batch sizes {list(batch_sizes)}: two different ones are needed")
+    inverse, counts = 1 / np.asarray(batch_sizes, float), np.asarray(steps, float)
+    rows = np.stack([1 / counts, inverse / counts], axis=1)
+    (least, slope), *_ = np.linalg.lstsq(rows, np.ones(len(counts)), rcond=None)
+    if not (least > 0 and slope > 0):
+        raise ValueError(
+            f"steps {list(steps)} at batch sizes {list(batch_sizes)} are not of the form "
+            "S (1 + C / B); take a wider range of batch sizes"
+        )
+    return float(least), float(slope / least)

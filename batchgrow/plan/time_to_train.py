@@ -8,7 +8,7 @@ An update computes gradients and then sums them over all devices. Input is prepa
 for batch size B on n devices, h of them on the largest host, and an all-reduce of float32 gradients
 that does not overlap with computation. a is the time that an update takes for any number of
 examples: launching programs, applying the optimizer, reading the parameters. It is why a larger
-batch is faster on the same devices; `fit` finds a and b from two measured batch sizes. Not counted:
+batch is faster on the same devices; `fit` finds a and b from measured batch sizes. Not counted:
 evaluation, checkpoints, compilation and start-up.
 """
 
@@ -16,6 +16,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from batchgrow.plan.plan import FixedPlan
 from batchgrow.text_table import text_table
@@ -67,29 +69,36 @@ class Hardware:
             raise ValueError(f"unknown network {self.network!r}; choose {', '.join(NETWORKS)}")
 
 
-def fit(first: tuple[float, float], second: tuple[float, float]) -> tuple[float, float]:
-    """Returns (a, b) of update seconds = a + b * examples, from two measurements on one device.
+def fit(*measured: tuple[float, float]) -> tuple[float, float]:
+    """Returns (a, b) of update seconds = a + b * examples, from measurements on one device.
+
+    Of more than two, the relative errors are as small as possible (least squares).
 
     >>> fit((32, 0.012), (256, 0.068))
     (0.004, 0.00025)
 
     Args:
-      first, second: (examples per device, seconds of an update).
+      measured: (examples per device, seconds of an update), at least two.
 
     Raises:
-      ValueError: if the larger batch is not slower. A negative a, from noise, counts as 0.
+      ValueError: if there are fewer, or the largest batch is not slower than the smallest. A
+        negative a, from noise, counts as 0.
     """
-    (small, fast), (large, slow) = sorted((first, second))
+    if len(measured) < 2:
+        raise ValueError(f"{len(measured)} measured batch size: two or more are needed")
+    points = sorted(measured)
+    (small, fast), (large, slow) = points[0], points[-1]
     if not (0 < small < large and 0 < fast < slow):
         raise ValueError(
             f"{small:g} examples in {fast:g} s and {large:g} in {slow:g} s: the larger batch must "
             "take longer; measure two sizes that are further apart"
         )
-    slope = (slow - fast) / (large - small)
-    intercept = fast - slope * small
-    if intercept < 0:
+    sizes, seconds = np.array(points, float).T
+    rows = np.stack([1 / seconds, sizes / seconds], axis=1)
+    (intercept, slope), *_ = np.linalg.lstsq(rows, np.ones(len(points)), rcond=None)
+    if intercept < 0 or slope <= 0:
         return 0.0, slow / large
-    return round(intercept, 12), round(slope, 15)
+    return round(float(intercept), 12), round(float(slope), 15)
 
 
 def allreduce_seconds(

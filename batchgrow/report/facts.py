@@ -1,6 +1,7 @@
 """The facts of some runs: every number of the report, and the table for a terminal. No jax."""
 
 import dataclasses
+import itertools
 import json
 import statistics
 import textwrap
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from batchgrow.report import wording
-from batchgrow.report.folders import Run
+from batchgrow.report.folders import NOISE_SCALE, Run
 from batchgrow.report.runs import PlanGroup, group_by_plan, paired_differences, summarize
 from batchgrow.text_table import WIDTH, text_table
 
@@ -92,10 +93,10 @@ def _plan_facts(group: PlanGroup, baseline: PlanGroup) -> Facts:
         "optimizer": group.optimizer,
         "seeds": [run.seed for run in group.finished],
         "num_runs": len(group.runs),
-        "num_updates": plan["num_updates"],
+        "num_updates": group.num_updates,
         "num_epochs": plan["num_epochs"],
         "examples_seen": plan["segments"][-1]["end_examples"],
-        "times_fewer_updates": baseline.plan["num_updates"] / plan["num_updates"],
+        "times_fewer_updates": baseline.num_updates / group.num_updates,
         "test": vars(test) if test else None,
         "train_loss": vars(loss) if loss else None,
         "wall_seconds": time.median if time else None,
@@ -231,7 +232,29 @@ def _run_facts(group: PlanGroup, run: Run) -> Facts:
         "versions": summary.get("versions"),
         "commit": summary.get("commit"),
         "command": summary.get("command"),
+        "decisions": _decisions(run),
     }
+
+
+def _decisions(run: Run) -> list[Facts]:
+    """The decisions of a plan that follows the noise, with the noise scale that each was taken by.
+
+    A row ends where a segment ends, so it holds what the decision there was taken by.
+    """
+    plan = run.config.get("plan", {})
+    if plan.get("name") != "follow":
+        return []
+    noise = {row["examples_seen"]: row.get(NOISE_SCALE) for row in run.rows}
+    return [
+        {
+            "epoch": after["start_examples"] / run.plan["num_examples"],
+            "noise_scale": noise.get(before["end_examples"]),
+            "factor": plan["factor"],
+            "batch_size": before["batch_size"],
+            "next_batch_size": after["batch_size"],
+        }
+        for before, after in itertools.pairwise(run.plan["segments"])
+    ]
 
 
 def text(found: Facts) -> str:

@@ -11,7 +11,7 @@ import io
 import itertools
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 import numpy as np
@@ -21,10 +21,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
 from batchgrow.report import wording
-from batchgrow.report.folders import Metric, Run
+from batchgrow.report.folders import NOISE_SCALE, Metric, Run
 from batchgrow.report.runs import PlanGroup
 
-NOISE_SCALE = "gradient_noise_scale"  # a column of the rows
 # Blue, vermilion, green and purple of Okabe & Ito, then darker forms of their orange and sky blue.
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#c468a0", "#b07a00", "#3f93c6", "#7f7f7f")
 LINES = ("-", (0, (6, 2)), (0, (2, 1.2)), (0, (7, 2, 1.5, 2)))
@@ -288,7 +287,7 @@ def _draw_curves(
                 name = None
     if is_log:
         axes.set_yscale("log")
-        _plain_log_ticks(axes, percent)
+        plain_log_ticks(axes, percent=percent)
     elif percent:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}%"))
     axes.set(xlabel="epochs" if x == "epoch" else x, ylabel=label)
@@ -310,7 +309,7 @@ def _draw_noise(axes: Axes, groups: Sequence[PlanGroup], lines: dict[str, Line])
         epochs, sizes = _course(group, "batch_size")
         axes.plot(epochs, sizes, color=line.colour, linewidth=1.2, linestyle="--")
     axes.set_yscale("log")
-    _plain_log_ticks(axes)
+    plain_log_ticks(axes)
     axes.set(xlabel="epochs", ylabel="examples (dashed: batch)")
     axes.legend()
 
@@ -367,7 +366,7 @@ def _cut_at_a_thousandth(axes: Axes, values: Collection[float]) -> None:
 
 def _value_ticks(axes: Axes, values: Collection[float]) -> None:
     """Ticks at the values themselves if they are few, otherwise at powers of ten."""
-    _plain_log_ticks(axes)
+    plain_log_ticks(axes)
     if len(values) <= MAX_BOUNDARIES:
         apart = [
             high for low, high in itertools.pairwise([0.0, *sorted(values)]) if high > 1.3 * low
@@ -376,8 +375,11 @@ def _value_ticks(axes: Axes, values: Collection[float]) -> None:
         axes.yaxis.set_minor_locator(NullLocator())
 
 
-def _plain_log_ticks(axes: Axes, percent: bool = False) -> None:
+def plain_log_ticks(
+    axes: Axes, direction: Literal["x", "y"] = "y", *, percent: bool = False
+) -> None:
     """1000 and 0.01 rather than powers of ten, which are hard to read when small."""
+    axis = axes.yaxis if direction == "y" else axes.xaxis
 
     def show(value: float, _: float) -> str:
         value = 100 * value if percent else value
@@ -386,13 +388,13 @@ def _plain_log_ticks(axes: Axes, percent: bool = False) -> None:
     def show_1_2_5(value: float, _: float) -> str:
         return show(value, _) if f"{value:e}"[0] in "125" else ""
 
-    axes.yaxis.set_major_formatter(FuncFormatter(show))
-    low, high = axes.get_ylim()
+    axis.set_major_formatter(FuncFormatter(show))
+    low, high = axis.get_view_interval()
     decades = np.log10(high / low)
     if decades > 1.3:
-        axes.yaxis.set_minor_formatter(NullFormatter())
+        axis.set_minor_formatter(NullFormatter())
     else:
-        axes.yaxis.set_minor_formatter(FuncFormatter(show_1_2_5 if decades > 0.6 else show))
+        axis.set_minor_formatter(FuncFormatter(show_1_2_5 if decades > 0.6 else show))
 
 
 def time_panel(seconds: dict[str, dict[str, float]]) -> Panel:

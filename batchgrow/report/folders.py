@@ -9,6 +9,7 @@ from etils import epath
 
 FORMAT = 2
 NUMBER = (int, float)
+NOISE_SCALE = "gradient_noise_scale"  # a column of the rows
 # What the report needs of each file, by dotted name.
 CONFIG = {"name": str, "variant": str, "seed": int, "model.name": str, "optimizer.name": str}
 TASK = {"name": str, "metrics": list}

@@ -36,7 +36,11 @@ def html_page(facts: Facts, drawings: Sequence[Mapping[str, Drawing]], out_dir: 
         if len(comparisons) > 1:
             body.append(f'<h2 id="comparison{number}">{_escape(comparison["setting"])}</h2>')
         body.append(_comparison(comparison, drawn, "h3" if len(comparisons) > 1 else "h2"))
-    body += [_what_ran(facts["runs"]), _run_again(facts["runs"], out_dir)]
+    body += [
+        _decisions(facts["runs"]),
+        _what_ran(facts["runs"]),
+        _run_again(facts["runs"], out_dir),
+    ]
     template = string.Template(
         resources.files("batchgrow.report").joinpath("page.html").read_text()
     )
@@ -175,6 +179,37 @@ def _segments_table(plans: Sequence[Facts]) -> str:
         for segment in plan["segments"]
     ]
     return _table(header, rows)
+
+
+def _decisions(runs: Sequence[Facts]) -> str:
+    """Every decision of the plans that follow the noise, and the numbers behind it."""
+    rows = [
+        (
+            f"{run['plan']} seed {run['seed']}",
+            f"{decision['epoch']:.4g}",
+            wording.count(decision["noise_scale"]),
+            wording.count(decision["batch_size"]),
+            _decision(decision),
+        )
+        for run in runs
+        for decision in run["decisions"]
+    ]
+    if not rows:
+        return ""
+    header = ("Plan", "Epoch", "Noise scale", "Batch size", "Decision")
+    note = (
+        '<p class="soft">The batch grows to the next rung if the noise scale times plan.factor is '
+        "at least that rung.</p>"
+    )
+    return "<h2>Decisions by the measured noise</h2>" + _table(header, rows, wide=(4,)) + note
+
+
+def _decision(decision: Facts) -> str:
+    if decision["noise_scale"] is None:
+        return "stays: the noise is unknown"
+    size, following = decision["batch_size"], decision["next_batch_size"]
+    allowed = f"the noise allows {decision['factor'] * decision['noise_scale']:,.0f}"
+    return f"grows to {following:,}: {allowed}" if following > size else f"stays: {allowed}"
 
 
 def _time_table(plans: Sequence[Facts]) -> str:

@@ -41,6 +41,12 @@ class PlanGroup:
         return self.runs[0].plan
 
     @property
+    def num_updates(self) -> int:
+        """The median over finished runs: a plan that follows the noise differs between seeds."""
+        counts = [run.num_updates for run in self.finished]
+        return statistics.median_low(counts) if counts else self.plan["num_updates"]
+
+    @property
     def metric(self) -> Metric:
         """The task's first metric, by which plans are compared."""
         return self.runs[0].metric
@@ -96,7 +102,7 @@ def group_by_plan(runs: Sequence[Run]) -> list[PlanGroup]:
         )
         for runs_of_plan in members.values()
     ]
-    return sorted(groups, key=lambda group: (-group.plan["num_updates"], group.label))
+    return sorted(groups, key=lambda group: (-group.num_updates, group.label))
 
 
 def _identity(config: dict[str, Any]) -> dict[str, Any]:

@@ -180,12 +180,7 @@ class Checkpoints:
         damaged: dict[int, str] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
-                body = _together(self._read_notes, step)
-                check_number(self._folder / str(step), body.get("format"))
-                if body["examples_seen"] != step:
-                    raise _Damaged(f"it was saved at {body['examples_seen']} examples")
-                check_config(self._workdir, body["config"], self._config, override=False)
-                state = _together(self._read_state, step, like)
+                state, body = self._read(step, like)
             except _Damaged as error:
                 damaged[step] = str(error)
                 continue
@@ -200,6 +195,26 @@ class Checkpoints:
                 "to start over; nothing was changed here"
             )
         return None
+
+    def read(self, examples_seen: int, like: State) -> tuple[State, Notes]:
+        """Returns the state and the notes of one checkpoint.
+
+        Raises:
+          FolderError: if it is missing or damaged, or belongs to another config or version.
+        """
+        steps = sorted(self._manager.all_steps())
+        if examples_seen not in steps:
+            raise FolderError(
+                f"{self._folder} has no checkpoint at {examples_seen} examples; it has "
+                f"{', '.join(map(str, steps)) or 'none'} (run.keep_checkpoints keeps more)"
+            )
+        try:
+            state, body = self._read(examples_seen, like)
+        except _Damaged as error:
+            raise FolderError(
+                f"{self._folder / str(examples_seen)} is damaged ({error}); take another one"
+            ) from error
+        return state, body["notes"]
 
     def wait(self) -> None:
         """Returns when every checkpoint is on disk.
@@ -224,6 +239,14 @@ class Checkpoints:
             self.close()
         except OSError as error:
             log.warning("%s", error)  # beside the error that ends the run
+
+    def _read(self, step: int, like: State) -> tuple[State, dict[str, Any]]:
+        body = _together(self._read_notes, step)
+        check_number(self._folder / str(step), body.get("format"))
+        if body["examples_seen"] != step:
+            raise _Damaged(f"it was saved at {body['examples_seen']} examples")
+        check_config(self._workdir, body["config"], self._config, override=False)
+        return _together(self._read_state, step, like), body
 
     def _read_notes(self, step: int) -> dict[str, Any]:
         args = ocp.args.Composite(notes=ocp.args.JsonRestore())
@@ -291,16 +314,16 @@ def _checksum(leaf: jax.Array) -> jax.Array:
     return jnp.sum(words * (2 * jnp.arange(words.size, dtype=jnp.uint32) + 1), dtype=jnp.uint32)
 
 
-def last_position(workdir: str) -> int:
-    """Returns the position of the newest checkpoint, complete or damaged; 0 without any.
+def positions_of(workdir: str) -> list[int]:
+    """Returns the positions of all checkpoints, complete or damaged, in order.
 
     A folder that cannot be read counts as empty: `claim` reports what is wrong with it.
     """
     try:
         names = [path.name for path in (run_folder(workdir) / "checkpoints").iterdir()]
     except Exception:  # the client of an object store raises its own kinds
-        return 0
-    return max((int(name) for name in names if name.isdigit()), default=0)
+        return []
+    return sorted(int(name) for name in names if name.isdigit())
 
 
 @contextlib.contextmanager

@@ -7,8 +7,7 @@ from typing import Any
 from batchgrow.experiment import Experiment
 from batchgrow.plan.noise import NOISE_SCALE, NoiseAverage, estimate
 
-# Columns of a row, and the norms that they come from (see `noise.measure`).
-NORMS = {NOISE_SCALE: "", "preconditioned_noise_scale": "_preconditioned"}
+PRECONDITIONED = "preconditioned_noise_scale"
 
 
 class NoiseMeter:
@@ -32,10 +31,12 @@ class NoiseMeter:
         probe = self._probe
         assert probe is not None
         batch_size = probe.piece_size * probe.num_pieces
-        for name, suffix in NORMS.items():
-            if f"piece{suffix}" in norms:
-                pair = norms[f"piece{suffix}"], norms[f"batch{suffix}"]
+        for key, piece in norms.items():
+            if key.startswith("piece"):
+                suffix = key.removeprefix("piece")
+                pair = piece, norms[f"batch{suffix}"]
                 estimates = estimate(*pair, probe.piece_size, batch_size, self._num_examples)
+                name = column(suffix)
                 average = self._averages.get(name, NoiseAverage(probe.horizon))
                 self._averages[name] = average.add(*estimates, probe.every)
 
@@ -51,3 +52,8 @@ class NoiseMeter:
     def restore(self, notes: Mapping[str, Mapping[str, float]]) -> None:
         """Continues from the averages of `notes`."""
         self._averages = {name: NoiseAverage(**fields) for name, fields in notes.items()}
+
+
+def column(suffix: str) -> str:
+    """Returns the column of a row for norms of this name (see `noise.measure`)."""
+    return PRECONDITIONED if suffix == "_preconditioned" else NOISE_SCALE + suffix

@@ -382,7 +382,8 @@ class Run:
 
     def _reason(self) -> str:
         """The measurements behind the decision of a plan that decides late."""
-        return ", ".join(f"{name} {value:.4g}" for name, value in self.measured.items())
+        whole = {name: value for name, value in self.measured.items() if "/" not in name}
+        return ", ".join(f"{name} {value:.4g}" for name, value in whole.items())
 
     def _write_plan(self) -> None:
         plan = self._plan.to_dict(self.history, num_devices=self._mesh.size)

@@ -1,0 +1,178 @@
+"""The critical batch size by branches, beside the measured noise scale.
+
+    python -m experiments.train --config=C --workdir=RUN --config.run.keep_checkpoints=100
+    python -m experiments.critical_batch --config=C --workdir=RUN --examples=20000
+
+The method of Merrill et al. (2025, arXiv 2505.23971): from a checkpoint of a run, short branches
+continue with 1, 2, 4, ... times its batch, each with the coupled learning rate, on the same
+examples. The critical batch size is the largest one before the loss exceeds that of the first
+branch by --tolerance. The loss is the mean training loss of the last quarter of the branch, whose
+examples are the same in all branches. --repeats takes other examples and averages.
+
+B_simple is measured at the checkpoint itself, from --noise_examples.
+"""
+
+import json
+import math
+import statistics
+import sys
+from typing import Any
+
+from absl import flags
+from etils import epath
+
+from batchgrow.compile import enable_compilation_cache
+from batchgrow.plan import Segment
+from batchgrow.plan.growth import check_exponent
+from batchgrow.report.batch_figures import branch_panel
+from batchgrow.report.figures import draw, png
+from batchgrow.run.checkpoints import Checkpoints, positions_of
+from batchgrow.run.folder import FolderError, run_folder
+from batchgrow.text_table import text_table
+from experiments import cli
+from experiments.launch import experiment_of, launch
+from experiments.trials import (
+    Trials,
+    branch_length,
+    branch_points,
+    environment_of,
+    largest_within,
+    mean_loss,
+    piece_size_of,
+)
+
+_CONFIG = cli.config_flag()
+_WORKDIR = flags.DEFINE_string("workdir", "", "The run folder with the checkpoints.")
+_AT = flags.DEFINE_list("at", [], "Checkpoints, in examples; none for all.")
+_EXAMPLES = flags.DEFINE_integer("examples", None, "Examples of a branch; None: half an epoch.")
+_MULTIPLES = flags.DEFINE_integer("multiples", 5, "Branches at 1, 2, ... 2^(this - 1) batches.")
+_TOLERANCE = flags.DEFINE_float("tolerance", 0.01, "Of the loss.")
+_REPEATS = flags.DEFINE_integer("repeats", 2, "Of each branch, on other examples.", lower_bound=1)
+_NOISE = flags.DEFINE_integer("noise_examples", 4096, "For B_simple, at most one epoch.")
+_OUT = flags.DEFINE_string("out", "runs/critical_batch", "OUT.json and OUT.png.")
+_JSON = flags.DEFINE_bool("json", False, "Print JSON instead of a table.")
+
+
+def main(_: list[str]) -> int:
+    """Runs the branches, and prints the table."""
+    config = _CONFIG.value
+    found = {"config": config.name, "tolerance": _TOLERANCE.value, "checkpoints": branches(config)}
+    found |= environment_of()
+    out = epath.Path(_OUT.value)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
+    curves = {
+        f"epoch {row['epoch']:.3g}": [
+            (branch["batch_size"], branch["difference"])
+            for branch in row["branches"]
+            if math.isfinite(branch["difference"])
+        ]
+        for row in found["checkpoints"]
+    }
+    out.with_suffix(".png").write_bytes(png(draw(branch_panel(curves, _TOLERANCE.value)), dpi=100))
+    print(json.dumps(found) if _JSON.value else f"{as_text(found)}\n{out}.png")
+    return 0
+
+
+def branches(config: Any) -> list[dict[str, Any]]:
+    """Returns a row for each checkpoint.
+
+    Raises:
+      FolderError: for a folder without checkpoints, or without one of those asked for.
+      ValueError: for a wrong flag.
+    """
+    experiment = experiment_of(config)
+    data, plan, task = experiment.train_data, experiment.plan, experiment.task
+    check_exponent(plan.recipe, config.plan.exponent, changes=True)
+    known = positions_of(_WORKDIR.value)
+    if not known:
+        raise FolderError(f"workdir {_WORKDIR.value} has no checkpoints; train the config there")
+    wanted = [int(position) for position in _AT.value] or known
+    piece_size = piece_size_of(config)
+    num_pieces = max(2, min(_NOISE.value, data.num_examples) // piece_size)
+    rows = []
+    enable_compilation_cache(experiment.execution.compilation_cache_dir)
+    with (
+        Checkpoints(
+            run_folder(_WORKDIR.value),
+            keep=len(known),
+            metric=task.metrics[0],
+            config=dict(experiment.settings),
+        ) as checkpoints,
+        Trials(experiment, piece_size=piece_size, num_pieces=num_pieces) as trials,
+    ):
+        for position in wanted:
+            state, notes = checkpoints.read(position, trials.engine.state)
+            history = [Segment(*segment) for segment in notes["history"]]
+            sizes = [history[-1].batch_size << k for k in range(_MULTIPLES.value)]
+            length = branch_length(_EXAMPLES.value or data.num_examples // 2, sizes)
+            losses: dict[int, list[float]] = {size: [] for size in sizes}
+            for repeat in range(_REPEATS.value):
+                for size in sizes:
+                    points = branch_points(plan, history, position, size, length, repeat * length)
+                    count = len(points) * 3 // 4
+                    tail = trials.advance(trials.advance(state, points[:count]), points[count:])
+                    losses[size].append(mean_loss(tail))
+            rate = branch_points(plan, history, position, sizes[0], length)[0].learning_rate
+            noise = trials.noise(state, position)
+            rows.append(_row(position / data.num_examples, rate, length, losses, noise))
+            print(f"checkpoint {position}: done", file=sys.stderr)
+    return rows
+
+
+def _row(
+    epoch: float,
+    rate: float,
+    length: int,
+    losses: dict[int, list[float]],
+    noise: dict[str, float],
+) -> dict[str, Any]:
+    means = {size: statistics.fmean(values) for size, values in losses.items()}
+    first = next(iter(losses.values()))
+    found = []
+    for size, values in losses.items():
+        differences = [a - b for a, b in zip(values, first, strict=True)]
+        found.append(
+            {
+                "batch_size": size,
+                "losses": values,
+                "difference": statistics.fmean(differences),
+                "stdev": statistics.stdev(differences) if len(differences) > 1 else None,
+            }
+        )
+    largest = largest_within(means, _TOLERANCE.value)
+    return {
+        "epoch": epoch,
+        "learning_rate": rate,
+        "examples": length,
+        "branches": found,
+        "critical_batch_size": largest,
+        "is_bounded": largest < max(losses),
+        **noise,
+    }
+
+
+def as_text(found: dict[str, Any]) -> str:
+    """Returns a line for each checkpoint."""
+    sizes = [branch["batch_size"] for branch in found["checkpoints"][0]["branches"]]
+    cells = [["epoch", "rate", "B_simple", "branched", *(f"loss at {size}" for size in sizes)]]
+    for row in found["checkpoints"]:
+        noise = row.get("gradient_noise_scale")
+        branched = f"{row['critical_batch_size']}" if row["is_bounded"] else f">= {sizes[-1]}"
+        first = statistics.fmean(row["branches"][0]["losses"])
+        rest = [f"{branch['difference']:+.4f}" for branch in row["branches"][1:]]
+        cells.append(
+            [
+                f"{row['epoch']:.3g}",
+                f"{row['learning_rate']:.3g}",
+                "unknown" if noise is None else f"{noise:.0f}",
+                branched,
+                f"{first:.4f}",
+                *rest,
+            ]
+        )
+    return text_table(cells)
+
+
+if __name__ == "__main__":
+    launch(main)

@@ -1,0 +1,161 @@
+"""Steps to a target loss against the batch size, each size with its own tuned learning rate.
+
+    python -m experiments.steps_to_target --config=configs/digits.py --target=0.2
+
+As Shallue et al. (2019, arXiv 1811.03600): with small batches, twice the batch takes half of the
+steps (perfect scaling); with large ones, hardly fewer. Each trial starts anew, at a constant
+learning rate, and ends when the test loss is at most --target. A trial evaluates whenever its steps
+have grown by 5 %. Rates are multiples of the recipe's by powers of 2; the range widens until the
+best rate of a size is inside of it. The curve S_min (1 + B_crit / B) is fitted to the fewest steps,
+and B_simple is measured along the best run of the smallest batch, at quarters of it.
+"""
+
+import json
+import math
+import statistics
+import sys
+from contextlib import ExitStack
+from typing import Any
+
+from absl import flags
+from etils import epath
+
+from batchgrow.compile import enable_compilation_cache
+from batchgrow.plan.noise import NOISE_SCALE, fit_steps
+from batchgrow.report.batch_figures import steps_panel
+from batchgrow.report.figures import draw, png
+from batchgrow.text_table import text_table
+from experiments import advice, cli
+from experiments.launch import experiment_of, launch
+from experiments.trials import Trials, constant_plan, environment_of, piece_size_of, tune
+
+_CONFIG = cli.config_flag()
+_TARGET = flags.DEFINE_float("target", None, "Test loss at which a trial ends.")
+_MAX_BATCH_SIZE = flags.DEFINE_integer("max_batch_size", None, "Up to this; None: N / 2.")
+_MAX_EPOCHS = flags.DEFINE_float("max_epochs", 50.0, "A trial is given up after this.")
+_SEEDS = flags.DEFINE_integer("seeds", 1, "Trials of each rate; medians are taken.", lower_bound=1)
+_NOISE = flags.DEFINE_integer("noise_examples", 4096, "For B_simple, at most one epoch.")
+_OUT = flags.DEFINE_string("out", "runs/steps_to_target", "OUT.json and OUT.png.")
+_JSON = flags.DEFINE_bool("json", False, "Print JSON instead of a table.")
+
+GROWTH = 1.05  # of the steps between two evaluations
+
+
+def main(_: list[str]) -> int:
+    """Runs the trials, and prints the table."""
+    config = _CONFIG.value
+    if _TARGET.value is None:
+        raise ValueError("--target is missing: the test loss at which a trial ends")
+    enable_compilation_cache(config.run.compilation_cache_dir)
+    found = measure(config) | {"config": config.name, "target": _TARGET.value, **environment_of()}
+    out = epath.Path(_OUT.value)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
+    steps = [(row["batch_size"], row["steps"]) for row in found["sizes"]]
+    panel = steps_panel(steps, (found["S_min"], found["B_crit"]), found["B_simple"])
+    out.with_suffix(".png").write_bytes(png(draw(panel), dpi=100))
+    print(json.dumps(found) if _JSON.value else f"{as_text(found)}\n{out}.png")
+    return 0
+
+
+def measure(config: Any) -> dict[str, Any]:
+    """Returns the fewest steps of each batch size, the fitted curve and the noise scale.
+
+    Raises:
+      ValueError: if fewer than two batch sizes reach the target.
+    """
+    base = experiment_of(config)
+    first, num_examples = config.recipe.batch_size, base.train_data.num_examples
+    most = _MAX_BATCH_SIZE.value or num_examples // 2
+    sizes = advice.sizes_up_to(first, most)
+    rate = base.plan.recipe.learning_rate_at(0)
+    rows: list[dict[str, Any]] = []
+    with ExitStack() as stack:
+        seeds = range(_SEEDS.value)
+        trials = [stack.enter_context(_trials(config, seed)) for seed in seeds]
+        for size in sizes:
+            limit = int(_MAX_EPOCHS.value * num_examples / size)
+
+            def steps_at(rate: float, size: int = size, limit: int = limit) -> float:
+                return statistics.median(_steps(t, base.plan, size, rate, limit) for t in trials)
+
+            found = tune(steps_at, rate)
+            best = min(found, key=lambda rate: found[rate])
+            print(f"batch {size}: {found[best]} steps at rate {best:.4g}", file=sys.stderr)
+            if math.isfinite(found[best]):
+                tried = {f"{r:.4g}": n if math.isfinite(n) else None for r, n in found.items()}
+                row = {"batch_size": size, "steps": found[best], "learning_rate": best}
+                rows.append(row | {"steps_by_rate": tried})
+                rate = best  # the next size starts from here
+        if len(rows) < 2:
+            raise ValueError(
+                f"--target={_TARGET.value}: fewer than two batch sizes reach it; take a higher "
+                "loss or more --max_epochs"
+            )
+        least, critical = fit_steps(
+            [row["batch_size"] for row in rows], [row["steps"] for row in rows]
+        )
+        noise = _noise_along(trials[0], base.plan, rows[0])
+    known = [scale for scale in noise if scale is not None]
+    return {
+        "sizes": rows,
+        "S_min": least,
+        "B_crit": critical,
+        "noise_by_quarter": noise,
+        "B_simple": statistics.fmean(known) if known else None,
+    }
+
+
+def _trials(config: Any, seed: int) -> Trials:
+    with config.unlocked():
+        config.seed = seed
+    experiment, piece_size = experiment_of(config), piece_size_of(config)
+    examples = min(_NOISE.value, experiment.train_data.num_examples)
+    return Trials(experiment, piece_size=piece_size, num_pieces=max(2, examples // piece_size))
+
+
+def _steps(trials: Trials, plan: Any, batch_size: int, rate: float, limit: int) -> float:
+    """The steps to the target; inf if it is not reached within the limit."""
+    points = list(constant_plan(plan, batch_size, rate, limit).points())
+    state, done = trials.engine.initial_state(), 0
+    while done < limit:
+        until = min(limit, max(done + 1, round(GROWTH * done)))
+        state, done = trials.advance(state, points[done:until]), until
+        loss = trials.test_loss(state)
+        if loss <= _TARGET.value:
+            return float(done)
+        if not math.isfinite(loss):
+            break
+    return math.inf
+
+
+def _noise_along(trials: Trials, plan: Any, row: dict[str, Any]) -> list[float | None]:
+    """The noise scale after each quarter of the best run of a batch size, the start first."""
+    size, steps = row["batch_size"], int(row["steps"])
+    points = list(constant_plan(plan, size, row["learning_rate"], steps).points())
+    state, found, done = trials.engine.initial_state(), [], 0
+    for quarter in range(5):
+        until = quarter * steps // 4
+        state, done = trials.advance(state, points[done:until]), until
+        found.append(trials.noise(state, done * size).get(NOISE_SCALE))
+    return found
+
+
+def as_text(found: dict[str, Any]) -> str:
+    """Returns a line for each batch size, and the fit."""
+    least, critical = found["S_min"], found["B_crit"]
+    cells = [["batch", "steps", "examples", "fitted steps", "learning rate"]]
+    for row in found["sizes"]:
+        size, steps = row["batch_size"], row["steps"]
+        fitted = least * (1 + critical / size)
+        rate = f"{row['learning_rate']:.4g}"
+        cells.append([str(size), f"{steps:g}", f"{size * steps:,.0f}", f"{fitted:.0f}", rate])
+    scales = [f"{scale:.0f}" if scale else "unknown" for scale in found["noise_by_quarter"]]
+    return (
+        f"{text_table(cells)}\n\nfitted: {least:.1f} (1 + {critical:.0f} / B)\n"
+        f"B_simple at quarters of the smallest batch's run: {', '.join(scales)}"
+    )
+
+
+if __name__ == "__main__":
+    launch(main)

@@ -1,0 +1,256 @@
+"""How large a batch should be: the answer from times and noise, branches, and tuned trials."""
+
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from tiny import checkpoints, make_config, run_tiny
+
+from batchgrow.config import make_experiment, make_plan
+from batchgrow.plan import Recipe, Segment, curves, follow
+from batchgrow.plan.noise import fit_steps
+from batchgrow.run.checkpoints import Checkpoints
+from batchgrow.run.folder import FolderError, run_folder
+from configs import digits
+from experiments import advice
+from experiments.trials import Trials, branch_length, branch_points, largest_within, tune
+
+ROOT = pathlib.Path(__file__).parents[1]
+RECIPE = Recipe(16, 0.9, curves.constant(0.1), num_examples=1000, num_epochs=4)
+TIMES = {size: 0.002 + 0.00005 * size for size in (1, 8, 64, 512)}
+NOISE = [(500, 20.0), (1000, 70.0), (2000, 140.0)]
+
+
+def answered(noise=NOISE):
+    plan = follow(RECIPE, max_batch_size=128, decide_every_epochs=0.5)
+    return advice.answer(TIMES, noise, plan)
+
+
+def test_the_answer_follows_from_times_and_noise():
+    found = answered()
+    assert found["idle_below"] == pytest.approx(40)  # 2 ms / 0.05 ms
+    assert found["wasted_above"] == 140
+    shares = [row["share_of_fastest"] for row in found["times"]]
+    assert shares == pytest.approx([n / (n + 40) for n in TIMES])
+    suggested, recipe = found["plans"]["suggested"], found["plans"]["recipe"]
+    sizes = [size for _, size in suggested["batches"]]
+    assert sizes == [16, 32, 64, 128]
+    for (position, size), (_, before) in zip(suggested["batches"][1:], NOISE * 2, strict=False):
+        known = [scale for seen, scale in NOISE if seen <= position]
+        assert size <= known[-1], (position, before)
+    for plan in (suggested, recipe):
+        ends = [n for n, _ in plan["batches"]][1:] + [plan["num_examples"]]
+        updates = [(end - n) // size for (n, size), end in zip(plan["batches"], ends, strict=True)]
+        assert plan["num_updates"] == sum(updates)
+        seconds = sum(
+            count * (0.002 + 0.00005 * size)
+            for count, (_, size) in zip(updates, plan["batches"], strict=True)
+        )
+        assert plan["hours"] * 3600 == pytest.approx(seconds)
+    text = advice.as_text(found)
+    assert "Below a batch of 40 the hardware is idle more than half" in text
+    assert "140 at epoch 2: a larger batch wastes examples" in text
+    assert advice.figure(found, RECIPE.num_examples).startswith(b"\x89PNG")
+
+
+def test_the_flags_of_the_answer_make_the_plan_that_it_predicts():
+    config = digits.get_config("decaying_lr")
+    num_examples = config.data.num_train_examples
+    recipe = make_plan(config, num_examples).recipe
+    plan = follow(recipe, max_batch_size=400, batch_multiple=16, decide_every_epochs=1.0)
+    noise = [(num_examples * epoch, 20.0 * epoch) for epoch in range(1, 30)]
+    suggested = advice.answer(TIMES, noise, plan)["plans"]["suggested"]
+    assert len(suggested["batches"]) > 3
+    for flag in advice.config_flags(suggested):
+        name, value = flag.removeprefix("--config.").split("=")
+        section, field = name.split(".")
+        config[section][field] = float(value) if field == "exponent" else value.strip("'")
+    made = make_plan(config, num_examples)
+    by_flags = [(s.start_examples, s.batch_size) for s in made.known()]
+    merged = [by_flags[0]] + [
+        b for a, b in zip(by_flags, by_flags[1:], strict=False) if a[1] != b[1]
+    ]
+    assert [size for _, size in merged] == [size for _, size in suggested["batches"]]
+    assert made.known()[-1].end_examples == pytest.approx(suggested["num_examples"], abs=400)
+
+
+@pytest.mark.parametrize(
+    ("noise", "words"),
+    [([], "still unknown"), ([(0, 10.0)], "keep the recipe"), ([(0, 30.0)], "No batch uses both")],
+)
+def test_the_answer_says_what_cannot_be_had(noise, words):
+    assert words in advice.as_text(answered(noise))
+
+
+def test_times_that_do_not_grow_are_all_idle():
+    found = advice.answer({1: 0.002, 64: 0.002}, [], follow(RECIPE, max_batch_size=128))
+    assert found["idle_below"] == 64
+
+
+def test_batch_sizes_double():
+    assert advice.sizes_up_to(16, 100) == [16, 32, 64]
+    assert advice.sizes_up_to(1, 8) == [1, 2, 4, 8]
+    assert advice.sizes_up_to(16, 3) == [16]
+
+
+def test_the_fewest_steps_are_fitted():
+    sizes = [16, 64, 256, 1024]
+    least, critical = fit_steps(sizes, [50 * (1 + 200 / size) for size in sizes])
+    assert (least, critical) == pytest.approx((50, 200))
+    with pytest.raises(ValueError, match="take a wider range"):
+        fit_steps([16, 64], [100, 200])
+    with pytest.raises(ValueError, match="two different ones"):
+        fit_steps([16], [100])
+
+
+def test_the_grid_of_rates_widens_until_the_best_is_inside():
+    calls = []
+
+    def steps_at(rate):
+        calls.append(rate)
+        return math.inf if rate > 4 else 100 + abs(math.log2(rate / 2))
+
+    found = tune(steps_at, 0.25)
+    assert min(found, key=lambda rate: found[rate]) == 2
+    assert sorted(found) == [0.125, 0.25, 0.5, 1, 2, 4] and len(calls) == len(found)
+
+
+def test_the_largest_batch_before_the_loss_leaves():
+    losses = {16: 1.0, 32: 1.005, 64: 1.02, 128: 1.0}
+    assert largest_within(losses, 0.01) == 32
+    assert largest_within(losses, 0.03) == 128
+    assert largest_within(losses | {32: math.nan}, 0.03) == 16
+
+
+def test_a_branch_has_whole_updates_in_each_quarter():
+    assert branch_length(1000, [16, 32, 64]) == 768
+    with pytest.raises(ValueError, match="--examples=200 are fewer than 4 updates of 64; take 256"):
+        branch_length(200, [16, 32, 64])
+
+
+DECAY = {"plan.name": "decay", "run.checkpoint_every_epochs": 0.1, "run.keep_checkpoints": 99}
+
+
+def test_a_branch_at_the_same_batch_is_the_run_itself(tmp_path):
+    """Bit for bit. And one at twice the batch has twice the rate, on the same examples."""
+    run = run_tiny(tmp_path, DECAY)
+    position, end = checkpoints(tmp_path)[1], max(run.states)
+    experiment = make_experiment(make_config(DECAY))
+    with (
+        Checkpoints(
+            run_folder(str(tmp_path)),
+            keep=99,
+            metric=experiment.task.metrics[0],
+            config=dict(experiment.settings),
+        ) as saved,
+        Trials(experiment, piece_size=16, num_pieces=8) as trials,
+    ):
+        state, notes = saved.read(position, trials.engine.state)
+        history = [Segment(*segment) for segment in notes["history"]]
+        # The curve jumps inside of the branch, and the branch follows it.
+        points = branch_points(experiment.plan, history, position, 32, end - position)
+        assert len({point.learning_rate for point in points}) == 2
+        continued = trials.advance(state, points)
+        jax.tree.map(np.testing.assert_array_equal, continued.params, run.states[end].params)
+        double = branch_points(experiment.plan, history, position, 64, 128)
+        assert double[0].learning_rate == pytest.approx(2 * points[0].learning_rate)
+        assert [p.start_examples for p in double] == [position, position + 64]
+        assert trials.noise(state, position).keys() <= {"gradient_noise_scale"}
+        with pytest.raises(FolderError, match="no checkpoint at 5 examples; it has"):
+            saved.read(5, trials.engine.state)
+
+
+def test_branches_need_examples_that_can_be_read_again():
+    experiment = make_experiment(make_config())
+    execution = dataclasses.replace(experiment.execution, input="workers")
+    with pytest.raises(ValueError, match="'workers', which reads each example once"):
+        Trials(dataclasses.replace(experiment, execution=execution), piece_size=16, num_pieces=2)
+
+
+def command(name: str, *flags: str, status: int = 0) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", f"experiments.{name}", *flags],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == status, done.stderr
+    return done.stdout if status == 0 else done.stderr
+
+
+DIGITS = "--config=configs/digits.py"
+SHORT = (
+    "--config.run.num_devices=1",
+    "--config.recipe.num_epochs=4.0",
+    "--config.run.progress=False",
+)
+
+
+@pytest.mark.slow
+def test_the_command_answers(tmp_path):
+    flags = ("--max_batch_size=64", "--seconds=0.1", "--epochs=2", f"--out={tmp_path}/answer")
+    found = json.loads(command("batch_size", DIGITS, *SHORT, *flags, "--json"))
+    assert [row["batch_size"] for row in found["times"]] == [16, 32, 64]
+    assert all(row["update_seconds"] > 0 for row in found["times"])
+    assert found["noise"] and found["plans"]["suggested"]["num_updates"] > 0
+    assert (tmp_path / "answer.png").exists()
+    assert json.loads((tmp_path / "answer.json").read_text()) == found
+
+
+@pytest.mark.slow
+def test_branches_of_a_run(tmp_path):
+    keep = ("--config.run.checkpoint_every_epochs=1.0", "--config.run.keep_checkpoints=9")
+    run = (DIGITS, *SHORT, *keep, f"--workdir={tmp_path}/run")
+    missing = command("critical_batch", *run, "--at=7", status=2)
+    assert missing.count("\n") == 1 and "has no checkpoints" in missing
+    command("train", *run)
+    missing = command("critical_batch", *run, "--at=7", status=2)
+    assert missing.count("\n") == 1 and "no checkpoint at 7 examples; it has" in missing
+    some = (
+        "--multiples=3",
+        "--examples=800",
+        "--repeats=2",
+        f"--out={tmp_path}/branches",
+        "--json",
+    )
+    found = json.loads(command("critical_batch", *run, *some))
+    assert len(found["checkpoints"]) >= 4
+    for row in found["checkpoints"]:
+        assert [branch["batch_size"] for branch in row["branches"]] == [16, 32, 64]
+        assert row["branches"][0]["difference"] == 0
+        assert row["critical_batch_size"] in (16, 32, 64)
+
+
+@pytest.mark.slow
+def test_steps_to_a_target(tmp_path):
+    flags = ("--target=1.0", "--max_batch_size=64", "--max_epochs=3", f"--out={tmp_path}/steps")
+    found = json.loads(command("steps_to_target", DIGITS, *SHORT, *flags, "--json"))
+    assert [row["batch_size"] for row in found["sizes"]] == [16, 32, 64]
+    for row in found["sizes"]:
+        tried = [n for n in row["steps_by_rate"].values() if n]
+        assert row["steps"] == min(tried) and len(row["steps_by_rate"]) >= 3
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "message"),
+    [
+        ("batch_size", ["--epochs=-1"], "--epochs=-1.0 must be above 0"),
+        ("batch_size", ["--max_batch_size=8"], "--max_batch_size=8 is below 16"),
+        ("batch_size", ["--factor=-1"], "factor=-1.0 must be a finite number above 0"),
+        ("critical_batch", ["--workdir=/tmp/nothing-here"], "has no checkpoints"),
+        ("steps_to_target", [], "--target is missing"),
+    ],
+)
+@pytest.mark.slow
+def test_bad_input_is_one_line(name, flags, message):
+    error = command(name, DIGITS, *flags, status=2)
+    assert error.count("\n") == 1 and message in error
