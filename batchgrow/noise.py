@@ -152,7 +152,7 @@ def accumulate_noise(
         zeros = jax.tree.map(jnp.zeros_like, params)
         return NoiseState(zeros, zero, jnp.zeros((), jnp.int32), zero, zero, zero)
 
-    def update(updates: Any, state: NoiseState, params: Any = None) -> tuple[Any, NoiseState]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, NoiseState]:
         del params
         if num_pieces == 1:
             return updates, state

@@ -88,15 +88,15 @@ def recipe_of(config: ConfigDict, epochs: float | None) -> ConfigDict:
     config = copy.deepcopy(config)
     config.plan.name, config.plan.initial_multiple, config.plan.momentum = "decay", 1.0, None
     whole, num_examples = config.recipe.num_epochs, open_data(config, "train").num_examples
-    epochs = whole / 10 if epochs is None else min(epochs, whole)
-    if not epochs > 0:
-        raise ValueError(f"--epochs={epochs} must be above 0")
+    length: float = whole / 10 if epochs is None else min(epochs, whole)
+    if not length > 0:
+        raise ValueError(f"--epochs={length} must be above 0")
     noise = config.noise
     noise.piece_size = piece_size_of(config)
     measured = MEASUREMENTS * noise.num_pieces * noise.piece_size
-    noise.share = min(1.0, max(noise.share or 0.0, measured / (epochs * num_examples)))
-    noise.horizon_epochs = min(noise.horizon_epochs, epochs / 4)
-    config.log_every_epochs = epochs / MEASUREMENTS
+    noise.share = min(1.0, max(noise.share or 0.0, measured / (length * num_examples)))
+    noise.horizon_epochs = min(noise.horizon_epochs, length / 4)
+    config.log_every_epochs = length / MEASUREMENTS
     config.run.tensorboard = False
     return config
 

@@ -87,7 +87,9 @@ def branches(config: Any) -> list[dict[str, Any]]:
     known = positions_of(_WORKDIR.value)
     if not known:
         raise FolderError(f"workdir {_WORKDIR.value} has no checkpoints; train the config there")
-    wanted = [int(position) for position in _AT.value] or known
+    length = _EXAMPLES.value or data.num_examples // 2
+    room = [position for position in known if position + length <= plan.recipe.end_examples]
+    wanted = [int(position) for position in _AT.value] or room or known[:1]
     piece_size = piece_size_of(config)
     num_pieces = max(2, min(_NOISE.value, data.num_examples) // piece_size)
     rows = []
@@ -105,17 +107,17 @@ def branches(config: Any) -> list[dict[str, Any]]:
             state, notes = checkpoints.read(position, trials.engine.state)
             history = [Segment(*segment) for segment in notes["history"]]
             sizes = [history[-1].batch_size << k for k in range(_MULTIPLES.value)]
-            length = branch_length(_EXAMPLES.value or data.num_examples // 2, sizes)
+            whole = branch_length(length, sizes)
             losses: dict[int, list[float]] = {size: [] for size in sizes}
             for repeat in range(_REPEATS.value):
                 for size in sizes:
-                    points = branch_points(plan, history, position, size, length, repeat * length)
+                    points = branch_points(plan, history, position, size, whole, repeat * whole)
                     count = len(points) * 3 // 4
                     tail = trials.advance(trials.advance(state, points[:count]), points[count:])
                     losses[size].append(mean_loss(tail))
-            rate = branch_points(plan, history, position, sizes[0], length)[0].learning_rate
+            rate = branch_points(plan, history, position, sizes[0], whole)[0].learning_rate
             noise = trials.noise(state, position)
-            rows.append(_row(position / data.num_examples, rate, length, losses, noise))
+            rows.append(_row(position / data.num_examples, rate, whole, losses, noise))
             print(f"checkpoint {position}: done", file=sys.stderr)
     return rows
 

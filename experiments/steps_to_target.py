@@ -21,6 +21,7 @@ from absl import flags
 from etils import epath
 
 from batchgrow.compile import enable_compilation_cache
+from batchgrow.plan import Plan
 from batchgrow.plan.noise import NOISE_SCALE, fit_steps
 from batchgrow.report.batch_figures import steps_panel
 from batchgrow.report.figures import draw, png
@@ -44,10 +45,11 @@ GROWTH = 1.05  # of the steps between two evaluations
 def main(_: list[str]) -> int:
     """Runs the trials, and prints the table."""
     config = _CONFIG.value
-    if _TARGET.value is None:
+    target = _TARGET.value
+    if target is None:
         raise ValueError("--target is missing: the test loss at which a trial ends")
     enable_compilation_cache(config.run.compilation_cache_dir)
-    found = measure(config) | {"config": config.name, "target": _TARGET.value, **environment_of()}
+    found = measure(config, target) | {"config": config.name, "target": target, **environment_of()}
     out = epath.Path(_OUT.value)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
@@ -58,7 +60,7 @@ def main(_: list[str]) -> int:
     return 0
 
 
-def measure(config: Any) -> dict[str, Any]:
+def measure(config: Any, target: float) -> dict[str, Any]:
     """Returns the fewest steps of each batch size, the fitted curve and the noise scale.
 
     Raises:
@@ -77,7 +79,9 @@ def measure(config: Any) -> dict[str, Any]:
             limit = int(_MAX_EPOCHS.value * num_examples / size)
 
             def steps_at(rate: float, size: int = size, limit: int = limit) -> float:
-                return statistics.median(_steps(t, base.plan, size, rate, limit) for t in trials)
+                return statistics.median(
+                    _steps(t, base.plan, size, rate, limit, target) for t in trials
+                )
 
             found = tune(steps_at, rate)
             best = min(found, key=lambda rate: found[rate])
@@ -89,7 +93,7 @@ def measure(config: Any) -> dict[str, Any]:
                 rate = best  # the next size starts from here
         if len(rows) < 2:
             raise ValueError(
-                f"--target={_TARGET.value}: fewer than two batch sizes reach it; take a higher "
+                f"--target={target}: fewer than two batch sizes reach it; take a higher "
                 "loss or more --max_epochs"
             )
         least, critical = fit_steps(
@@ -114,7 +118,9 @@ def _trials(config: Any, seed: int) -> Trials:
     return Trials(experiment, piece_size=piece_size, num_pieces=max(2, examples // piece_size))
 
 
-def _steps(trials: Trials, plan: Any, batch_size: int, rate: float, limit: int) -> float:
+def _steps(
+    trials: Trials, plan: Plan, batch_size: int, rate: float, limit: int, target: float
+) -> float:
     """The steps to the target; inf if it is not reached within the limit."""
     points = list(constant_plan(plan, batch_size, rate, limit).points())
     state, done = trials.engine.initial_state(), 0
@@ -122,14 +128,14 @@ def _steps(trials: Trials, plan: Any, batch_size: int, rate: float, limit: int) 
         until = min(limit, max(done + 1, round(GROWTH * done)))
         state, done = trials.advance(state, points[done:until]), until
         loss = trials.test_loss(state)
-        if loss <= _TARGET.value:
+        if loss <= target:
             return float(done)
         if not math.isfinite(loss):
             break
     return math.inf
 
 
-def _noise_along(trials: Trials, plan: Any, row: dict[str, Any]) -> list[float | None]:
+def _noise_along(trials: Trials, plan: Plan, row: dict[str, Any]) -> list[float | None]:
     """The noise scale after each quarter of the best run of a batch size, the start first."""
     size, steps = row["batch_size"], int(row["steps"])
     points = list(constant_plan(plan, size, row["learning_rate"], steps).points())

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ from batchgrow.config import ConfigDict
 from batchgrow.engine import Engine
 from batchgrow.experiment import Experiment, NoiseProbe
 from batchgrow.layout import make_mesh
-from batchgrow.plan import FixedPlan, Point, Segment, curves
+from batchgrow.plan import FixedPlan, Plan, Point, Segment, curves, ramp
 from batchgrow.run import environment
 from batchgrow.run.noise_meter import NoiseMeter
 from batchgrow.step import TrainState
@@ -90,7 +91,7 @@ def mean_loss(state: TrainState) -> float:
     return float(state.sums["loss"]) / float(state.sums["count"])
 
 
-def constant_plan(plan: Any, batch_size: int, learning_rate: float, num_updates: int) -> FixedPlan:
+def constant_plan(plan: Plan, batch_size: int, learning_rate: float, num_updates: int) -> FixedPlan:
     """Returns the plan of updates of one batch size at one learning rate.
 
     Args:
@@ -107,7 +108,7 @@ def constant_plan(plan: Any, batch_size: int, learning_rate: float, num_updates:
 
 
 def branch_points(
-    plan: Any,
+    plan: Plan,
     history: Sequence[Segment],
     position: int,
     batch_size: int,
@@ -123,14 +124,18 @@ def branch_points(
       batch_size: of the branch.
       num_examples: of the branch; a multiple of `batch_size`.
       shift: how much later in the stream the examples are taken.
+
+    Raises:
+      ValueError: if the recipe ends before the branch does.
     """
-    last = history[-1]
-    done = (position - last.start_examples) // last.batch_size
-    before = [*history[:-1], *([last._replace(num_updates=done)] if done else [])]
-    count = num_examples // batch_size
-    branch = Segment(position, count, batch_size, last.momentum, position)
-    made = FixedPlan(plan.recipe, (*before, branch), plan.exponent)
-    points = made.segment_points(made.segments)
+    if position + num_examples > plan.recipe.end_examples:
+        raise ValueError(
+            f"a branch of {num_examples} examples from {position} would pass the end of the recipe "
+            f"at {plan.recipe.end_examples}; take fewer --examples, or an earlier checkpoint"
+        )
+    stages = {s.start_examples: s.batch_size for s in history if s.start_examples < position}
+    made = ramp(plan.recipe, [*stages.items(), (position, batch_size)], exponent=plan.exponent)
+    points = islice(made.points(position), num_examples // batch_size)
     return [point._replace(start_examples=point.start_examples + shift) for point in points]
 
 

@@ -155,13 +155,16 @@ def test_a_branch_at_the_same_batch_is_the_run_itself(tmp_path):
         state, notes = saved.read(position, trials.engine.state)
         history = [Segment(*segment) for segment in notes["history"]]
         # The curve jumps inside of the branch, and the branch follows it.
-        points = branch_points(experiment.plan, history, position, 32, end - position)
+        last = (end - position) // 32 * 32
+        points = branch_points(experiment.plan, history, position, 32, last)
         assert len({point.learning_rate for point in points}) == 2
         continued = trials.advance(state, points)
         jax.tree.map(np.testing.assert_array_equal, continued.params, run.states[end].params)
         double = branch_points(experiment.plan, history, position, 64, 128)
         assert double[0].learning_rate == pytest.approx(2 * points[0].learning_rate)
         assert [p.start_examples for p in double] == [position, position + 64]
+        with pytest.raises(ValueError, match="would pass the end of the recipe at 718"):
+            branch_points(experiment.plan, history, position, 32, 960)
         assert trials.noise(state, position).keys() <= {"gradient_noise_scale"}
         with pytest.raises(FolderError, match="no checkpoint at 5 examples; it has"):
             saved.read(5, trials.engine.state)

@@ -60,6 +60,12 @@ def test_ghost_batch_norm_example_learns_while_the_batch_grows():
 
 
 @pytest.mark.slow
+def test_noise_example_grows_its_batch():
+    sizes = [numbers(line)[0] for line in run(ROOT / "docs/examples/noise.py").splitlines()]
+    assert sizes[0] == 8 < sizes[-1] and sizes == sorted(sizes)
+
+
+@pytest.mark.slow
 def test_compile_ahead_example_compiles_each_size_once():
     """How long it waits depends on the machine; tests/test_compile.py shows when it waits."""
     lines = [numbers(line) for line in run(ROOT / "docs/examples/compile_ahead.py").splitlines()]

@@ -16,17 +16,11 @@ table = ((table - table.mean(0)) / table.std(0)).astype(np.float32)
 N, PIECE = len(table), 4  # a batch is summed from pieces of 4 rows
 
 
-class MLP(nn.Module):
-    @nn.compact
-    def __call__(self, rows):
-        return nn.Dense(1)(nn.relu(nn.Dense(32)(rows)))[:, 0]
-
-
-model = MLP()
+model = nn.Sequential([nn.Dense(32), nn.relu, nn.Dense(1)])
 
 
 def optimizer(num_pieces):
-    noise = accumulate_noise(PIECE, num_pieces, horizon=N, num_examples=N)
+    noise = accumulate_noise(PIECE, num_pieces, horizon=3 * N, num_examples=N)
     steps = optax.MultiSteps(optax.sgd(1.0, momentum=0.9), every_k_schedule=num_pieces)
     return optax.chain(noise, steps.gradient_transformation())
 
@@ -34,13 +28,16 @@ def optimizer(num_pieces):
 @partial(jax.jit, static_argnames="num_pieces")
 def update(params, opt_state, rows, targets, rate, num_pieces):
     def loss_fn(params, rows, targets):
-        return optax.sigmoid_binary_cross_entropy(model.apply(params, rows), targets).mean()
+        return optax.sigmoid_binary_cross_entropy(model.apply(params, rows)[:, 0], targets).mean()
 
-    for k in range(num_pieces):
-        piece = slice(k * PIECE, (k + 1) * PIECE)
-        gradient = jax.grad(loss_fn)(params, rows[piece], targets[piece])
+    def add(opt_state, piece):
+        gradient = jax.grad(loss_fn)(params, *piece)
         step, opt_state = optimizer(num_pieces).update(gradient, opt_state, params)
-    return optax.apply_updates(params, jax.tree.map(lambda x: rate * x, step)), opt_state
+        return opt_state, step
+
+    pieces = rows.reshape(num_pieces, PIECE, -1), targets.reshape(num_pieces, PIECE)
+    opt_state, steps = jax.lax.scan(add, opt_state, pieces)  # all steps but the last are 0
+    return jax.tree.map(lambda w, step: w + rate * step[-1], params, steps), opt_state
 
 
 if __name__ == "__main__":
@@ -51,8 +48,9 @@ if __name__ == "__main__":
     while segment := plan.next(history, measured):
         history.append(segment)
         for point in plan.segment_points(history):
-            index, K = stream.indices(point.positions), segment.batch_size // PIECE
+            index = stream.indices(point.positions)
             data = table[index], labels[index], point.learning_rate
-            params, opt_state = update(params, opt_state, *data, num_pieces=K)
-        measured["gradient_noise_scale"] = noise_scale_of(opt_state) or 0.0  # 0: unknown
-        print(segment.batch_size, round(measured["gradient_noise_scale"]))
+            params, opt_state = update(params, opt_state, *data, len(index) // PIECE)
+        scale = noise_scale_of(opt_state)  # None: unknown
+        measured = {"gradient_noise_scale": scale} if scale else {}
+        print(f"batch {segment.batch_size}, noise scale {scale}")
