@@ -54,6 +54,7 @@ class Moments:
         if self._crosses(point, self._cadence.checkpoint):
             self._tell("in a checkpoint write")
         if point.end_examples == self._end:
+            self._tell("in the last checkpoint write")
             path = self._folder / "checkpoints" / str(self._end)
             threading.Thread(target=self._wait_for, args=[path], daemon=True).start()
         following = point._replace(start_examples=point.end_examples)

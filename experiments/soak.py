@@ -11,11 +11,12 @@ them; the run must say how many.
 import json
 import pathlib
 import random
+import signal
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -26,18 +27,22 @@ from absl import flags, logging
 from batchgrow.run import environment
 from batchgrow.text_table import text_table
 from experiments import cli, faults
-from experiments.faults import Fault, checkpoints, resumed_at, said, start, statuses
+from experiments.faults import checkpoints, resumed_at, said, start, statuses
 from experiments.launch import STATUS
+from experiments.struck import Fault, beside, digits_file
 
 FAULTS_PER_RUN = 8
+_BOTH = (
+    *(*faults.RUNNING, faults.PREPARATION),
+    *(*faults.DAMAGE, faults.DAMAGED_CACHE, faults.DAMAGED_DATA),
+)
 KINDS = {
-    1: (*faults.RUNNING, *faults.DAMAGE, faults.DAMAGED_CACHE, *faults.REFUSALS),
-    2: (
-        *(kind for kind in faults.RUNNING if kind != faults.LAST),
-        *(faults.PAUSE, *faults.DAMAGE, faults.DAMAGED_CACHE),
-        *(*faults.CHANGED, *faults.PAIR_REFUSALS),
-    ),
+    1: (*_BOTH, *faults.REFUSALS),
+    2: (*_BOTH, faults.PAUSE, *faults.CHANGED, *faults.PAIR_REFUSALS),
 }
+
+REFUSALS = (*faults.CHANGED, *faults.PAIR_REFUSALS)
+DAMAGED = (*faults.DAMAGE, faults.DAMAGED_CACHE, faults.DAMAGED_DATA)
 
 _RUNS = flags.DEFINE_integer("runs", 30, "The most trainings, with up to 9 faults each.")
 _SECONDS = flags.DEFINE_float("seconds", float("inf"), "No training begins after so many seconds.")
@@ -60,7 +65,7 @@ def soak(
       What `--json` prints: totals, and by kind of fault how many were injected, were answered as
       expected (status, message), and were part of runs that ended identical.
     """
-    started, rng = time.perf_counter(), random.Random(seed)
+    started, chosen = time.perf_counter(), Counter()
     nothing = {"injected": 0, "as_expected": 0, "in_identical_runs": 0}
     kinds = {
         _name(kind, count): Counter(nothing)
@@ -74,8 +79,8 @@ def soak(
             break
         count = 2 if number % 3 == 2 else 1
         reference = _undisturbed(folder / f"undisturbed{count}", count)
-        run = _Disturbed(folder / f"run{number}", count, rng)
-        told = list(run.faults(kinds))
+        run = _Disturbed(folder / f"run{number}", count, random.Random(f"{seed} {number}"))
+        told = list(run.faults(run.choose(chosen)))
         found, expected = faults.rows(run.workdir), faults.rows(reference)
         arrays = (faults.final_arrays(path, reference) for path in (run.workdir, reference))
         lost, told_lost = [row for row in expected if row not in found], sum(run.told.values())
@@ -143,31 +148,41 @@ class _Disturbed:
     rng: random.Random
     told: dict[int, int] = field(default_factory=dict)
 
-    def faults(self, kinds: dict[str, Counter]) -> Iterator[tuple[str, bool, bool]]:
+    def choose(self, chosen: Counter) -> list[Fault]:
+        """The faults of this run, in their order.
+
+        Args:
+          chosen: how often each kind was chosen for other runs. This run's are added.
+        """
+        rng, count = self.rng, self.num_processes
+        # The kinds that were chosen least often, in random order. Faults that need a checkpoint
+        # come late, and those at the end of a run last.
+        rare = sorted(KINDS[count], key=lambda kind: (chosen[_name(kind, count)], rng.random()))
+        kinds = rare[:FAULTS_PER_RUN]
+        chosen.update(_name(kind, count) for kind in kinds)
+        late = (*faults.DAMAGE, *faults.LAST)
+        kinds.sort(key=lambda kind: late.index(kind) if kind in late else -1)
+        return [self._fault(kind) for kind in kinds]
+
+    def faults(self, chosen: Sequence[Fault]) -> Iterator[tuple[str, bool, bool]]:
         """Faults and restarts until the run has had its share, then to the end.
 
         Args:
-          kinds: how often each one happened so far.
+          chosen: the faults. One that does not happen, as when the run has ended, is left out.
 
         Yields:
           The kind of each fault, whether the processes behaved as they should, and whether a
           complete checkpoint was not found again.
         """
-        rng, count = self.rng, self.num_processes
-        # The kinds that happened least often so far, in random order. Faults that need a checkpoint
-        # come last.
-        rare = sorted(
-            KINDS[count], key=lambda kind: (kinds[_name(kind, count)]["injected"], rng.random())
-        )
-        late = (*faults.DAMAGE, faults.LAST)
-        for kind in sorted(rare[:FAULTS_PER_RUN], key=lambda kind: kind in late):
-            fault = self._fault(kind)
+        for fault in chosen:
+            kind = fault.kind
             before, ended = checkpoints(self.workdir), (self.workdir / "summary.json").exists()
             if kind in (*faults.DAMAGE, faults.DAMAGED_CACHE):
-                if ended or not faults.damage(self.workdir, kind, rng):
+                if ended or not faults.damage(self.workdir, kind, self.rng):
                     continue
             codes, right = self._strike(fault)
-            struck = kind in (*faults.RUNNING, faults.PAUSE, faults.SECOND)
+            struck = kind in (*faults.RUNNING, faults.PREPARATION, faults.PAUSE, faults.SECOND)
+            struck = struck and faults.RUNNING.get(kind) != faults.FINISHED
             if not any(codes) and (ended or struck):
                 continue  # the run had ended before the fault could happen
             if not right:
@@ -201,31 +216,51 @@ class _Disturbed:
         """A start with a fault: the statuses, and whether they and the messages are right."""
         kind, workdir = fault.kind, self.workdir
         begin = partial(start, workdir, num_processes=self.num_processes)
+        stopping = Fault("SIGTERM at an update", fault.nth)
         if kind == faults.SECOND:
             return self._hold(fault)
-        if kind in (*faults.CHANGED, *faults.PAIR_REFUSALS):
-            if not (workdir / "config.json").exists():
-                statuses(begin(Fault("SIGTERM at an update")))
-            before = faults.contents(workdir)
-            codes = statuses(begin(fault))
-            right = set(codes) == {faults.REFUSED} and faults.contents(workdir) == before
-            return codes, right and len(faults.errors(workdir)) == len(codes)
-        if kind in (*faults.DAMAGE, faults.DAMAGED_CACHE):
-            codes = statuses(begin(Fault("SIGTERM at an update", fault.nth)))
-            return codes, codes in ([faults.PREEMPTED] * len(codes), [faults.FINISHED] * len(codes))
-        codes = statuses(begin(fault))
+        if kind in REFUSALS and not (workdir / "config.json").exists():
+            statuses(begin(stopping))
+        before = faults.contents(workdir)
+        if kind == faults.DAMAGED_DATA:
+            faults.damage(workdir, kind, self.rng)
+        codes = statuses(begin(stopping if kind in DAMAGED else fault))
+        if kind == faults.DAMAGED_DATA:
+            digits_file(workdir).unlink()  # The next start writes it.
+        return codes, self._is_right(fault, codes, before)
+
+    def _is_right(self, fault: Fault, codes: list[int], before: dict[str, bytes]) -> bool:
+        """Whether a start with a fault ended as it should.
+
+        Args:
+          fault: what happened.
+          codes: the status of each process.
+          before: the files of the run folder before the start.
+        """
+        kind, count, lines = fault.kind, self.num_processes, faults.errors(self.workdir)
+        untouched = faults.contents(self.workdir) == before
+        refused = set(codes) == {faults.REFUSED} and len(lines) == count and untouched
+        if kind in REFUSALS:
+            return refused
+        if kind in DAMAGED:  # Some bits of a file do not matter.
+            whole = set(codes) in ({faults.PREEMPTED}, {faults.FINISHED})
+            return whole or (kind == faults.DAMAGED_DATA and refused)
+        if kind == faults.PREPARATION and count == 1:
+            return codes == [-signal.SIGTERM] and untouched
+        text = said(self.workdir)
+        told = "free space" in text and "Traceback" not in text
+        if kind == faults.LAST[0]:
+            return told and set(codes) == {faults.FULL} and len(lines) == count
         expected = faults.RUNNING.get(kind, faults.PREEMPTED)
         if expected in STATUS.values():
-            return codes, set(codes) == {expected}
+            return set(codes) == {expected}
         others = codes[: fault.process] + codes[fault.process + 1 :]
-        right = codes[fault.process] == expected and not set(others) & set(STATUS.values())
-        if expected == faults.FULL:
-            right = right and "free space" in said(workdir) and "Traceback" not in said(workdir)
-        return codes, right
+        alone = codes[fault.process] == expected and not set(others) & set(STATUS.values())
+        return alone and (told or expected != faults.FULL)
 
     def _hold(self, fault: Fault) -> tuple[list[int], bool]:
         """A second start while the first one holds the folder."""
-        flag = faults.beside(self.workdir, "paused")
+        flag = beside(self.workdir, "paused")
         flag.unlink(missing_ok=True)
         first = start(self.workdir, fault)
         while not flag.exists() and first.processes[0].is_alive():

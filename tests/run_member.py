@@ -19,6 +19,7 @@ import numpy as np
 from etils import epath
 
 from batchgrow.run import agreement
+from batchgrow.run.barriers import Barriers, BrokenBarrier
 from batchgrow.run.checkpoints import Checkpoints
 from batchgrow.run.signals import Preemption
 from batchgrow.tasks import Metric
@@ -47,7 +48,20 @@ def main(folder: pathlib.Path, process: int) -> None:
     report("apart", lambda: agreement.check_shared(apart))
     report("gone", lambda: agreement.check_shared(shared / "gone"))
     report("all agree", lambda: [agreement.all_agree(mine) for mine in (True, process == 0)])
+    report("barriers", lambda: meet(process))
     report("stopped after", lambda: train(shared / "run", process))
+
+
+def meet(process: int) -> list[str]:
+    """Barriers of one name, of two, and of one again."""
+    barriers, told = Barriers(), []
+    for names in (("start", "start"), ("end", "end"), ("start", "start"), ("a", "b"), ("c", "c")):
+        try:
+            barriers(key=names[process], timeout_ms=60_000)
+            told.append("met")
+        except BrokenBarrier as error:
+            told.append(str(error))
+    return told
 
 
 results: dict[str, Any] = {}

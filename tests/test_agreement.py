@@ -79,6 +79,12 @@ def test_a_signal_after_a_checkpoint_is_not_lost(results: dict[str, tuple[Any, A
     assert 6 <= first < 100
 
 
+@pytest.mark.slow
+def test_processes_at_different_barriers_do_not_wait(results: dict[str, tuple[Any, Any]]) -> None:
+    broken = "another process could not write; see its message"
+    assert results["barriers"] == (["met", "met", "met", broken, broken],) * 2
+
+
 def test_one_process_compares_nothing(tmp_path: pathlib.Path) -> None:
     check_agreement({"seed": "0"})
     check_shared(epath.Path(tmp_path / "not there"))

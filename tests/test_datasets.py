@@ -1,5 +1,7 @@
 """Data sets: examples by index, their shapes, and evaluation batches."""
 
+import pathlib
+import random
 from typing import Any
 
 import jax
@@ -119,3 +121,25 @@ def test_unknown_splits_name_the_known(name):
 def test_a_text_needs_a_context():
     with pytest.raises(ValueError, match="data.context is not set"):
         open_dataset("python_topics", "train")
+
+
+@pytest.mark.parametrize("write", [np.savez, np.savez_compressed])
+def test_a_damaged_npz_is_refused_or_read_whole(write: Any, tmp_path: pathlib.Path) -> None:
+    """Wherever a bit is flipped, and wherever it ends."""
+    path, rng = tmp_path / "a.npz", random.Random(0)
+    arrays = {"image": np.arange(96, dtype=np.uint8).reshape(6, 4, 4, 1), "label": np.arange(6)}
+    write(path, **arrays)
+    whole, refused = path.read_bytes(), 0
+    for place in range(len(whole)):
+        content = bytearray(whole)
+        content[place] ^= 1 << rng.randrange(8)
+        path.write_bytes(content if place % 50 else whole[:place])
+        try:
+            found: Any = open_dataset(f"npz:{path}", "train")
+        except ValueError as error:
+            assert str(path) in str(error) and "\n" not in str(error)
+            refused += 1
+            continue
+        for name, array in found.arrays.items():  # One may be lost; a task says what it misses.
+            np.testing.assert_array_equal(array, arrays[name])
+    assert len(whole) / 2 < refused < len(whole)

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from experiments import faults
-from experiments.faults import Fault, checkpoints, errors, resumed_at, said, start, status
+from experiments.faults import checkpoints, errors, resumed_at, said, start, status
+from experiments.struck import UPDATES, Fault
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +53,8 @@ def test_a_folder_survives_everything(undisturbed: pathlib.Path, tmp_path: pathl
 
     # Asked to stop: the update is finished, a checkpoint written, and the status says so.
     for kind, updates in (
-        ("SIGTERM at an update", faults.UPDATES),
-        ("SIGINT at an update", faults.UPDATES),
+        ("SIGTERM at an update", UPDATES),
+        ("SIGINT at an update", UPDATES),
         ("SIGTERM in a compilation", 1),
     ):
         before = newest(workdir)
@@ -89,7 +90,10 @@ def test_a_folder_survives_everything(undisturbed: pathlib.Path, tmp_path: pathl
     assert status(held) == 130
     for kind, what in (
         ("changed config", "-> 0.01); it changes the trajectory, so take another --workdir"),
-        ("changed data set", "data.num_test_examples is 360, but digits has 359 examples"),
+        (
+            "changed data set",
+            "data.num_test_examples is 360, but experiments.struck:read_digits has 359 ",
+        ),
     ):
         before = faults.contents(workdir)
         assert status(start(workdir, Fault(kind))) == 2
@@ -136,3 +140,33 @@ def test_a_process_with_a_full_disk_does_not_wait_for_the_other(tmp_path: pathli
     assert other not in (0, 75, 76)
     assert "could not be written (File too large); free space" in said(workdir)
     assert "Traceback" not in said(workdir)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("process", "part"), [(0, 0.0), (0, 0.9), (1, 0.0)])
+def test_a_full_disk_in_the_last_checkpoint_write_ends_both(
+    process: int, part: float, tmp_path: pathlib.Path
+) -> None:
+    """Each waited for the other at another barrier of Orbax."""
+    workdir = tmp_path / "run"
+    fault = Fault("full disk in the last checkpoint write", part=part, process=process)
+    assert faults.statuses(start(workdir, fault, num_processes=2)) == [1, 1]
+    assert "Traceback" not in said(workdir)
+    own, others = sorted(errors(workdir), key=lambda line: "another process" in line)
+    assert "a checkpoint could not be written (File too large); free space" in own
+    assert "a checkpoint could not be written (another process could not write" in others
+    assert not (workdir / "summary.json").exists()
+    assert faults.statuses(start(workdir, num_processes=2)) == [0, 0]
+    assert resumed_at(workdir) == newest(workdir) - 144
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "process"), [("SIGTERM", 0), ("SIGINT", 1)])
+def test_a_signal_at_the_end_of_two_is_too_late(
+    kind: str, process: int, tmp_path: pathlib.Path
+) -> None:
+    for moment in ("in the last checkpoint write", "before the summary"):
+        workdir = tmp_path / moment
+        fault = Fault(f"{kind} {moment}", process=process)
+        assert faults.statuses(start(workdir, fault, num_processes=2)) == [0, 0]
+        assert json.loads((workdir / "summary.json").read_text())["best"]

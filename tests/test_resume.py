@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from batchgrow.config import make_experiment
 from batchgrow.run.folder import FolderError
 from batchgrow.train import Outcome, train
-from experiments import faults
+from experiments import faults, struck
 
 NUM_UPDATES = 36  # of the faults' config: 27 of batch size 16, then 9 of 32
 
@@ -39,7 +39,7 @@ def run(workdir: pathlib.Path, stop: Stop | None = None, **fields: Any) -> Outco
       stop: what `watch` does and when.
       fields: of `config.run`.
     """
-    config = faults.get_config()
+    config = struck.get_config()
     config.run.update({"tensorboard": False, "progress": False, **fields})
     seen = 0
 

@@ -20,6 +20,7 @@ from jax.experimental import multihost_utils
 
 from batchgrow.run import s3
 from batchgrow.run.agreement import all_agree
+from batchgrow.run.barriers import Barriers, BrokenBarrier
 from batchgrow.run.files import cannot_write, is_remote, unused
 from batchgrow.run.folder import (
     FORMAT,
@@ -112,8 +113,11 @@ class Checkpoints:
                 options=ocp.CheckpointManagerOptions(
                     preservation_policy=self._policy,
                     cleanup_tmp_directories=True,
-                    # Where a folder cannot be made, threads would wait for it for 300 s.
-                    async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
+                    async_options=ocp.AsyncOptions(
+                        # Where a folder cannot be made, threads would wait for it for 300 s.
+                        create_directories_asynchronously=False,
+                        barrier_sync_fn=Barriers(),
+                    ),
                 ),
                 item_names=("state", "notes"),
             )
@@ -332,10 +336,17 @@ def _named(folder: epath.Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise cannot_write(folder, "a checkpoint", _reason(error)) from error
+        raise cannot_write(folder, "a checkpoint", _reason(_first(error))) from error
 
 
-def _reason(error: Exception) -> str:
+def _first(error: BaseException) -> BaseException:
+    """The error that was there before barriers broke, on the process where the write failed."""
+    while isinstance(error, BrokenBarrier) and error.__context__ is not None:
+        error = error.__context__
+    return error
+
+
+def _reason(error: BaseException) -> str:
     """Returns the essential part of a message. Those of TensorStore are a page long."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
