@@ -105,6 +105,8 @@ class Engine:
     def __init__(self, experiment: Experiment, mesh: Mesh):
         self._experiment, self._mesh = experiment, mesh
         self._execution = experiment.execution
+        self._traces = experiment.cadence.trace_per_decade is not None
+        self._start: Any = None
         e, run = experiment, experiment.execution
         self.feed = make_feed(e.train_data, e.seed, run.input, run.num_workers)
         self._test_batches = EvaluationBatches(
@@ -192,6 +194,20 @@ class Engine:
         norms = executable(state, *pieces, self._on_devices())
         return {name: float(value) for name, value in norms.items()}
 
+    def trace(self, state: TrainState) -> dict[str, float]:
+        """Returns the columns of a trace, by column of a row; none if nothing is traced.
+
+        They are `distance`, the Euclidean distance of the parameters from their start;
+        `path_length`, the sum of the norms of all steps so far; `step_norm`, that of the last step;
+        and `momentum_norm`, the norm of the sum of gradients A, for optimizers that have one.
+        """
+        if not self._traces:
+            return {}
+        if self._start is None:
+            self._start = layouts.replicate(self._create_state().params, self._mesh)
+            self._measure = jax.jit(step.trace)
+        return {k: float(v) for k, v in self._measure(state, self._start).items()}
+
     def prepare(self, batch_size: int, upcoming: Sequence[int]) -> None:
         """Compiles what is needed next, in the background, and drops what is no longer needed.
 
@@ -243,7 +259,9 @@ class Engine:
         example = jax.tree.map(lambda x: np.zeros((1, *x.shape), x.dtype), e.train_data.example)
         averages = e.average_epochs is not None
         optimizer = e.optimizer_at(e.plan.recipe.batch_size)
-        return step.create_state(e.task, optimizer, example, e.seed, averages=averages)
+        return step.create_state(
+            e.task, optimizer, example, e.seed, averages=averages, traces=self._traces
+        )
 
     def _default_microbatch_size(self) -> float:
         """The default of `max_microbatch_size`; inf where memory decides."""

@@ -1,5 +1,6 @@
 """An experiment: everything that a run needs, as plain values (see `config.make_experiment`)."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -8,7 +9,7 @@ from typing import Any
 import optax
 
 from batchgrow.data.datasets import Dataset
-from batchgrow.plan import Plan
+from batchgrow.plan import Plan, Segment
 from batchgrow.tasks import Task
 
 MAX_EXAMPLES = 2**32  # The most examples of a run: a stream position is a uint32 on the device.
@@ -36,17 +37,44 @@ class Cadence:
       evaluate: examples between two evaluations.
       checkpoint: examples between two checkpoints.
       noise: examples between two measurements of the gradient noise.
+      trace_per_decade: how many rows follow each other while the updates since the start of a
+        segment grow tenfold. These rows are evenly spaced in the logarithm of the updates, and all
+        rows then have the columns of a trace (see `Engine.trace`). None for no trace.
     """
 
     log: int
     evaluate: int
     checkpoint: int
     noise: int = MAX_EXAMPLES
+    trace_per_decade: int | None = None
 
-    def next_stop(self, examples_seen: int) -> int:
-        """Returns the first position beyond this one at which something is due."""
+    def next_stop(self, examples_seen: int, segment: Segment) -> int:
+        """Returns the first position beyond this one at which something is due.
+
+        Args:
+          examples_seen: a position in the segment.
+          segment: the current segment.
+        """
         every = (self.log, self.evaluate, self.checkpoint, self.noise)
-        return min((examples_seen // interval + 1) * interval for interval in every)
+        stops = [(examples_seen // interval + 1) * interval for interval in every]
+        return min(*stops, self.next_trace(examples_seen, segment))
+
+    def next_trace(self, examples_seen: int, segment: Segment) -> int:
+        """Returns the first position beyond this one of a row of the trace.
+
+        It is after 1, 10^(1/k), 10^(2/k), ... updates of the segment, rounded, where k is
+        `trace_per_decade`.
+
+        Args:
+          examples_seen, segment: as in `next_stop`.
+        """
+        if self.trace_per_decade is None:
+            return MAX_EXAMPLES
+        done = (examples_seen - segment.start_examples) // segment.batch_size
+        index = int(self.trace_per_decade * math.log10(max(done, 1)))
+        while (updates := round(10 ** (index / self.trace_per_decade))) <= done:
+            index += 1
+        return segment.start_examples + updates * segment.batch_size
 
 
 @dataclass(frozen=True)
@@ -93,6 +121,8 @@ class Execution:
       compile_ahead: whether the next batch size compiles while the current one trains.
       compilation_cache_dir: "" for JAX's own setting, else ~/.cache/batchgrow/xla.
       keep_checkpoints: how many of the last checkpoints to keep; the best is kept too.
+      keep_traced: whether the checkpoints of the rows of a trace and of the ends of segments are
+        written, and kept too.
       stop_at_growth: whether to stop before each growth, to continue on more devices.
       tensorboard: whether to write an event file.
       progress: whether to show progress.
@@ -107,6 +137,7 @@ class Execution:
     compile_ahead: bool = True
     compilation_cache_dir: str = ""
     keep_checkpoints: int = 2
+    keep_traced: bool = False
     stop_at_growth: bool = False
     tensorboard: bool = True
     progress: bool = True

@@ -29,6 +29,8 @@ class TrainState:
       average: the exponential average of the parameters that is evaluated; None without one.
       sums: the training metrics summed since the last row of the log, float32 scalars. They are
         part of the state so that a resumed run writes the same rows.
+      path: {"length", "last"}, float32 scalars: the sum of the norms of all steps, and the norm of
+        the last step; None if they are not traced.
     """
 
     params: Any
@@ -36,6 +38,7 @@ class TrainState:
     opt_state: Any
     average: Any
     sums: Sums
+    path: Any = None
 
     @property
     def evaluated(self) -> Mapping[str, Any]:
@@ -51,12 +54,14 @@ def create_state(
     seed: int,
     *,
     averages: bool = False,
+    traces: bool = False,
 ) -> TrainState:
     """Returns the initial state: parameters drawn from `seed`, accumulators at zero.
 
     Args:
       example: a batch of one example.
       averages: whether to keep an exponential average of the parameters.
+      traces: whether to keep the length of the path.
     """
 
     def init(key: jax.Array) -> tuple[dict[str, Any], Any]:
@@ -71,7 +76,8 @@ def create_state(
     params = variables.pop("params")
     sums = {name: jnp.zeros((), jnp.float32) for name in ("count", "loss", *metrics)}
     average = jax.tree.map(jnp.copy, params) if averages else None
-    return TrainState(params, variables, optimizer.init(params), average, sums)
+    path = {name: jnp.zeros((), jnp.float32) for name in ("length", "last")} if traces else None
+    return TrainState(params, variables, optimizer.init(params), average, sums, path)
 
 
 def example_keys(seed: int, positions: jax.Array) -> jax.Array:
@@ -140,7 +146,11 @@ def update(
     average = state.average
     if average_decay is not None:
         average = optax.incremental_update(params, average, 1 - average_decay)
-    return TrainState(params, model_state, opt_state, average, _add(state.sums, sums))
+    path = state.path
+    if path is not None:
+        last = learning_rate * optax.global_norm(direction)
+        path = {"length": path["length"] + last, "last": last}
+    return TrainState(params, model_state, opt_state, average, _add(state.sums, sums), path)
 
 
 def updates(
@@ -193,6 +203,23 @@ def evaluate(
     outputs = task.loss(variables, batch["examples"], None, train=False)
     sums = _sums(outputs.losses, outputs.metrics, batch["mask"])
     return lax.psum(sums, axis_name) if axis_name is not None else sums
+
+
+def trace(state: TrainState, start: Any) -> Sums:
+    """Returns the columns of a trace (see `Engine.trace`), float32 scalars.
+
+    Args:
+      state: a state that has a path.
+      start: the parameters before the first update.
+    """
+    difference = jax.tree.map(jnp.subtract, state.params, start)
+    found = {
+        "distance": optax.global_norm(difference),
+        "path_length": state.path["length"],
+        "step_norm": state.path["last"],
+    }
+    sums = [part for _, part in optax.tree_utils.tree_get_all_with_path(state.opt_state, "trace")]
+    return found | ({"momentum_norm": optax.global_norm(sums)} if sums else {})
 
 
 def _sums(losses: jax.Array, metrics: Mapping[str, jax.Array], mask: jax.Array) -> Sums:

@@ -6,7 +6,7 @@ import os
 import re
 import select
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -37,17 +37,37 @@ class _OrNone(flags.ArgumentParser):
         return self._parser.flag_type()
 
 
+for _kind, _parser in (
+    (float, flags.FloatParser()),
+    (int, flags.IntegerParser()),
+    (str, flags.ArgumentParser()),
+):
+    config_flags.register_flag_parser_for_type(_kind, _OrNone(_parser))
+
+
 def config_flag() -> flags.FlagHolder:
     """The --config flag: `configs/NAME.py:VARIANT`, with --config.FIELD=VALUE beside it."""
-    for kind, parser in (
-        (float, flags.FloatParser()),
-        (int, flags.IntegerParser()),
-        (str, flags.ArgumentParser()),
-    ):
-        config_flags.register_flag_parser_for_type(kind, _OrNone(parser))
     holder = config_flags.DEFINE_config_file("config", None, "configs/NAME.py:VARIANT")
     flags.mark_flag_as_required("config")
     return holder
+
+
+def config_of(file: str, overrides: Sequence[str] = ()) -> Any:
+    """Returns the config of `--config=FILE` with `--config.FIELD=VALUE` arguments after it.
+
+    Raises:
+      ValueError: for a file, a variant, a field or a value that is wrong, in one line.
+      OSError: if there is no such file.
+    """
+    argv, values = ["", f"--config={file}", *overrides], flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+    try:
+        values(argv)
+    except Exception as error:  # a config file may raise anything
+        raise ValueError(_one_line(error, argv)) from error
+    config: Any = values["config"].value
+    config.lock()  # Raises if there is no such file.
+    return config
 
 
 def run(main: Callable[[list[str]], int], *, positional: bool = False) -> None:
@@ -89,10 +109,15 @@ def one_line_errors(statuses: Mapping[type[Exception], int] | None = None) -> It
         sys.exit(complain(_one_line(error, sys.argv), BAD_INPUT if missing else 1))
 
 
-def parse(argv: list[str], positional: bool = False) -> list[str]:
+def parse(argv: list[str], positional: bool = False, fields: bool = False) -> list[str]:
     """Parses the flags; returns the arguments that are not flags. A wrong flag exits with 2.
 
     The folder of the config file can be imported from, by the file and by `module:name` fields.
+
+    Args:
+      argv: the program and its arguments.
+      positional: whether there may be arguments that are not flags.
+      fields: whether `--config.FIELD` arguments are returned as they are.
     """
     for config in _config_files(argv):
         folder = os.path.dirname(os.path.abspath(config))
@@ -103,14 +128,25 @@ def parse(argv: list[str], positional: bool = False) -> list[str]:
             for flag in defined:
                 flags.FLAGS.register_key_flag_for_module(argv[0], flag)
     try:
-        rest = flags.FLAGS(argv)[1:]
+        rest = flags.FLAGS(argv, known_only=fields)[1:]
     except SystemExit:  # --help, which absl ends with status 1
         sys.exit(0)
     except BrokenPipeError:  # --help
         sys.exit(BROKEN_PIPE if _nobody_reads() else 1)
     except Exception as error:  # a config file may raise anything
         sys.exit(complain(_one_line(error, argv), BAD_INPUT))
-    if rest and not positional:
+    for argument in rest if fields else ():
+        if re.match(r"--?(no)?config\.", argument) and "=" not in argument:
+            wrong: Exception | str = f"{argument}: give its value after an equals sign"
+        elif re.match(r"--?config\.", argument):
+            continue
+        elif argument.startswith("-"):
+            name = argument.lstrip("-").partition("=")[0]
+            wrong = _one_line(flags.UnrecognizedFlagError(name), argv)
+        else:
+            wrong = f"unexpected argument {argument!r}; flags begin with --"
+        sys.exit(complain(wrong, BAD_INPUT))
+    if rest and not positional and not fields:
         sys.exit(complain(f"unexpected argument {rest[0]!r}; flags begin with --", BAD_INPUT))
     return rest
 

@@ -18,6 +18,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -59,11 +60,18 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", None, "With --coordinator_addre
 _TIMEOUT = flags.DEFINE_integer("initialization_timeout", 300, "Seconds to wait for each other.")
 
 
-def launch(main: Callable[[list[str]], int]) -> None:
-    """Parses flags, connects the processes, runs `main` and exits with the status it returns."""
+def launch(
+    main: Callable[[list[str]], int], *, positional: bool = False, fields: bool = False
+) -> None:
+    """Parses flags, connects the processes, runs `main` and exits with the status it returns.
+
+    Args:
+      main: gets the arguments that are not flags.
+      positional, fields: as in `cli.parse`.
+    """
     app.call_after_init(connect)  # absl turns on Python's fault handler in between
     with _leaving(), cli.one_line_errors({NonFiniteLoss: DIVERGED}):
-        app.run(main, flags_parser=_parse)
+        app.run(main, flags_parser=partial(_parse, positional=positional, fields=fields))
 
 
 def train_config(config: ConfigDict, workdir: str) -> int:
@@ -112,8 +120,8 @@ def experiment_of(config: ConfigDict) -> Experiment:
     return experiment
 
 
-def _parse(argv: list[str]) -> list[str]:
-    rest = cli.parse(argv)
+def _parse(argv: list[str], positional: bool, fields: bool) -> list[str]:
+    rest = cli.parse(argv, positional, fields)
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
         # Orbax logs every step of a save, and a traceback where we print one line.

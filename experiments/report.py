@@ -15,6 +15,8 @@ from batchgrow.report import page
 from experiments import cli
 
 _OUT = flags.DEFINE_string("out", "", "Folder for index.html, report.json and figures/.")
+_X = flags.DEFINE_string("x", None, "A field: the axis of the figure of a sweep.")
+_Y = flags.DEFINE_string("y", None, "A column of the rows: what that figure shows.")
 _JSON = flags.DEFINE_bool("json", False, "Print the facts as JSON instead of a table.")
 
 
@@ -23,7 +25,7 @@ def main(folders: list[str]) -> int:
     if not folders or not _OUT.value:
         raise ValueError("give run folders and a folder for the report: RUN [RUN ...] --out=DIR")
     runs = [report.read_run(path) for path in report.find_runs(folders)]
-    facts = report.write_report(runs, _OUT.value)
+    facts = report.write_report(runs, _OUT.value, x=_X.value, y=_Y.value)
     if _JSON.value:
         print(page.as_json(facts), end="")
     else:

@@ -1,90 +1,82 @@
-"""A grid of plans, seeds and optimizers, with a report at the end: resumable, cell by cell.
+"""A grid over any fields, plans and seeds, with a report at the end: resumable, cell by cell.
 
-    python -m experiments.sweep --config=configs/cifar10.py --variants=hybrid --workdir=runs/sweep
+    python -m experiments.sweep --config=configs/mnist.py --workdir=runs/sweep --seeds=3 \\
+        --config.recipe.learning_rate=0.05,0.1,0.2 --config.recipe.batch_size=32,128 \\
+        --x=recipe.learning_rate --y=test_loss
 
+Fields with several values, separated by commas, span the grid; a field with one value is set in
+every cell. A value that holds commas itself, as a tuple, is in parentheses:
+--config.recipe.boundaries_epochs=(3,6),(4,8). All cells are checked before the first one runs.
 Cells that are finished are skipped and an interrupted one is resumed, so the same command may be
-started again at any time. A cell is in WORKDIR/VARIANT/OPTIMIZER/SEED. --config.FIELD=VALUE sets a
-field of every cell. Without --variants the grid has the one variant of --config.
+started again at any time. A cell is in WORKDIR/VARIANT/FIELD=VALUE/.../SEED.
+
+The report has a figure of --y, a column of the rows, against the field --x: the mean over seeds,
+with a band of its 95% confidence interval and a line for each value of the other fields.
 """
 
 import json
 import os
 import pathlib
-import runpy
 
 import jax
 from absl import flags
-from ml_collections import config_flags
 
 from batchgrow.experiment import Experiment
 from batchgrow.report import find_runs, read_run, text, write_report
-from experiments import cli
+from experiments import grid
 from experiments.launch import experiment_of, launch, run_cells
 
-_CONFIG = cli.config_flag()
+_CONFIG = flags.DEFINE_string("config", None, "configs/NAME.py:VARIANT", required=True)
 _VARIANTS = flags.DEFINE_list("variants", [], "Variants, each as after the colon of --config.")
 _SIZE = flags.DEFINE_string("size", "", "Added to each variant after a comma, such as small.")
-_SEEDS = flags.DEFINE_integer("seeds", 5, "How many, from --first_seed on.")
-_FIRST_SEED = flags.DEFINE_integer("first_seed", 0, "The first seed.")
-_OPTIMIZERS = flags.DEFINE_list("optimizers", [], "Names; none for the config's own.")
+_SEEDS = flags.DEFINE_integer("seeds", 5, "How many, from 0 on; or --config.seed=3,4.", 1)
 _WORKDIR = flags.DEFINE_string("workdir", "", "Folder for the cells and the report.")
+_X = flags.DEFINE_string("x", None, "The field on the figure's axis; by default one that varies.")
+_Y = flags.DEFINE_string("y", None, "What the figure shows; by default the first test metric.")
 
 PAPER = pathlib.Path(__file__).parent / "paper.json"
 
 
-def main(_: list[str]) -> int:
+def main(arguments: list[str]) -> int:
     """Runs the cells that are missing, then writes and prints the report."""
     if not _WORKDIR.value:
         raise ValueError("--workdir is needed; --help has an example")
-    status = run_cells(cells())
+    status = run_cells(cells(arguments))
     if status or jax.process_index() != 0:
         return status
     runs = [read_run(folder) for folder in find_runs([_WORKDIR.value])]
     out = os.path.join(_WORKDIR.value, "report")
-    print(text(write_report(runs, out, paper_of(_config_file()))))
+    print(text(write_report(runs, out, paper_of(_file()), x=_X.value, y=_Y.value)))
     print(f"report: {os.path.join(out, 'index.html')}")
     return 0
 
 
-def cells() -> list[tuple[Experiment, str]]:
-    """The experiment and the folder of every cell: seeds outermost, so that plans fill up alike.
+def cells(arguments: list[str]) -> list[tuple[Experiment, str]]:
+    """The experiment and the folder of every cell.
+
+    Args:
+      arguments: `--config.FIELD=VALUES`.
 
     Raises:
-      ValueError: for a config file, a variant, an optimizer or a field that is wrong.
+      ValueError: for a config file, a variant, a field or a value that is wrong.
     """
-    overrides = config_flags.get_override_values(flags.FLAGS["config"])
-    get_config = runpy.run_path(_config_file())["get_config"]
-    grid = []
-    for seed in range(_FIRST_SEED.value, _FIRST_SEED.value + _SEEDS.value):
-        for variant in _VARIANTS.value or [_CONFIG.value.variant]:
-            for optimizer in _OPTIMIZERS.value or [None]:
-                text = f"{variant},{_SIZE.value}".rstrip(",")
-                try:
-                    config = get_config(text) if text else get_config()
-                except TypeError as error:
-                    raise ValueError(
-                        f"--variants: get_config of {_config_file()} does not take {text!r} "
-                        f"({error}); give it an argument `variant`"
-                    ) from error
-                with config.ignore_type():
-                    config.update_from_flattened_dict(overrides)
-                config.seed = seed
-                config.optimizer.name = optimizer or config.optimizer.name
-                cell = (config.variant, config.optimizer.name, str(seed))
-                for name in cell:
-                    if name in (".", "..") or os.sep in name:
-                        raise ValueError(
-                            f"--variants, --optimizers: {name!r} cannot name the folder of a cell; "
-                            f"use a name without {os.sep}"
-                        )
-                folder = os.path.join(_WORKDIR.value, *filter(None, cell))
-                grid.append((experiment_of(config.lock()), folder))
-    return grid
+    variants = _VARIANTS.value or [_CONFIG.value.partition(":")[2]]
+    chosen = [f"{variant},{_SIZE.value}".strip(",") for variant in variants]
+    files = [f"{_file()}:{variant}" if variant else _file() for variant in chosen]
+    seeds = range(_SEEDS.value)
+    if any(argument.lstrip("-").startswith("config.seed=") for argument in arguments):
+        if flags.FLAGS["seeds"].present:
+            raise ValueError("--seeds and --config.seed say the same; give one of them")
+        seeds = None
+    return [
+        (experiment_of(cell.config), os.path.join(_WORKDIR.value, cell.folder))
+        for cell in grid.cells(files, arguments, seeds)
+    ]
 
 
-def _config_file() -> str:
+def _file() -> str:
     """The path of --config, without a variant."""
-    return config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]
+    return _CONFIG.value.partition(":")[0]
 
 
 def paper_of(config: str) -> dict[str, dict]:
@@ -94,4 +86,4 @@ def paper_of(config: str) -> dict[str, dict]:
 
 
 if __name__ == "__main__":
-    launch(main)
+    launch(main, fields=True)

@@ -273,6 +273,30 @@ def test_a_variant_that_is_no_folder_name_is_refused_by_a_sweep(command, tmp_pat
     assert not (tmp_path / "runs").exists() and not (tmp_path / "outside").exists()
 
 
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (["--config.recipe.learning_rate=0.1,-1"], "recipe.learning_rate -1.0 must be"),
+        (["--config.recipe.batch_size=16,many"], "many"),
+        (["--config.recipe.batch_sise=16,32"], "batch_sise: no such config field; the nearest is"),
+        (["--config.recipe.factor=0.2,"], "a value is empty"),
+        (["--config.seed=1,2", "--seeds=2"], "--seeds and --config.seed say the same"),
+        (
+            ["--config.recipe.factor", "0.2"],
+            "factor: give its value after an equals sign",
+        ),
+        (["--sedes=2"], "--sedes is not a flag; the nearest is --seeds"),
+        (["more"], "unexpected argument 'more'"),
+        (["--variants=growing"], "unknown variant 'growing'; choose decaying_lr, hybrid"),
+    ],
+)
+def test_a_wrong_sweep_is_one_line_before_anything_runs(command, tmp_path, flags, complaint):
+    done = command("sweep", "--config=configs/digits.py", f"--workdir={tmp_path}/runs", *flags)
+    assert (done.status, done.err.count("\n")) == (2, 1), done.err
+    assert complaint in done.err
+    assert not (tmp_path / "runs").exists()
+
+
 def test_the_list_of_commands(command):
     done = command("__main__")
     assert "python -m experiments.plan " in done.out and "python -m experiments.digits " in done.out

@@ -314,7 +314,11 @@ def make_cadence(config: ConfigDict, num_examples: int, noise: NoiseProbe | None
         "checkpoint": config.run.checkpoint_every_epochs,
     }
     every = {name: max(1, round(value * num_examples)) for name, value in epochs.items()}
-    return Cadence(**every, noise=noise.every if noise else MAX_EXAMPLES)
+    return Cadence(
+        **every,
+        noise=noise.every if noise else MAX_EXAMPLES,
+        trace_per_decade=config.trace.per_decade,
+    )
 
 
 def make_execution(run: ConfigDict) -> Execution:

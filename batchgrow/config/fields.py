@@ -6,7 +6,7 @@ of your own have fields of their own beside these.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from typing import Any, NamedTuple
 
@@ -34,12 +34,14 @@ class Kind:
       description: the text for messages, such as "a whole number, 1 or more".
       accepts: whether a value is allowed.
       choices: whether the description is a list of words.
+      holds_commas: whether a value, as text, may hold commas.
     """
 
     type: type
     description: str
     accepts: Callable[[Any], bool]
     choices: bool = False
+    holds_commas: bool = False
 
 
 class Field(NamedTuple):
@@ -105,16 +107,22 @@ def numbers(kind: Kind) -> Kind:
         tuple,
         f"a tuple, each entry {kind.description}",
         lambda v: isinstance(v, tuple | list) and all(map(kind.accepts, v)),
+        holds_commas=True,
     )
 
 
 def maybe(kind: Kind) -> Kind:
     """This or None."""
-    accepts = kind.accepts
-    return Kind(kind.type, f"{kind.description}, or None", lambda v: v is None or accepts(v))
+    return replace(
+        kind,
+        description=f"{kind.description}, or None",
+        accepts=lambda v: v is None or kind.accepts(v),
+        choices=False,
+    )
 
 
 TEXT = Kind(str, "a text", lambda v: isinstance(v, str))
+NAMES = Kind(str, "names with commas between", lambda v: isinstance(v, str), holds_commas=True)
 FLAG = Kind(bool, "True or False", lambda v: isinstance(v, bool))
 POSITIVE = number(above=0, most=1e30)
 NOT_NEGATIVE = number(least=0, most=1e30)
@@ -139,8 +147,8 @@ FIELDS = (
     Field(
         "data.test_share", None, maybe(number(above=0, below=1)), "share of one split to test on"
     ),
-    Field("data.columns", None, maybe(TEXT), 'arrays to read, "img,label"; None: the task\'s'),
-    Field("data.target", None, maybe(TEXT), 'columns of a csv to predict, "price,area"'),
+    Field("data.columns", None, maybe(NAMES), 'arrays to read, "img,label"; None: the task\'s'),
+    Field("data.target", None, maybe(NAMES), 'columns of a csv to predict, "price,area"'),
     Field(
         "data.image_size", None, maybe(whole(1, 2**14)), "side in pixels; None: all have one size"
     ),
@@ -209,6 +217,7 @@ FIELDS = (
     Field("noise.num_pieces", 8, whole(2, 2**20), "pieces of one measurement"),
     Field("noise.horizon_epochs", 1.0, POSITIVE, "time constant of the averages"),
     Field("noise.by_layer", False, FLAG, "measure the noise of each layer too"),
+    Field("trace.per_decade", None, maybe(whole(1, 100)), "rows per tenfold updates; None: none"),
     Field("log_every_epochs", 1.0, POSITIVE, "epochs between two rows of metrics.jsonl"),
     Field("evaluate_every_epochs", 1.0, POSITIVE, "epochs between two evaluations"),
     Field("run.data_dir", "", TEXT, 'folder of tensorflow_datasets; "": $TFDS_DATA_DIR'),
@@ -224,11 +233,12 @@ FIELDS = (
     Field(
         "run.keep_checkpoints", 2, whole(1, 10_000), "how many of the last; the best is kept too"
     ),
+    Field("run.keep_traced", False, FLAG, "keep checkpoints of traced rows and of segment ends"),
     Field("run.stop_at_growth", False, FLAG, "exit before the next growth, for more devices"),
     Field("run.tensorboard", True, FLAG, "whether to write an event file"),
     Field("run.progress", True, FLAG, "whether to show progress"),
 )
-SECTIONS = ("task", "data", "model", "optimizer", "recipe", "plan", "noise", "run")
+SECTIONS = ("task", "data", "model", "optimizer", "recipe", "plan", "noise", "trace", "run")
 
 
 def base_config() -> Any:
@@ -243,6 +253,17 @@ def base_config() -> Any:
         (config[section] if section else config)[name] = value
     config.recipe.learning_rates = ConfigDict()  # initial, by optimizer
     return config
+
+
+def holds_commas(name: str, value: Any) -> bool:
+    """Returns whether a value of this field may hold commas where it is written as text.
+
+    Args:
+      name: the dotted name of the field.
+      value: a value of it, for fields that are not declared here.
+    """
+    declared = [field.kind.holds_commas for field in FIELDS if field.name == name]
+    return declared[0] if declared else isinstance(value, tuple | list)
 
 
 def check(config: Any) -> None:

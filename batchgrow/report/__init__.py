@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from etils import epath
 
-from batchgrow.report import figures, page, wording
+from batchgrow.report import figures, page, swept, wording
 from batchgrow.report.facts import Facts, Paper, facts, families_of, text
 from batchgrow.report.folders import Metric, Run, find_runs, read_run
 from batchgrow.report.runs import PlanGroup, group_by_plan, paired_difference, summarize
@@ -29,13 +29,26 @@ __all__ = [
 ]
 
 
-def write_report(runs: Sequence[Run], out_dir: str, paper: Paper | None = None) -> Facts:
+def write_report(
+    runs: Sequence[Run],
+    out_dir: str,
+    paper: Paper | None = None,
+    *,
+    x: str | None = None,
+    y: str | None = None,
+) -> Facts:
     """Writes index.html, report.json and figures (PNG, SVG) into `out_dir`; returns the facts.
 
+    Args:
+      runs: the runs.
+      out_dir: a folder, which is created.
+      paper: the paper's numbers.
+      x, y: the field and the column of the figure of a sweep (see `swept.swept`).
+
     Raises:
-      ValueError: if no run has logged anything, or a number of the paper is out of its range.
+      ValueError: if no run has logged anything, or a number of the paper, x or y is wrong.
     """
-    found = facts(runs, paper)
+    found = facts(runs, paper, x=x, y=y)
     out = epath.Path(out_dir)
     (out / "figures").mkdir(parents=True, exist_ok=True)
     families = families_of(group_by_plan(runs))
@@ -43,8 +56,10 @@ def write_report(runs: Sequence[Run], out_dir: str, paper: Paper | None = None) 
     drawings = []
     for number, (family, comparison) in enumerate(zip(families, found["comparisons"], strict=True)):
         prefix = f"{number + 1}_" if len(families) > 1 else ""
-        panels = figures.panels(family, lines)
-        _write_figure(out, f"{prefix}overview", figures.draw(*panels[:4], columns=2))
+        panels = []
+        if len(family) <= figures.MAX_LINES:
+            panels = figures.panels(family, lines)
+            _write_figure(out, f"{prefix}overview", figures.draw(*panels[:4], columns=2))
         seconds = {plan["plan"]: plan["seconds"] for plan in comparison["plans"] if plan["seconds"]}
         if seconds:
             panels.append(figures.time_panel(seconds))
@@ -56,8 +71,14 @@ def write_report(runs: Sequence[Run], out_dir: str, paper: Paper | None = None) 
                 panel.title, figures.inline_svg(svg, prefix + panel.name), alternative
             )
         drawings.append(drawn)
+    grid = None
+    if found["sweep"]:
+        panel = swept.panel(found["sweep"])
+        svg = _write_figure(out, panel.name, figures.draw(panel))
+        alternative = swept.alternative_text(found["sweep"])
+        grid = page.Drawing(panel.title, figures.inline_svg(svg, panel.name), alternative)
     (out / "report.json").write_text(page.as_json(found))
-    (out / "index.html").write_text(page.html_page(found, drawings, out_dir))
+    (out / "index.html").write_text(page.html_page(found, drawings, grid, out_dir))
     return found
 
 

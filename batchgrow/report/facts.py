@@ -13,6 +13,7 @@ import numpy as np
 from batchgrow.report import wording
 from batchgrow.report.folders import NOISE_SCALE, Run
 from batchgrow.report.runs import PlanGroup, group_by_plan, paired_differences, summarize
+from batchgrow.report.swept import swept
 from batchgrow.text_table import WIDTH, text_table
 
 Facts = dict[str, Any]
@@ -26,11 +27,22 @@ NOISE_TOLERANCE, NOISE_SHARE, NOISE_FLOOR = 0.05, 0.95, 1e-3
 NOISE_GRID = 8  # places between two samples of the noise scale
 
 
-def facts(runs: Sequence[Run], paper: Paper | None = None) -> Facts:
+def facts(
+    runs: Sequence[Run],
+    paper: Paper | None = None,
+    *,
+    x: str | None = None,
+    y: str | None = None,
+) -> Facts:
     """Returns everything that the report says, as plain JSON types. Percentages are fractions.
 
+    Args:
+      runs: the runs.
+      paper: the paper's numbers.
+      x, y: the field and the column of the figure of a sweep (see `swept.swept`).
+
     Raises:
-      ValueError: if no run has logged anything, or a number of the paper is out of its range.
+      ValueError: if no run has logged anything, or a number of the paper, x or y is wrong.
     """
     if not any(run.rows for run in runs):
         raise ValueError(
@@ -41,6 +53,7 @@ def facts(runs: Sequence[Run], paper: Paper | None = None) -> Facts:
     families = families_of(groups)
     return {
         "comparisons": [_comparison(family, paper or {}) for family in families],
+        "sweep": swept(groups, x, y),
         "runs": [_run_facts(group, run) for group in groups for run in group.runs],
     }
 

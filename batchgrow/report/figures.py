@@ -10,6 +10,7 @@ import functools
 import io
 import itertools
 import re
+import textwrap
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -57,6 +58,7 @@ WIDTH, HEIGHT = 5.2, 3.7  # inches
 # Plans of smooth curves grow many times; more lines than this would cover the figure.
 MAX_BOUNDARIES = 12
 MAX_POINTS = 2000  # of a curve
+MAX_LINES = 12  # plans of one figure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -401,11 +403,11 @@ def time_panel(seconds: dict[str, dict[str, float]]) -> Panel:
     """Stacked bars. seconds: plan -> timer -> seconds."""
 
     def draw_bars(axes: Axes) -> None:
-        labels = list(seconds)
+        labels = [textwrap.fill(label, 28) for label in seconds]
         left = np.zeros(len(labels))
         timers = dict.fromkeys(timer for by_timer in seconds.values() for timer in by_timer)
         for index, timer in enumerate(timers):
-            width = np.array([seconds[label].get(timer, 0.0) for label in labels])
+            width = np.array([by_timer.get(timer, 0.0) for by_timer in seconds.values()])
             colour = PALETTE[index % len(PALETTE)]
             axes.barh(labels, width, left=left, color=colour, height=0.6, label=timer)
             left += width

@@ -27,11 +27,15 @@ def as_json(facts: Facts) -> str:
     return json.dumps(facts, indent=1, allow_nan=False) + "\n"
 
 
-def html_page(facts: Facts, drawings: Sequence[Mapping[str, Drawing]], out_dir: str) -> str:
+def html_page(
+    facts: Facts, drawings: Sequence[Mapping[str, Drawing]], sweep: Drawing | None, out_dir: str
+) -> str:
     """drawings: for each comparison, name -> Drawing in the order of the page."""
     comparisons = facts["comparisons"]
     names = dict.fromkeys(comparison["setting"].split(",")[0] for comparison in comparisons)
     body = [_opening(facts)]
+    if sweep is not None:
+        body += ["<h2>The sweep</h2>", f'<div class="figures">{_figure(sweep)}</div>', SWEEP]
     for number, (comparison, drawn) in enumerate(zip(comparisons, drawings, strict=True)):
         if len(comparisons) > 1:
             body.append(f'<h2 id="comparison{number}">{_escape(comparison["setting"])}</h2>')
@@ -78,8 +82,7 @@ def _comparison(comparison: Facts, drawn: Mapping[str, Drawing], level: str) -> 
         _paper_table(comparison["paper"], comparison["metric"]),
         f"<{level}>Plans and curves</{level}>",
         f'<div class="figures">{"".join(map(_figure, curves))}</div>',
-        '<p class="soft">Each line is the median over seeds, and its band reaches from the lowest '
-        "to the highest seed. Dotted lines mark the starts of segments.</p>",
+        CURVES if curves else MANY,
         f"<{level}>The segments of each plan</{level}>",
         _segments_table(comparison["plans"]),
         f'<p class="soft">{NOISE.get(_noise(comparison["plans"]) or "", "")}</p>',
@@ -90,6 +93,16 @@ def _comparison(comparison: Facts, drawn: Mapping[str, Drawing], level: str) -> 
     return "\n".join(parts)
 
 
+CURVES = (
+    '<p class="soft">Each line is the median over seeds, and its band reaches from the lowest '
+    "to the highest seed. Dotted lines mark the starts of segments.</p>"
+)
+MANY = '<p class="soft">There are too many plans for one figure; report fewer run folders.</p>'
+SWEEP = (
+    '<p class="soft">Each point is the mean over seeds; a band is the 95% t-interval of the mean. '
+    "A line joins runs that differ in nothing else but the seed. Runs that diverged are left "
+    "out.</p>"
+)
 NOISE = {
     "noise_scale": "Noise scale = learning rate × training examples / (batch size × "
     "(1 − momentum)). Plans with the same noise scale over the epochs are expected to train "
@@ -120,7 +133,8 @@ def _paired_table(paired: Sequence[Facts], metric: Facts) -> str:
     heading = f"<h3>Differences in {_escape(wording.test(metric))} between runs of one seed</h3>"
     note = (
         '<p class="soft">The mean over the common seeds with its 95% t-interval. The intervals are '
-        "not corrected for the number of pairs.</p>"
+        "not corrected for the number of pairs. Of many plans, each is compared with the best "
+        "one.</p>"
     )
     return heading + _table(("Pair", "Mean difference"), rows, wide=(1,), cards=True) + note
 

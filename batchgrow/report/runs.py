@@ -16,6 +16,7 @@ from batchgrow.run.folder import flatten
 # Top-level fields of a config that may differ between two samples of one plan: `run` says how a
 # run is executed and does not change its trajectory.
 IGNORED_FIELDS = ("seed", "run")
+MANY_PLANS = 7  # of more, not every pair is compared
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,10 +95,10 @@ def group_by_plan(runs: Sequence[Run]) -> list[PlanGroup]:
     """
     members: dict[str, list[Run]] = {}
     for run in runs:
-        members.setdefault(json.dumps(_identity(run.config), sort_keys=True), []).append(run)
+        members.setdefault(json.dumps(identity(run.config), sort_keys=True), []).append(run)
     groups = [
         PlanGroup(
-            _label(runs_of_plan[0], [other[0] for other in members.values()]),
+            label_of(runs_of_plan[0], [other[0] for other in members.values()]),
             tuple(sorted(runs_of_plan, key=lambda run: (run.seed, run.path))),
         )
         for runs_of_plan in members.values()
@@ -105,12 +106,19 @@ def group_by_plan(runs: Sequence[Run]) -> list[PlanGroup]:
     return sorted(groups, key=lambda group: (-group.num_updates, group.label))
 
 
-def _identity(config: dict[str, Any]) -> dict[str, Any]:
-    """The fields that the trajectory depends on, except for the seed, by dotted name."""
+def identity(config: dict[str, Any]) -> dict[str, Any]:
+    """Returns the fields that the trajectory depends on, except for the seed, by dotted name."""
     return flatten({key: value for key, value in config.items() if key not in IGNORED_FIELDS})
 
 
-def _label(run: Run, others: Sequence[Run]) -> str:
+def label_of(run: Run, others: Sequence[Run], besides: str = "") -> str:
+    """Returns the variant of a run, with the fields that tell it from other runs of that variant.
+
+    Args:
+      run: the run.
+      others: the runs to tell it from.
+      besides: a field that is left out.
+    """
     namesakes = [other for other in others if other.variant == run.variant]
     words = [run.variant]
     # Experiments and optimizers differ in many fields; their names are enough.
@@ -119,9 +127,14 @@ def _label(run: Run, others: Sequence[Run]) -> str:
         if any(getattr(other, key) != name for other in namesakes):
             words.append(name)
             namesakes = [other for other in namesakes if getattr(other, key) == name]
-    own, rest = _identity(run.config), [_identity(other.config) for other in namesakes]
+    own, rest = identity(run.config), [identity(other.config) for other in namesakes]
     different = [key for key in own if any(other.get(key) != own[key] for other in rest)]
-    words += [f"{key}={own[key]}" for key in different]
+    different = [key for key in different if key != besides]
+    short = {key: key.rpartition(".")[2] for key in different}
+    named = [*short.values()]
+    words += [
+        f"{key if named.count(short[key]) > 1 else short[key]}={own[key]}" for key in different
+    ]
     return " ".join(filter(None, words)) or run.experiment
 
 
@@ -143,17 +156,30 @@ def paired_difference(first: PlanGroup, second: PlanGroup) -> PairedDifference |
     differences = [theirs[seed] - ours[seed] for seed in sorted(ours.keys() & theirs.keys())]
     if not differences:
         return None
-    n, mean = len(differences), statistics.fmean(differences)
+    return PairedDifference(len(differences), *interval(differences))
+
+
+def interval(values: Sequence[float]) -> tuple[float, float | None, float | None]:
+    """Returns the mean and the ends of its 95% t-interval, None for one value."""
+    n, mean = len(values), statistics.fmean(values)
     if n == 1:
-        return PairedDifference(n, mean, None, None)
-    half = special.stdtrit(n - 1, 0.975) * statistics.stdev(differences) / math.sqrt(n)
-    return PairedDifference(n, mean, mean - half, mean + half)
+        return mean, None, None
+    half = float(special.stdtrit(n - 1, 0.975)) * statistics.stdev(values) / math.sqrt(n)
+    return mean, mean - half, mean + half
 
 
 def paired_differences(
     groups: Sequence[PlanGroup],
 ) -> list[tuple[PlanGroup, PlanGroup, PairedDifference]]:
-    """Every pair of plans that share finished seeds."""
-    pairs = itertools.combinations(groups, 2)
+    """Every pair of plans that share finished seeds; of many plans, the pairs with the best one.
+
+    The best of more than `MANY_PLANS` plans is the one with the best mean of the test metric.
+    """
+    pairs = list(itertools.combinations(groups, 2))
+    tested = [group for group in groups if group.tests]
+    if len(groups) > MANY_PLANS and tested:
+        sign = 1 if tested[0].metric.better == "higher" else -1
+        best = max(tested, key=lambda group: sign * statistics.fmean(group.tests.values()))
+        pairs = [(best, group) for group in groups if group is not best]
     found = ((first, second, paired_difference(first, second)) for first, second in pairs)
     return [(first, second, paired) for first, second, paired in found if paired is not None]

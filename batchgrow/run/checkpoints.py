@@ -42,24 +42,26 @@ EXIT_SECONDS = 15.0  # for a checkpoint that is being written when an error ends
 
 @dataclass(frozen=True)
 class LastAndBest(ocp.checkpoint_managers.PreservationPolicy):
-    """Keeps the last checkpoints, and the best one.
+    """Keeps the last checkpoints, the best one, and those that are to be kept.
 
     Attributes:
       keep: how many of the last ones.
       better: whether lower or higher scores are better.
       scores: the scores of the evaluated checkpoints, by `examples_seen`.
+      kept: the checkpoints that are never removed, by `examples_seen`.
     """
 
     keep: int
     better: Literal["lower", "higher"]
     scores: dict[int, float] = field(default_factory=dict)
+    kept: set[int] = field(default_factory=set)
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
         """For each checkpoint, oldest first, whether to keep it."""
         steps = [checkpoint.step for checkpoint in checkpoints]
         # The last of equal scores. Without any score, this is the last checkpoint.
         best = max(steps, key=lambda step: (self._rank(step), step))
-        return [step in steps[-self.keep :] or step == best for step in steps]
+        return [step in {*steps[-self.keep :], best, *self.kept} for step in steps]
 
     def _rank(self, step: int) -> float:
         score = self.scores.get(step, math.nan)
@@ -134,7 +136,14 @@ class Checkpoints:
         closing.start()
         closing.join(EXIT_SECONDS)
 
-    def save(self, examples_seen: int, state: Any, notes: Notes, score: float | None) -> None:
+    def save(
+        self,
+        examples_seen: int,
+        state: Any,
+        notes: Notes,
+        score: float | None,
+        is_kept: bool = False,
+    ) -> None:
         """Copies the state off the device, then writes it in the background.
 
         Args:
@@ -142,6 +151,7 @@ class Checkpoints:
           state: a pytree of arrays; every process passes its own copy.
           notes: JSON that is restored with the state.
           score: the metric measured at this position, or None.
+          is_kept: whether this checkpoint is never removed.
 
         Raises:
           OSError: if this or an earlier checkpoint could not be written.
@@ -154,12 +164,15 @@ class Checkpoints:
             del scores[gone]
         if score is not None:
             scores[examples_seen] = score
+        if is_kept:
+            self._policy.kept.add(examples_seen)
         body = {
             "format": FORMAT,
             "examples_seen": examples_seen,
             "notes": notes,
             "config": self._config,
             "scores": scores,
+            "kept": sorted(self._policy.kept),
         }
         text = json.dumps(body)
         sealed = {"text": text, "crc32": zlib.crc32(text.encode())}
@@ -191,6 +204,7 @@ class Checkpoints:
             for bad, reason in damaged.items():
                 self._set_aside(bad, reason)
             self._policy.scores.update({int(k): v for k, v in body["scores"].items()})
+            self._policy.kept.update(body.get("kept", ()))
             return step, state, body["notes"]
         if damaged:
             raise FolderError(
@@ -200,13 +214,17 @@ class Checkpoints:
             )
         return None
 
+    def positions(self) -> list[int]:
+        """Returns the positions of the checkpoints, in order."""
+        return sorted(self._manager.all_steps())
+
     def read(self, examples_seen: int, like: State) -> tuple[State, Notes]:
         """Returns the state and the notes of one checkpoint.
 
         Raises:
           FolderError: if it is missing or damaged, or belongs to another config or version.
         """
-        steps = sorted(self._manager.all_steps())
+        steps = self.positions()
         if examples_seen not in steps:
             raise FolderError(
                 f"{self._folder} has no checkpoint at {examples_seen} examples; it has "

@@ -87,6 +87,8 @@ class Run:
         self._log: RunLog | None = None
         self._has_begun = False
         self._save_soon = False
+        self._keeps = False
+        self._traced: dict[str, float] = {}
         with ExitStack() as stack:
             self._folder = stack.enter_context(claim(workdir, is_writer=self._is_writer))
             check_shared(self._folder)
@@ -217,7 +219,7 @@ class Run:
         """
         points = self._plan.segment_points(self.history, self.examples_seen)
         while self.examples_seen < segment.end_examples:
-            stop = self._experiment.cadence.next_stop(self.examples_seen)
+            stop = self._experiment.cadence.next_stop(self.examples_seen, segment)
             count = min(most, -(-(stop - self.examples_seen) // segment.batch_size))
             yield list(islice(points, count))
 
@@ -236,13 +238,17 @@ class Run:
         cadence = self._experiment.cadence
         if self._has_passed(cadence.noise):
             self._measure_noise(engine, state)
+        traced = cadence.next_trace(self._before, self.history[-1]) <= self.examples_seen
         # A row never mixes two batch sizes.
-        row = self.current is None or self._has_passed(cadence.log, cadence.evaluate)
+        row = self.current is None or traced or self._has_passed(cadence.log, cadence.evaluate)
+        self._keeps = self._experiment.execution.keep_traced and (traced or self.current is None)
         if row:
+            self._traced = engine.trace(state)
             self.measured = self._experiment.task.summarize(_sums(state)) | self._noise.columns()
         at_end = self._is_at_end()
         evaluation = at_end or self._has_passed(cadence.evaluate)
-        checkpoint = at_end or self._save_soon or self._has_passed(cadence.checkpoint)
+        soon = self._save_soon or self._keeps
+        checkpoint = at_end or soon or self._has_passed(cadence.checkpoint)
         self._save_soon = False
         return Due(evaluation, row, checkpoint)
 
@@ -299,6 +305,7 @@ class Run:
             **{f"train_{name}": value for name, value in metrics.items()},
             **test,
             **noise,
+            **self._traced,
             "examples_per_second": float(state.sums["count"]) / max(seconds, 1e-9),
             "input_share": waited_for_input / max(seconds, 1e-9),
             "wall_seconds": self._clock.total(),
@@ -353,7 +360,7 @@ class Run:
                 "log": self._log.mark() if self._log is not None else None,
             }
             score = test.get(f"test_{self._experiment.task.metrics[0].name}")
-            self._checkpoints.save(self.examples_seen, state, notes, score)
+            self._checkpoints.save(self.examples_seen, state, notes, score, self._keeps)
 
     def stop(self, outcome: Outcome) -> Outcome:
         """Returns the outcome when every checkpoint is on disk."""

@@ -1,0 +1,193 @@
+"""A column of the runs against a field of their configs: the figure of a sweep. No jax."""
+
+import difflib
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, NullFormatter
+
+from batchgrow.report import figures
+from batchgrow.report.runs import PlanGroup, identity, interval, label_of
+from batchgrow.run.folder import flatten
+
+Facts = dict[str, Any]
+OF_SUMMARY = ("num_updates", "wall_seconds", "compile_seconds")  # columns beside those of the rows
+MOST_PLACES = 9  # values of x that each have a tick
+MOST_MARKS = 24  # points of a line that are marked
+LOG_FACTOR = 8  # axes whose values differ by more are logarithmic
+
+
+def swept(groups: Sequence[PlanGroup], x: str | None = None, y: str | None = None) -> Facts | None:
+    """Returns the points of the figure, as plain JSON; None if there are none.
+
+    Args:
+      groups: the runs.
+      x: a field by its dotted name; None: the one with the most values among those that differ
+        between runs of one variant.
+      y: a column of the last row of a run, or one of `OF_SUMMARY`; None: the first test metric.
+
+    Returns:
+      `{"x", "y", "percent", "lines": [{"label", "points": [{"x", "n", "mean", "low", "high"}]}]}`.
+      A line has the runs that differ in x (and the seed) only; low and high are the 95% t-interval
+      of the mean over seeds, None for one seed.
+
+    Raises:
+      ValueError: for a field or a column that no run has.
+    """
+    x = _known_field(groups, x) if x else _widest(groups)
+    if x is None:
+        if y is None:
+            return None
+        raise ValueError(f"--y={y}: no field has several values in these runs; give --x")
+    y = _known_column(groups, y or f"test_{groups[0].metric.name}")
+    lines: dict[str, list[PlanGroup]] = {}
+    for group in groups:
+        if x in flatten(group.runs[0].config):
+            lines.setdefault(json.dumps(_rest(group, x), sort_keys=True), []).append(group)
+    firsts = [line[0].runs[0] for line in lines.values()]
+    found = [
+        {"label": label_of(line[0].runs[0], firsts, besides=x), "points": _points(line, x, y)}
+        for line in lines.values()
+    ]
+    found = [line for line in found if line["points"]]
+    if not found:
+        return None
+    return {
+        "x": x,
+        "y": y,
+        "percent": y.endswith(groups[0].metric.name) and groups[0].metric.percent,
+        "lines": found,
+    }
+
+
+def _points(groups: Sequence[PlanGroup], x: str, y: str) -> list[Facts]:
+    places = [flatten(group.runs[0].config)[x] for group in groups]
+    values = [[*_values(group, y).values()] for group in groups]
+    return points_of([pair for pair in zip(places, values, strict=True) if pair[1]])
+
+
+def points_of(samples: Sequence[tuple[Any, Sequence[float]]]) -> list[Facts]:
+    """Returns `{"x", "n", "mean", "low", "high"}` of each `(x, values)`, ordered by x."""
+    points = []
+    for place, values in samples:
+        mean, low, high = interval(values)
+        points.append({"x": place, "n": len(values), "mean": mean, "low": low, "high": high})
+    if all(_is_number(point["x"]) for point in points):
+        points.sort(key=lambda point: point["x"])
+    return points
+
+
+def _values(group: PlanGroup, column: str) -> dict[int, float]:
+    """seed -> value, of the finished runs."""
+    if column in OF_SUMMARY:
+        return {run.seed: run.summary[column] for run in group.finished if run.summary}
+    return group.finals(column)
+
+
+def _rest(group: PlanGroup, x: str) -> dict[str, Any]:
+    return {name: value for name, value in identity(group.runs[0].config).items() if name != x}
+
+
+def _widest(groups: Sequence[PlanGroup]) -> str | None:
+    """The field with the most values among groups of one variant; None if none has two."""
+    values: dict[tuple[str, str, str], set[str]] = {}
+    for group in groups:
+        for name, value in identity(group.runs[0].config).items():
+            key = (group.runs[0].experiment, group.variant, name)
+            values.setdefault(key, set()).add(json.dumps(value))
+    counts = {name: len(found) for (_, _, name), found in values.items() if len(found) > 1}
+    return max(counts, key=lambda name: counts[name], default=None)
+
+
+def _known_field(groups: Sequence[PlanGroup], x: str) -> str:
+    known = dict.fromkeys(name for group in groups for name in identity(group.runs[0].config))
+    if x not in known:
+        raise ValueError(f"--x={x}: no such config field{_nearest(x, known)}")
+    return x
+
+
+def _known_column(groups: Sequence[PlanGroup], y: str) -> str:
+    summaries = [run.summary for group in groups for run in group.finished if run.summary]
+    known = dict.fromkeys(name for summary in summaries for name in summary["final"])
+    if known and y not in (*known, *OF_SUMMARY):
+        raise ValueError(f"--y={y}: choose {', '.join((*known, *OF_SUMMARY))}")
+    return y
+
+
+def _nearest(name: str, known: Mapping[str, Any]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; the nearest is {near[0]!r}" if near else ""
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def panel(found: Facts) -> figures.Panel:
+    """The figure: a line with a band of its interval for each entry of `lines`.
+
+    Args:
+      found: as `swept` returns it. A "title" replaces the one made of x and y; a line with
+        "is_reference" is drawn thin, without points.
+    """
+    title = found.get("title") or f"{_words(found['y']).capitalize()} by {_words(found['x'])}"
+    return figures.Panel("sweep", title, functools.partial(_draw, found=found))
+
+
+def _draw(axes: Axes, found: Facts) -> None:
+    lines = found["lines"]
+    places = list(dict.fromkeys(point["x"] for line in lines for point in line["points"]))
+    numeric = all(map(_is_number, places))
+    at = {place: place if numeric else index for index, place in enumerate(places)}
+    for index, line in enumerate(lines):
+        points = line["points"]
+        xs = [at[point["x"]] for point in points]
+        colour = figures.PALETTE[index % len(figures.PALETTE)]
+        style = figures.LINES[index // len(figures.PALETTE) % len(figures.LINES)]
+        look: dict[str, Any] = {"color": colour, "linestyle": style, "linewidth": 2.0}
+        if len(points) <= MOST_MARKS:
+            look |= {"marker": "o", "markersize": 5}
+        if line.get("is_reference"):
+            look = {"color": figures.INK, "linestyle": "--", "linewidth": 1.2}
+        axes.plot(xs, [p["mean"] for p in points], label=line["label"], **look)
+        low = [p["mean"] if p["low"] is None else p["low"] for p in points]
+        high = [p["mean"] if p["high"] is None else p["high"] for p in points]
+        axes.fill_between(xs, low, high, color=colour, alpha=0.18, linewidth=0)
+    if not numeric:
+        axes.xaxis.set_major_locator(FixedLocator(list(at.values())))
+        axes.xaxis.set_major_formatter(FixedFormatter([str(place) for place in places]))
+    elif _is_wide(places):
+        axes.set_xscale("log")
+        if len(places) <= MOST_PLACES:
+            axes.xaxis.set_major_locator(FixedLocator(places))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    means = [point["mean"] for line in lines for point in line["points"]]
+    if found["percent"]:
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}%"))
+    elif _is_wide(means):
+        axes.set_yscale("log")
+    axes.set(xlabel=_words(found["x"]), ylabel=_words(found["y"]))
+    if len(lines) > 1:
+        axes.legend(fontsize=9)
+
+
+def _is_wide(values: Sequence[float]) -> bool:
+    return bool(values) and 0 < min(values) and max(values) > LOG_FACTOR * min(values)
+
+
+def _words(column: str) -> str:
+    """A column in words; a field as it is."""
+    return column if "." in column else column.replace("_", " ")
+
+
+def alternative_text(found: Facts) -> str:
+    """The text alternative of the figure, with its numbers."""
+    said = [
+        f"{line['label']}: " + ", ".join(f"{p['mean']:.4g} at {p['x']}" for p in line["points"])
+        for line in found["lines"]
+    ]
+    return f"{_words(found['y']).capitalize()} against {found['x']}. {'; '.join(said)}."

@@ -1,0 +1,19 @@
+"""The laboratory: claims about batch size, learning rate and generalization, each measured.
+
+    python -m experiments.lab NAME --workdir=runs/lab
+
+Each experiment is a file here that defines `STUDY`, a `study.Study`. `study.py` runs all of them.
+"""
+
+# The order of docs/laboratory.md.
+EXPERIMENTS = (
+    "update_time",
+    "fixed_rate",
+    "constant_noise",
+    "optimal_batch",
+    "sharp_minima",
+    "diffusion",
+    "train_longer",
+    "accumulation",
+    "annealing",
+)

@@ -1,0 +1,67 @@
+"""An experiment of the laboratory: a claim about batch sizes, measured and recorded.
+
+    python -m experiments.lab fixed_rate --workdir=runs/lab
+    python -m experiments.lab --page      # docs/laboratory.md from the recorded results
+
+Without a name it lists the experiments. Runs that are finished are skipped and an interrupted one
+is resumed, so the same command may be started again at any time. The runs of an experiment are in
+WORKDIR/NAME; its result and its figure are WORKDIR/results/NAME.json and .png. With --record both
+are also written to experiments/results/lab and docs/laboratory.
+"""
+
+import pathlib
+import shutil
+
+import jax
+from absl import flags
+from etils import epath
+
+from batchgrow.run import environment
+from batchgrow.text_table import text_table
+from experiments.lab import EXPERIMENTS, page, study
+from experiments.launch import experiment_of, launch, run_cells
+
+_WORKDIR = flags.DEFINE_string("workdir", "", "Folder for the runs and the result.")
+_SEEDS = flags.DEFINE_integer("seeds", None, "How many seeds; by default the experiment's.", 1)
+_RECORD = flags.DEFINE_bool("record", False, "Also write the result into this repository.")
+_PAGE = flags.DEFINE_bool("page", False, "Only write docs/laboratory.md from recorded results.")
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def main(names: list[str]) -> int:
+    """Runs what is missing of the experiments, then writes and prints their results."""
+    if _PAGE.value:
+        (ROOT / "docs/laboratory.md").write_text(page.page(ROOT / "experiments/results/lab"))
+        return 0
+    if not names:
+        print("\n".join(f"{name:<16} {study.find_study(name).claim}" for name in EXPERIMENTS))
+        return 0
+    if not _WORKDIR.value:
+        raise ValueError("--workdir is needed; --help has an example")
+    studies = {name: study.find_study(name) for name in names}
+    for name, found in studies.items():
+        status = _run(name, found)
+        if status:
+            return status
+    return 0
+
+
+def _run(name: str, found: study.Study) -> int:
+    folder = epath.Path(_WORKDIR.value)
+    grid = list(study.cells(found, str(folder / name), _SEEDS.value))
+    status = run_cells([(experiment_of(cell.config), cell.folder) for cell in grid])
+    if status or jax.process_index() != 0:
+        return status
+    result = study.record(name, found, study.trials_of(found, grid), environment.command())
+    study.write(result, folder / "results")
+    print(f"{result['claim']}\n\n{text_table(study.table(result))}\n\n{result['finding']}")
+    if _RECORD.value:
+        for ending, place in {"json": "experiments/results/lab", "png": "docs/laboratory"}.items():
+            (ROOT / place).mkdir(parents=True, exist_ok=True)
+            shutil.copy(folder / f"results/{name}.{ending}", ROOT / place)
+    return 0
+
+
+if __name__ == "__main__":
+    launch(main, positional=True)

@@ -1,0 +1,190 @@
+"""The best batch size against learning rate, training set size and momentum."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from experiments.lab.setups import part_of_mnist, small_mnist, updates_of
+from experiments.lab.study import (
+    Arm,
+    Number,
+    Study,
+    Trial,
+    Verdict,
+    chart,
+    line,
+    measured_line,
+    reference,
+    values_of,
+)
+
+BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+NUM_UPDATES = 2000
+BASE = {"rate": 0.25, "examples": 1000, "momentum": 0.0}
+# Each axis changes one of them; the best batch should be proportional to `PREDICTED` of it.
+AXES: dict[str, tuple[float, ...]] = {
+    "rate": (0.125, 0.25, 0.5, 1.0),
+    "examples": (500, 1000, 2000, 4000),
+    "momentum": (0.0, 0.5, 0.75),
+}
+PREDICTED = {
+    "rate": lambda rate: rate,
+    "examples": lambda examples: examples,
+    "momentum": lambda momentum: 1 / (1 - momentum),
+}
+NAMES = {"rate": "lr", "examples": "N", "momentum": "1/(1-m)"}
+METRIC = "test_loss"
+RESAMPLES = 400
+
+
+def config() -> Any:
+    made = small_mnist(features=(100,))
+    made.task.mean = made.task.std = None  # pixels from 0 to 1
+    made.optimizer.name = "momentum"
+    return made
+
+
+def settings() -> list[dict[str, float]]:
+    """The base and every value of every axis, each once."""
+    made = [BASE | {axis: value} for axis, values in AXES.items() for value in values]
+    return [setting for index, setting in enumerate(made) if setting not in made[:index]]
+
+
+def arms() -> list[Arm]:
+    made = []
+    for setting in settings():
+        for batch in BATCHES:
+            part = config()
+            part_of_mnist(part, int(setting["examples"]))
+            changes = {
+                "data.train_split": part.data.train_split,
+                "data.num_train_examples": part.data.num_train_examples,
+                "recipe.learning_rate": setting["rate"],
+                "recipe.momentum": setting["momentum"],
+                "recipe.batch_size": batch,
+                "recipe.num_epochs": updates_of(part, NUM_UPDATES, batch),
+                "log_every_epochs": updates_of(part, NUM_UPDATES // 5, batch),
+            }
+            made.append(Arm(setting | {"batch": batch}, changes))
+    return made
+
+
+def best_batch(losses: Mapping[int, float]) -> float | None:
+    """Returns the minimum of a parabola through the lowest losses, over log2 of the batch.
+
+    It is None if the lowest loss is at the first or the last batch that did not diverge.
+
+    Args:
+      losses: batch -> mean loss.
+    """
+    batches = sorted(losses)
+    lowest = min(range(len(batches)), key=lambda i: losses[batches[i]], default=0)
+    if not 0 < lowest < len(batches) - 1:
+        return None
+    near = batches[max(0, lowest - 2) : lowest + 3]
+    a, b, _ = np.polyfit(np.log2(near), [losses[batch] for batch in near], 2)
+    return float(2 ** np.clip(-b / (2 * a), *np.log2([near[0], near[-1]]))) if a > 0 else None
+
+
+def slope_of(bests: Mapping[float, float | None], axis: str) -> float | None:
+    """The exponent of the best batch in what it should be proportional to."""
+    found = [(PREDICTED[axis](value), best) for value, best in bests.items() if best]
+    if len(found) < 3:
+        return None
+    log_x, log_best = np.log(np.array(found)).T
+    return float(np.polyfit(log_x, log_best, 1)[0])
+
+
+def judge(trials: Sequence[Trial]) -> Verdict:
+    seeds = sorted({trial.seed for trial in trials})
+    losses = {
+        (axis, value, batch): values_of(trials, METRIC, **(BASE | {axis: value, "batch": batch}))
+        for axis, values in AXES.items()
+        for value in values
+        for batch in BATCHES
+    }
+
+    def bests(axis: str, chosen: Sequence[int]) -> dict[float, float | None]:
+        found = {}
+        for value in AXES[axis]:
+            of_batch = {batch: losses[axis, value, batch] for batch in BATCHES}
+            found[value] = best_batch(
+                {
+                    batch: float(np.mean([of_seed[seed] for seed in chosen]))
+                    for batch, of_seed in of_batch.items()
+                    if all(seed in of_seed for seed in chosen)
+                }
+            )
+        return found
+
+    numbers, charts, said = [], [], []
+    rng = np.random.default_rng(0)
+    for axis in AXES:
+        slope = slope_of(bests(axis, seeds), axis)
+        resampled = [
+            slope_of(bests(axis, list(rng.choice(seeds, len(seeds)))), axis)
+            for _ in range(RESAMPLES)
+        ]
+        ends = [value for value in resampled if value is not None]
+        low, high = np.quantile(ends, (0.025, 0.975)) if slope is not None else (None, None)
+        numbers.append(
+            Number(
+                f"exponent of the best batch in {NAMES[axis]}",
+                slope,
+                low if low is None else float(low),
+                high if high is None else float(high),
+                len(seeds),
+                "1",
+                "read",
+            )
+        )
+        bounds = f" ({low:.2f} to {high:.2f})" if slope is not None else ""
+        said.append(f"{NAMES[axis]} {'unknown' if slope is None else f'{slope:.2f}'}{bounds}")
+        charts.append(_chart(trials, axis))
+    charts.append(_best_chart({axis: bests(axis, seeds) for axis in AXES}))
+    return Verdict(
+        numbers,
+        charts,
+        f"The fitted exponents of the batch with the lowest test loss are: {', '.join(said)}; "
+        "the claim is 1 for each.",
+    )
+
+
+def _chart(trials: Sequence[Trial], axis: str) -> dict[str, Any]:
+    lines = [
+        line(trials, f"{axis} {value:g}", "batch", METRIC, **(BASE | {axis: value}))
+        for value in AXES[axis]
+    ]
+    return chart(f"Test loss by batch, for each {axis}", "batch", METRIC, lines)
+
+
+def _best_chart(bests: Mapping[str, Mapping[float, float | None]]) -> dict[str, Any]:
+    lines = []
+    for axis, found in bests.items():
+        base = PREDICTED[axis](BASE[axis])
+        points = {PREDICTED[axis](value) / base: [best] for value, best in found.items() if best}
+        lines.append(measured_line(f"against {NAMES[axis]}", points))
+    start = bests["rate"][BASE["rate"]]
+    if start:
+        lines.append(reference("proportional", [(x, start * x) for x in (0.5, 1.0, 2.0, 4.0)]))
+    return chart(
+        "Best batch against what it should follow",
+        "lr, N or 1/(1-m), relative to the base",
+        "best batch",
+        lines,
+    )
+
+
+STUDY = Study(
+    claim="The best batch size is proportional to the learning rate, to the size of the training "
+    "set and to 1 / (1 - m).",
+    source="Smith & Le 2017",
+    config=config,
+    arms=arms(),
+    seeds=3,
+    judge=judge,
+    note="One hidden layer of 100 ReLUs (theirs: 800), 2,000 updates for every batch, the batch "
+    "with the lowest test loss at the end by a parabola in the logarithm of the batch. Intervals "
+    "are bootstrapped over seeds.",
+)

@@ -1,0 +1,78 @@
+"""docs/laboratory.md from the recorded results. No JAX."""
+
+import json
+import pathlib
+from typing import Any
+
+from batchgrow.report import wording
+from experiments.lab import EXPERIMENTS
+
+OPENING = """# The laboratory
+
+Claims about batch size, learning rate and generalization, from the sources behind this project.
+Each is an experiment with one command, and this page shows what it found: the claim, the finding,
+and the source's numbers beside ours. `python -m experiments.lab` lists the experiments;
+`python -m experiments.lab NAME --workdir=runs/lab` runs one. It can be stopped and started again.
+
+Bands and intervals are 95% t-intervals over seeds unless a sentence says otherwise. A number of a
+source that was not checked in the source itself is marked as unverified. Where a note says so, the
+network or the data is smaller than the source's; our number then stands beside theirs and is no
+reproduction of it. `python -m experiments.lab --page` makes this page from
+`experiments/results/lab/`.
+"""
+
+
+def page(folder: pathlib.Path) -> str:
+    """Returns the page for the results in a folder, in the order of `EXPERIMENTS`."""
+    parts = [OPENING]
+    for name in EXPERIMENTS:
+        path = folder / f"{name}.json"
+        if path.exists():
+            parts.append(_section(json.loads(path.read_text(encoding="utf-8"))))
+    return "\n".join(parts)
+
+
+def _section(result: dict[str, Any]) -> str:
+    rows = [
+        "| | source | ours | 95% interval | n |",
+        "|---|---|---|---|---|",
+        *(_row(number) for number in result["numbers"]),
+    ]
+    name = result["name"]
+    title = name.replace("_", " ").capitalize()
+    note = f"{result['note']} " if result["note"] else ""
+    return f"""## {title}
+
+**Claim** ({result["source"]}). {result["claim"]}
+
+**Finding.** {result["finding"]}
+
+![{title}](laboratory/{name}.png)
+
+{chr(10).join(rows)}
+
+{note}{_how(result)}
+"""
+
+
+def _row(number: dict[str, Any]) -> str:
+    interval = wording.EMPTY
+    if number["low"] is not None:
+        interval = f"{wording.plain(number['low'])} to {wording.plain(number['high'])}"
+    sure = f" ({number['sure']})" if number["sure"] == "unverified" else ""
+    ours = wording.EMPTY if number["ours"] is None else wording.plain(number["ours"])
+    source = (number["source"] or wording.EMPTY) + sure
+    return f"| {number['what']} | {source} | {ours} | {interval} | {number['n']} |"
+
+
+def _how(result: dict[str, Any]) -> str:
+    diverged = f", {result['num_diverged']} of which diverged" if result["num_diverged"] else ""
+    runs = result["num_runs"] + result["num_diverged"]
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    devices = result["devices"]
+    commits = ", ".join(commit[:7] for commit in result["commits"])
+    return (
+        f"`python -m experiments.lab {result['name']}`: {runs} runs{diverged}, "
+        f"{len(result['seeds'])} seeds, {wording.duration(result['wall_seconds'])} of training on "
+        f"{devices.get('count')} × {devices.get('platform')}; {versions}; commit {commits}."
+    )

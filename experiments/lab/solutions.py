@@ -1,0 +1,137 @@
+"""What is measured of the solution that a run folder holds. No flags."""
+
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+
+from batchgrow import landscape, layout
+from batchgrow.config import make_experiment
+from batchgrow.config.fields import base_config
+from batchgrow.data.datasets import InMemory
+from batchgrow.engine import Engine
+from batchgrow.experiment import Experiment
+from batchgrow.report import read_run
+from batchgrow.run.checkpoints import Checkpoints
+
+LINE = (-0.5, 1.5)  # where the line begins and ends
+
+
+def load(folder: str, position: int | None = None) -> tuple[Experiment, Any]:
+    """Returns the experiment of a run folder, and the state of a checkpoint.
+
+    Args:
+      folder: the run folder.
+      position: the examples seen at the checkpoint; None for the newest.
+
+    Raises:
+      ValueError: if the folder is no run folder, or has no such checkpoint.
+    """
+    recorded = read_run(folder).config
+    config = ConfigDict(_merged(base_config().to_dict(), recorded))
+    experiment = make_experiment(config)
+    engine = Engine(experiment, layout.make_mesh(1))
+    with (
+        engine,
+        Checkpoints(
+            epath.Path(folder).absolute(),
+            keep=1,
+            metric=experiment.task.metrics[0],
+            config=recorded,
+        ) as checkpoints,
+    ):
+        positions = checkpoints.positions()
+        if not positions:
+            raise ValueError(f"{folder}: no checkpoint here; train first")
+        state, _ = checkpoints.read(position or positions[-1], engine.state)
+        return experiment, state
+
+
+def _merged(default: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """`given` over `default`, section by section; lists become tuples."""
+    made = dict(default)
+    for name, value in given.items():
+        if isinstance(value, dict):
+            value = _merged(made.get(name) or {}, value)
+        made[name] = tuple(value) if isinstance(value, list) else value
+    return made
+
+
+def measure(
+    folder: str,
+    epsilons: list[float],
+    num_examples: int,
+    *,
+    num_steps: int = 30,
+    position: int | None = None,
+) -> dict[str, Any]:
+    """Measures the solution of a run.
+
+    Returns:
+      {"loss", "sharpness": {epsilon: value}, "eigenvalues", "weights", "distance": [[updates,
+      distance, path length], ...]}, JSON.
+
+    Raises:
+      ValueError: as `load`, or if the training set is not held in memory.
+    """
+    experiment, state = load(folder, position)
+    examples = first_examples(experiment.train_data, num_examples)
+    objective, x = landscape.objective_of(experiment.task, state.evaluated, examples)
+    found = landscape.spectrum(objective, x, num_steps) if num_steps else None
+    rows = [row for row in read_run(folder).rows if "distance" in row]
+    return {
+        "loss": float(objective.value_and_gradient(x)[0]),
+        "sharpness": {
+            f"{epsilon:g}": landscape.sharpness(objective, x, epsilon) for epsilon in epsilons
+        },
+        "eigenvalues": [] if found is None else found.eigenvalues.tolist(),
+        "weights": [] if found is None else found.weights.tolist(),
+        "distance": [[row["updates"], row["distance"], row["path_length"]] for row in rows],
+    }
+
+
+def first_examples(data: Any, num_examples: int) -> Any:
+    """The first examples of a data set as arrays.
+
+    Raises:
+      ValueError: if the data are not held in memory.
+    """
+    if not isinstance(data, InMemory):
+        raise ValueError("run.input is not 'resident': only data in memory can be measured")
+    return data.gather(np.arange(min(num_examples, data.num_examples)))
+
+
+def line_between(
+    first: str, second: str, num_examples: int, num_places: int
+) -> dict[str, list[float]]:
+    """Returns the training and the test loss along the line between two solutions.
+
+    Args:
+      first, second: run folders.
+      num_examples: of each split.
+      num_places: of the line, from -0.5 to 1.5; the solutions are at 0 and 1.
+
+    Returns:
+      {"place", "train_loss", "test_loss"}.
+
+    Raises:
+      ValueError: if the two runs have different models.
+    """
+    (experiment, start), (_, end) = load(first), load(second)
+    ends = [dict(state.evaluated) for state in (start, end)]
+    shapes = [jax.tree.map(np.shape, variables) for variables in ends]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"{first} and {second} have different models; there is no line between")
+    places = np.linspace(*LINE, num_places).tolist()
+    found = {"place": places}
+    for part, data in (("train", experiment.train_data), ("test", experiment.test_data)):
+        examples = first_examples(data, num_examples)
+
+        @jax.jit
+        def loss(variables: Any, examples: Any = examples) -> jax.Array:
+            return experiment.task.loss(variables, examples, None, train=False).losses.mean()
+
+        found[f"{part}_loss"] = landscape.along_line(loss, ends[0], ends[1], places)
+    return found

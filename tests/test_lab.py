@@ -1,0 +1,182 @@
+"""The laboratory: every experiment's grid, the engine, and what is recorded."""
+
+import json
+import math
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from etils import epath
+
+from batchgrow.config import check_layouts, make_experiment, make_plan
+from batchgrow.data.prepared import is_prepared
+from batchgrow.report import Run
+from batchgrow.train import train
+from configs import mnist
+from experiments.lab import EXPERIMENTS, diffusion, optimal_batch, page, setups, study
+
+ROOT = pathlib.Path(__file__).parents[1]
+needs_mnist = pytest.mark.skipif(
+    not is_prepared("mnist"), reason="mnist is not prepared; set TFDS_DATA_DIR"
+)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_arm_has_a_plan_and_a_folder_of_its_own(name):
+    found = study.find_study(name)
+    cells = list(study.cells(found, "runs", seeds=1))
+    assert len({cell.folder for cell in cells}) == len(cells) == len(found.arms) > 1
+    for cell in cells:
+        plan = make_plan(cell.config, cell.config.data.num_train_examples)
+        check_layouts(plan, 1, cell.config)
+        assert plan.num_updates > 4
+    lines = len((ROOT / f"experiments/lab/{name}.py").read_text().splitlines())
+    assert lines < 200, "an experiment is a config and a page of code"
+
+
+def test_an_unknown_experiment_names_the_known():
+    with pytest.raises(ValueError, match="no experiment 'growth'; choose update_time"):
+        study.find_study("growth")
+
+
+def a_run(**final: float) -> Run:
+    summary = {"final": final, "wall_seconds": 1.0, "versions": {}, "devices": {}, "commit": "c"}
+    return Run("", {}, {}, {"metrics": []}, (), summary)
+
+
+def test_exponents_of_the_best_batch_in_closed_form():
+    """A loss with its minimum at a batch proportional to lr N / (1 - m)."""
+    trials = []
+    for arm in optimal_batch.arms():
+        label = arm.labels
+        best = 0.032 * label["rate"] * label["examples"] / (1 - label["momentum"])
+        for seed in range(3):
+            loss = 0.1 + 0.01 * math.log2(label["batch"] / best) ** 2 + 1e-6 * seed
+            trials.append(study.Trial(label, seed, a_run(test_loss=loss), {}))
+    verdict = optimal_batch.judge(trials)
+    for number in verdict.numbers:
+        assert number.ours == pytest.approx(1, abs=1e-6)
+        assert number.low <= number.ours + 1e-9 and number.ours - 1e-9 <= number.high
+    # A run that diverged is left out of its point.
+    without = [
+        trial._replace(run=None) if trial.labels["batch"] == 1 else trial for trial in trials
+    ]
+    assert optimal_batch.judge(without).numbers[0].ours == pytest.approx(1, abs=1e-6)
+
+
+def test_no_best_batch_at_the_edge():
+    assert optimal_batch.best_batch({1: 0.1, 2: 0.2, 4: 0.3}) is None
+    assert optimal_batch.best_batch({1: 0.3, 2: 0.2, 4: 0.3}) == pytest.approx(2)
+    assert optimal_batch.best_batch({}) is None
+
+
+def test_fits_of_the_diffusion_tell_a_logarithm_from_a_power():
+    updates = np.array([10, 20, 50, 100, 200, 500, 1000])
+    of_log, of_power, _ = diffusion.fits(updates, 2 + 3 * np.log(updates))
+    assert of_log == pytest.approx(1) and of_power < 0.999
+    of_log, of_power, power = diffusion.fits(updates, 2 * updates**0.4)
+    assert of_power == pytest.approx(1) and of_log < 0.99 and power == pytest.approx(0.4)
+
+
+def a_study() -> study.Study:
+    """Two batches of the digits."""
+
+    def config():
+        made = setups.digits_recipe()
+        made.recipe.num_epochs = 0.3
+        made.recipe.boundaries_epochs = ()
+        made.model.channels = 2
+        made.run.num_devices = 1
+        return made
+
+    def judge(trials):
+        losses = {batch: study.values_of(trials, "test_loss", batch=batch) for batch in (16, 32)}
+        return study.Verdict(
+            [study.paired("difference", losses[16], losses[32], source="0.1", sure="read")],
+            [
+                study.chart(
+                    "Loss", "batch", "test_loss", [study.line(trials, "a", "batch", "test_loss")]
+                )
+            ],
+            "A finding.",
+        )
+
+    arms = [study.Arm({"batch": batch}, {"recipe.batch_size": batch}) for batch in (16, 32)]
+    return study.Study(
+        "A claim.", "a source", config, arms, 2, judge, lambda folder: {"it": folder}
+    )
+
+
+def test_from_a_study_to_its_record_and_page(tmp_path):
+    found = a_study()
+    cells = list(study.cells(found, str(tmp_path / "runs")))
+    for cell in cells[:-1]:  # The last one is as one that diverged.
+        train(make_experiment(cell.config), cell.folder)
+    trials = study.trials_of(found, cells)
+    assert [trial.run is None for trial in trials] == [False, False, False, True]
+    assert trials[1].measured == {"it": f"{tmp_path}/runs/batch=32/0"}
+    result = study.record("a", found, trials, "python -m experiments.lab a")
+    assert (result["num_runs"], result["num_diverged"], result["seeds"]) == (3, 1, [0, 1])
+    assert result["numbers"][0]["n"] == 1
+    assert [point["n"] for point in result["charts"][0]["lines"][0]["points"]] == [2, 1]
+    assert result["arms"][1]["changes"] == {"recipe.batch_size": 32}
+    study.write(result, epath.Path(tmp_path / "results"))
+    assert json.loads((tmp_path / "results/a.json").read_text())["claim"] == "A claim."
+    assert (tmp_path / "results/a.png").stat().st_size > 10_000
+    (tmp_path / "results/a.json").rename(tmp_path / "results/fixed_rate.json")
+    text = page.page(tmp_path / "results")
+    assert "**Finding.** A finding." in text and "| difference | 0.1 |" in text
+    assert "4 runs, 1 of which diverged, 2 seeds" in text
+
+
+def test_the_page_is_made_from_the_recorded_results():
+    recorded = ROOT / "experiments/results/lab"
+    assert (ROOT / "docs/laboratory.md").read_text() == page.page(recorded)
+    for path in recorded.glob("*.json"):
+        result = json.loads(path.read_text())
+        assert path.stem in EXPERIMENTS
+        assert result["commits"] and result["versions"]["jax"] and result["seeds"]
+        assert (ROOT / f"docs/laboratory/{path.stem}.png").exists()
+
+
+def test_the_command_lists_and_refuses_in_one_line():
+    def command(*flags):
+        line = [sys.executable, "-m", "experiments.lab", *flags]
+        env = os.environ | {"JAX_PLATFORMS": "nonexistent"}
+        return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, env=env)
+
+    listed = command()
+    assert listed.returncode == 0, listed.stderr
+    assert [row.split()[0] for row in listed.stdout.splitlines()] == list(EXPERIMENTS)
+    wrong = command("growth", "--workdir=x")
+    assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)
+    assert wrong.stderr.startswith("error: no experiment 'growth'")
+
+
+@needs_mnist
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", mnist.VARIANTS)
+def test_mnist_learns_from_a_part_of_it(variant, tmp_path):
+    config = mnist.get_config(variant)
+    setups.part_of_mnist(config, 2560)
+    config.recipe.num_epochs = 2.0
+    config.model.features = (32,)
+    config.run.tensorboard = config.run.progress = False
+    train(make_experiment(config), str(tmp_path))
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["final"]["test_accuracy"] > 0.75
+
+
+@needs_mnist
+def test_mnist_trains_with_a_batch_of_one(tmp_path):
+    config = setups.small_mnist(50, features=(8,))
+    config.recipe.batch_size = 1
+    config.recipe.num_epochs = 1.0
+    config.recipe.learning_rate = 0.001
+    config.run.num_devices = 1
+    config.run.tensorboard = config.run.progress = False
+    train(make_experiment(config), str(tmp_path))
+    assert json.loads((tmp_path / "summary.json").read_text())["num_updates"] == 50
