@@ -117,7 +117,7 @@ def sharpness(
       seed: of the random start.
     """
     centre = np.asarray(x, np.float64)
-    radius = epsilon * (np.abs(centre) + 1)
+    radius: Any = epsilon * (np.abs(centre) + 1)
     best = at_solution = float(objective.value_and_gradient(x)[0])
 
     def negative(y: np.ndarray) -> tuple[float, np.ndarray]:

@@ -25,8 +25,8 @@ def swept(groups: Sequence[PlanGroup], x: str | None = None, y: str | None = Non
 
     Args:
       groups: the runs.
-      x: a field by its dotted name; None: the one with the most values among those that differ
-        between runs of one variant.
+      x: a field by its dotted name; None: the one with the most values among the numeric fields
+        that differ between runs of one variant.
       y: a column of the last row of a run, or one of `OF_SUMMARY`; None: the first test metric.
 
     Returns:
@@ -92,12 +92,13 @@ def _rest(group: PlanGroup, x: str) -> dict[str, Any]:
 
 
 def _widest(groups: Sequence[PlanGroup]) -> str | None:
-    """The field with the most values among groups of one variant; None if none has two."""
-    values: dict[tuple[str, str, str], set[str]] = {}
+    """The numeric field with the most values among groups of one variant; None if none has two."""
+    values: dict[tuple[str, str, str], set[float]] = {}
     for group in groups:
         for name, value in identity(group.runs[0].config).items():
             key = (group.runs[0].experiment, group.variant, name)
-            values.setdefault(key, set()).add(json.dumps(value))
+            if _is_number(value):
+                values.setdefault(key, set()).add(value)
     counts = {name: len(found) for (_, _, name), found in values.items() if len(found) > 1}
     return max(counts, key=lambda name: counts[name], default=None)
 

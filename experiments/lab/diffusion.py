@@ -1,6 +1,5 @@
 """The distance from the start against the number of updates, at a high constant rate."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,14 +25,13 @@ def arms() -> list[Arm]:
             {"batch": batch, "rate": rate},
             {
                 "recipe.batch_size": batch,
-                "recipe.learning_rate": RATE
-                * (math.sqrt(batch / BATCHES[0]) if rate == "sqrt" else 1),
+                "recipe.learning_rate": RATE * (batch / BATCHES[0]) ** power,
                 "recipe.num_epochs": updates_of(config(), NUM_UPDATES, batch),
                 "log_every_epochs": 1e6,
             },
         )
         for batch in BATCHES
-        for rate in ("fixed", "sqrt")
+        for rate, power in (("fixed", 0.0), ("sqrt", 0.5))
         if rate == "fixed" or batch > BATCHES[0]
     ]
 

@@ -132,7 +132,7 @@ STUDY = Study(
     judge=judge,
     measure=measure,
     note="10,240 examples of MNIST (theirs: 60,000), Adam, 15 epochs for every arm, batches of 128 "
-    "and of a tenth of the training set (theirs: 256 and a tenth); batch norm over the whole batch, "
-    "over 128 for the growing one. Sharpness on 2,000 training examples in evaluation mode, L-BFGS-B from a random point of "
-    "the box.",
+    "and of a tenth of the training set (theirs: 256 and a tenth); batch norm over the whole "
+    "batch, over 128 for the growing one. Sharpness on 2,000 training examples in evaluation mode, "
+    "L-BFGS-B from a random point of the box.",
 )

@@ -65,10 +65,8 @@ def arms() -> list[Arm]:
         rung("+ ghost", LARGE, SMALL, high, 1),
         rung("+ longer", LARGE, SMALL, high, multiple),
     ]
-    ghosts = [rung(f"ghost {ghost}", LARGE, ghost, high, 1) for ghost in GHOSTS]
-    return ladder + [
-        arm for arm in ghosts if arm.labels["step"] not in (f"ghost {SMALL}", f"ghost {LARGE}")
-    ]
+    others = [ghost for ghost in GHOSTS if ghost not in (SMALL, LARGE)]
+    return ladder + [rung(f"ghost {ghost}", LARGE, ghost, high, 1) for ghost in others]
 
 
 def judge(trials: Sequence[Trial]) -> Verdict:
