@@ -55,14 +55,15 @@ CUT_JSON = "cut JSON of a finished run"
 SECOND = "hold at an update"  # and a second run on the folder meanwhile
 CHANGED = (struck.CHANGED_CONFIG, struck.CHANGED_DATA)
 REFUSALS = (SECOND, *CHANGED)
-# Of two processes. The first is paused and then asked to stop; both must refuse the others.
-PAUSE = "pause at an update"
+# Of two processes. One is paused and then asked to stop; both must refuse the others.
+PAUSES = {"pause at an update": PREEMPTED, "pause before the summary": FINISHED}
 PAIR_REFUSALS = (struck.DIFFERS, struck.LOCAL)
 # At the end of a run, in this order.
 LAST = (
     "full disk in the last checkpoint write",
     "kill before the summary",
     "SIGTERM before the summary",
+    "pause before the summary",
 )
 JSON_FILES = ("config.json", "plan.json", "summary.json")
 

@@ -14,6 +14,7 @@ Exit statuses:
 import contextlib
 import faulthandler
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -22,6 +23,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import orbax.checkpoint as ocp
 from absl import app, flags, logging
 
 from batchgrow.config import ConfigDict, make_experiment
@@ -144,11 +146,27 @@ def _leaving() -> Iterator[None]:
             # JAX lets a process leave when all the others do; one that fails alone cannot wait.
             # Nor for threads of Orbax, which wait for minutes where a write has failed.
             _after(GRACE_SECONDS, lambda: os._exit(status))
-        elif status in GO_ON and not jax.distributed.is_initialized():
+        elif jax.distributed.is_initialized():
+            _disconnect()
+        elif status in GO_ON:
             # Everything is written. Python would wait for a compilation under way, which may take
             # longer than whoever sent the signal.
             sys.stdout.flush()
             os._exit(status)
+
+
+def _disconnect() -> None:
+    """Leaves the other processes when all of them are ready to.
+
+    JAX's preemption service passes a SIGTERM on within a second and then waits for an answer of
+    every process, for minutes. One that has left does not answer, so none leaves before the others
+    have ended too, and then a SIGTERM has nothing to stop.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    meet = ocp.multihost.get_barrier_sync_fn()
+    meet(key="batchgrow/end", timeout_ms=1000 * _TIMEOUT.value)
+    jax.distributed.shutdown()
 
 
 def _unraisablehook(unraisable: Any) -> None:

@@ -38,9 +38,10 @@ _BOTH = (
 )
 KINDS = {
     1: (*_BOTH, *faults.REFUSALS),
-    2: (*_BOTH, faults.PAUSE, *faults.CHANGED, *faults.PAIR_REFUSALS),
+    2: (*_BOTH, *faults.PAUSES, *faults.CHANGED, *faults.PAIR_REFUSALS),
 }
 
+EXPECTED = faults.RUNNING | faults.PAUSES
 REFUSALS = (*faults.CHANGED, *faults.PAIR_REFUSALS)
 DAMAGED = (*faults.DAMAGE, faults.DAMAGED_CACHE, faults.DAMAGED_DATA)
 
@@ -181,8 +182,8 @@ class _Disturbed:
                 if ended or not faults.damage(self.workdir, kind, self.rng):
                     continue
             codes, right = self._strike(fault)
-            struck = kind in (*faults.RUNNING, faults.PREPARATION, faults.PAUSE, faults.SECOND)
-            struck = struck and faults.RUNNING.get(kind) != faults.FINISHED
+            struck = kind in (*EXPECTED, faults.PREPARATION, faults.SECOND)
+            struck = struck and EXPECTED.get(kind) != faults.FINISHED
             if not any(codes) and (ended or struck):
                 continue  # the run had ended before the fault could happen
             if not right:
@@ -251,7 +252,7 @@ class _Disturbed:
         told = "free space" in text and "Traceback" not in text
         if kind == faults.LAST[0]:
             return told and set(codes) == {faults.FULL} and len(lines) == count
-        expected = faults.RUNNING.get(kind, faults.PREEMPTED)
+        expected = EXPECTED.get(kind, faults.PREEMPTED)
         if expected in STATUS.values():
             return set(codes) == {expected}
         others = codes[: fault.process] + codes[fault.process + 1 :]

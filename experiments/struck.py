@@ -193,7 +193,7 @@ def _strike(fault: Fault, folder: pathlib.Path, moment: str, number: int) -> Non
         case "SIGTERM" | "SIGINT":
             os.kill(os.getpid(), signal.Signals[what])
         case "pause":
-            later = f"sleep {PAUSE_SECONDS}; kill -CONT {os.getpid()}; kill -TERM {os.getpid()}"
+            later = f"sleep {PAUSE_SECONDS}; kill -TERM {os.getpid()}; kill -CONT {os.getpid()}"
             subprocess.Popen(["sh", "-c", later])
             os.kill(os.getpid(), signal.SIGSTOP)
         case "hold":
