@@ -36,7 +36,7 @@ EXTRAS = {
     "docs": DOCS,
     "hf": ["datasets"],
     "gs": ["etils[epath-gcs]"],
-    "s3": ["etils[epath-s3]"],
+    "s3": ["etils[epath-s3]", "orbax-checkpoint==0.12.8"],  # batchgrow/run/s3.py
     "notebooks": NOTEBOOKS,
     "peers": ["keras", "torch", "transformers"],
     # The adapters. Recipes, plans and the order of the examples need NumPy only.

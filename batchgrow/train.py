@@ -75,7 +75,7 @@ def train(
                     state = run.write_row(state, points[-1], test)
                 stop = run.reason_to_stop(watch(points[-1], state))
                 if due.checkpoint or stop:
-                    run.save(state, points[-1], test)
+                    run.save(engine, state, points[-1], test)
                 if stop:
                     return run.stop(stop)
         return run.finish(engine)

@@ -7,7 +7,10 @@ import subprocess
 import sys
 
 import jax
+import numpy as np
 import pytest
+
+from experiments.bench_slopes import fit
 
 COLUMNS = {
     "growth": {"update_ms", "compile_seconds", "naive_stall_ratio", "stall_ratio"},
@@ -21,6 +24,7 @@ OPTIONS = {
     "step": f"{SMALL} --turns=2 --burst_seconds=0.01",
     "scaling": f"{SMALL} --num_devices=1,2 --batch_size=16 --repetitions=2 --burst_seconds=0.01",
     "cifar10": "--depth=10 --width=1 --batch_sizes=128 --updates_per_dispatch=1 --seconds=0.1",
+    "slopes": "--rows=20 --calls=10",
     "imagenet": "--models=resnet18 --image_size=32 --batch_sizes=2 --seconds=0.1 --dtype=float32",
 }
 
@@ -62,3 +66,27 @@ def test_imagenet_at_small_size() -> None:
     assert (row["model"], row["image_size"], row["per_device_batch_size"]) == ("resnet18", 32, 2)
     assert row["examples_per_second"] * row["seconds_per_example"] == pytest.approx(1, rel=0.1)
     assert result["devices"]["count"] == 1 and result["dtype"] == "float32"
+
+
+def test_a_slope_is_found_within_its_interval() -> None:
+    """8 a sample beside noise, after a warm-up that rises more steeply."""
+    noise = np.random.default_rng(0).normal(0, 100, 1000)
+    values = 8.0 * np.arange(1000) + noise
+    values[:200] += np.linspace(-1e5, 0, 200)
+    found = fit(values.tolist())
+    assert found["low"] < 8 < found["high"] and found["high"] - found["low"] < 0.2
+    assert found["samples"] == 1000
+    flat = fit([7.0] * 20)
+    assert (flat["first"], flat["last"], flat["slope"], flat["low"]) == (7, 7, 0, 0)
+
+
+@pytest.mark.slow
+def test_slopes_are_those_of_memory_files_and_threads() -> None:
+    rows = json.loads(run_benchmark("slopes", "--json"))["rows"]
+    counts = ("memory_kb", "open_files", "threads")
+    assert [(row["count"], row["per"]) for row in rows] == [
+        (count, per) for per in ("row", "run") for count in counts
+    ]
+    assert [row["samples"] for row in rows] == [20] * 3 + [10] * 3
+    for row in rows:
+        assert row["low"] <= row["slope"] <= row["high"] and row["last"] > 0

@@ -279,7 +279,7 @@ def test_a_bad_record_is_replaced_by_the_next(kind, index):
     assert labels.tolist() == [20, 10 * following, 40]
     np.testing.assert_array_equal(images, expected)
     np.testing.assert_array_equal(images[[0, 2]], good[[0, 2]])
-    assert len(replaced) == 1 and replaced[0].startswith(f"bad record {index} (")
+    assert len(replaced) == 1 and replaced[0].line.startswith(f"bad record {index} (")
 
 
 def test_replacing_gives_up_where_everything_is_bad():

@@ -253,14 +253,20 @@ def set_field(path, name, value):
         (lambda folder: (folder / "config.json").write_text("[]"), "not a JSON object"),
         (lambda folder: (folder / "task.json").unlink(), "batchgrow 0.1 wrote it"),
         (lambda folder: (folder / "task.json").write_text('{"format": 3}'), "format is 3"),
-        (lambda folder: set_field(folder / "task.json", "metrics", []), "'metrics' is empty"),
+        (
+            lambda folder: set_field(folder / "task.json", "metrics", []),
+            "it must be a list that is not empty",
+        ),
         (lambda folder: set_field(folder / "task.json", "metrics", [1]), "metrics.0.: not a JSON"),
         (
             lambda folder: set_field(folder / "task.json", "metrics", [metric("loss", "down")]),
-            "'loss' has better='down'",
+            "'better' is 'down'; it must be 'lower' or 'higher'",
         ),
         (lambda folder: (folder / "plan.json").unlink(), "plan.json: cannot be read"),
-        (lambda folder: set_field(folder / "plan.json", "num_epochs", "12"), "the wrong type .str"),
+        (
+            lambda folder: set_field(folder / "plan.json", "num_epochs", "12"),
+            "'num_epochs' is '12'; it must be a number above 0",
+        ),
         (lambda folder: set_field(folder / "summary.json", "final", None), "'final' is missing"),
         (lambda folder: (folder / "metrics.jsonl").write_text("{}\n"), "line 1: field 'examples"),
         (lambda folder: (folder / "metrics.jsonl").write_text("{\n{}\n"), "metrics.jsonl, line 1"),

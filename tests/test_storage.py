@@ -1,5 +1,6 @@
 """The files of a run folder on an object store (tests/store.py)."""
 
+import importlib.metadata
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import pytest
 from etils import epath
 from etils.epath import backend
+from orbax.checkpoint._src.serialization import tensorstore_utils
 from test_runlog import ROWS, event_files, points, read, shown, write
 
 from batchgrow.run import files, s3
@@ -113,4 +115,31 @@ def test_tensorstore_is_told_the_endpoint_that_s3fs_uses(monkeypatch: pytest.Mon
         "endpoint": "http://localhost:9000",
         "aws_region": "here",
     }
-    assert s3.kvstore("gs://bucket/a")["driver"] == "gcs"
+
+
+@pytest.mark.parametrize(
+    ("version", "gone", "said"),
+    [
+        ("0.12.7", None, "need orbax-checkpoint 0.12.8, and 0.12.7 is installed"),
+        (s3.VERSION, "_use_gcs_driver", r"0.12.8 is installed \(it has no _use_gcs_driver\)"),
+    ],
+)
+def test_another_version_of_orbax_is_refused_before_anything_is_written(
+    bucket: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    version: str,
+    gone: str | None,
+    said: str,
+) -> None:
+    monkeypatch.setattr(importlib.metadata, "version", lambda _: version)
+    if gone:
+        monkeypatch.delattr(tensorstore_utils, gone)
+    with pytest.raises(FolderError, match=said) as told:
+        Checkpoints(epath.Path(RUN), keep=2, metric=Metric("loss", "lower"), config={})
+    assert "\n" not in str(told.value) and "pip install orbax-checkpoint==0.12.8" in str(told.value)
+    assert not (bucket / "run").exists()
+
+
+def test_the_extra_pins_the_version_of_orbax_that_is_known() -> None:
+    setup = (pathlib.Path(__file__).parents[1] / "setup.py").read_text()
+    assert f'"orbax-checkpoint=={s3.VERSION}"' in setup

@@ -347,12 +347,15 @@ def test_devices_too_many_for_a_segment_of_jpegs_that_is_over(tmp_path):
 
 def test_replaced_records_are_counted_in_the_summary(tmp_path):
     experiment = jpeg_experiment({})
-    wrong = int(Stream(1437, seed=0).indices(np.arange(100))[-1])
     source = list(experiment.train_data.source)
-    source[wrong] = source[wrong] | {"image": b"not a JPEG"}
+    for wrong in Stream(1437, seed=0).indices([99, 100, 400]):
+        source[wrong] = source[wrong] | {"image": b"not a JPEG"}
     data = dataclasses.replace(experiment.train_data, source=source, on_bad_record="replace")
-    run_experiment(dataclasses.replace(experiment, train_data=data), tmp_path)
-    assert read(tmp_path / "summary.json")["num_replaced_records"] == 1
+    experiment = dataclasses.replace(experiment, train_data=data)
+    for end in (128, 320):  # over all starts
+        run_experiment(experiment, tmp_path, stop=lambda seen, end=end: seen >= end)
+    run_experiment(experiment, tmp_path)
+    assert read(tmp_path / "summary.json")["num_replaced_records"] == 3
 
 
 def test_a_label_of_jpegs_that_is_not_a_class_stops_the_first_update(tmp_path):

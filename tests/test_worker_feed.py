@@ -253,10 +253,12 @@ def test_replaced_records_are_counted_once_when_they_are_returned(caplog):
             assert feed.batch(np.array([i]))["examples"]["label"][0] == (
                 8 if i == place else REFERENCE[i][0]
             )
-            last_of_chunk = place // worker_feed.CHUNK * worker_feed.CHUNK
-            assert feed.num_replaced == (i >= last_of_chunk)
-    (line,) = [record.getMessage() for record in caplog.records]
-    assert line.startswith("replaced bad record 7 (7.JPEG): ")
+            assert feed.num_replaced == (i >= place)
+        feed.batch(np.array([[place, 3], [place, 4]]))  # as a call that is filled up
+        assert feed.num_replaced == 2
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 2
+    assert all(line.startswith("replaced bad record 7 (7.JPEG): ") for line in lines)
 
 
 @pytest.mark.parametrize("num_workers", [0, pytest.param(1, marks=pytest.mark.slow)])

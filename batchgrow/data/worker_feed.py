@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from batchgrow.data.workers import JpegLoader, SharedImages, Worker
+from batchgrow.data.workers import JpegLoader, Replaced, SharedImages, Worker
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class _Chunk:
     indices: np.ndarray
     taken: int = 0
     slot: int = -1
-    future: "Future[tuple[np.ndarray, list[str]]] | None" = None
+    future: "Future[tuple[np.ndarray, list[Replaced]]] | None" = None
 
 
 class WorkerFeed:
@@ -134,6 +134,7 @@ class WorkerFeed:
         wanted = positions.ravel()
         images = np.empty((wanted.size, *self._memory.array.shape[2:]), np.uint8)
         labels = np.empty(wanted.size, np.int32)
+        replaced: dict[Replaced, None] = {}  # a position may occur twice in one batch
         done = 0
         while done < wanted.size:
             if not self._started:  # then nothing waits either
@@ -145,12 +146,17 @@ class WorkerFeed:
                 self._drop_first()
                 continue
             target = slice(done, done + found.size)
-            labels[target] = self._labels(chunk)[here]
+            found_labels, bad = self._result(chunk)
+            labels[target] = found_labels[here]
+            replaced |= dict.fromkeys(one for one in bad if one.position in found)
             images[target] = self._memory.array[chunk.slot, : len(chunk.positions)][here]
             done += found.size
             chunk.taken += found.size
             if chunk.taken == len(chunk.positions):
                 self._drop_first()
+        self.num_replaced += len(replaced)
+        for one in replaced:
+            log.warning("replaced %s", one.line)
         return {
             "examples": {
                 "image": images.reshape(*positions.shape, *images.shape[1:]),
@@ -198,8 +204,8 @@ class WorkerFeed:
             chunk.future = self._threads.submit(self._decode, chunk)
             self._started.append(chunk)
 
-    def _decode(self, chunk: _Chunk) -> tuple[np.ndarray, list[str]]:
-        """The labels, and a line for each replaced record. Runs in a thread for each worker."""
+    def _decode(self, chunk: _Chunk) -> tuple[np.ndarray, list[Replaced]]:
+        """The labels, and the replaced records. Runs in a thread for each worker."""
         if not self._pickled:
             images = self._memory.array[chunk.slot, : len(chunk.positions)]
             return self._load(chunk.indices, chunk.positions, images)
@@ -209,15 +215,10 @@ class WorkerFeed:
             self._workers.append(worker)
         return worker(chunk.slot, chunk.indices, chunk.positions)
 
-    def _labels(self, chunk: _Chunk) -> np.ndarray:
-        """Waits until a chunk is decoded and returns its labels, int32 `(n,)`."""
+    def _result(self, chunk: _Chunk) -> tuple[np.ndarray, list[Replaced]]:
+        """Waits until a chunk is decoded. Returns labels, int32 `(n,)`, and what was replaced."""
         assert chunk.future is not None
-        labels, replaced = chunk.future.result()
-        if not chunk.taken:
-            self.num_replaced += len(replaced)
-            for line in replaced:
-                log.warning("replaced %s", line)
-        return labels
+        return chunk.future.result()
 
     def _drop_first(self) -> None:
         """Frees the slot of the first started chunk for one that waits."""

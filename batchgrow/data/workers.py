@@ -44,6 +44,13 @@ class EncodedSource(Protocol):
     def __getitem__(self, index: int, /) -> dict[str, Any]: ...
 
 
+class Replaced(NamedTuple):
+    """A bad record that was replaced: the stream position, and what is wrong with the record."""
+
+    position: int
+    line: str
+
+
 class _Record(NamedTuple):
     index: int
     file_name: str
@@ -79,7 +86,7 @@ class JpegLoader:
 
     def __call__(
         self, indices: np.ndarray, positions: np.ndarray, images: np.ndarray
-    ) -> tuple[np.ndarray, list[str]]:
+    ) -> tuple[np.ndarray, list[Replaced]]:
         """Decodes the examples at `indices` into `images`.
 
         Args:
@@ -88,7 +95,7 @@ class JpegLoader:
           images: where to write, uint8 `(n, image_size, image_size, 3)`.
 
         Returns:
-          The labels, int32 `(n,)`, and one line of text for each record that was replaced.
+          The labels, int32 `(n,)`, and the records that were replaced.
 
         Raises:
           BadRecordError: if a record cannot be read or decoded, or has a label that is no class.
@@ -98,8 +105,10 @@ class JpegLoader:
         # the other's code from the processor's caches.
         records = [self._read(index, position) for index, position in pairs]
         labels, replaced = np.empty(len(pairs), np.int32), []
-        for i, record in enumerate(records):
-            labels[i] = self._decode(record, pairs[i][1], images[i], replaced)
+        for i, (record, (_, position)) in enumerate(zip(records, pairs, strict=True)):
+            bad: list[str] = []
+            labels[i] = self._decode(record, position, images[i], bad)
+            replaced += [Replaced(position, line) for line in bad]
         return labels, replaced
 
     def _read(self, index: int, position: int) -> _Record | BadRecordError:
@@ -122,9 +131,9 @@ class JpegLoader:
         record: _Record | BadRecordError,
         position: int,
         image: np.ndarray,
-        replaced: list[str],
+        bad: list[str],
     ) -> int:
-        """Fills `image` and returns the label. Adds a line to `replaced` for each bad record."""
+        """Fills `image` and returns the label. Adds a line to `bad` for each replaced record."""
         for attempt in range(1, MAX_BAD_IN_A_ROW + 1):
             if isinstance(record, _Record):
                 try:
@@ -136,7 +145,7 @@ class JpegLoader:
                     return record.label
             if self.on_bad_record == "stop":
                 raise BadRecordError(record.index, record.file_name, f"{record.reason}; {_REPAIR}")
-            replaced.append(str(record))
+            bad.append(str(record))
             if attempt < MAX_BAD_IN_A_ROW:
                 record = self._read((record.index + 1) % len(self.source), position)
         assert isinstance(record, BadRecordError)
@@ -206,7 +215,7 @@ class Worker:
 
     def __call__(
         self, slot: int, indices: np.ndarray, positions: np.ndarray
-    ) -> tuple[np.ndarray, list[str]]:
+    ) -> tuple[np.ndarray, list[Replaced]]:
         """Decodes examples into a slot of the shared memory, and waits for that.
 
         Returns and raises what `JpegLoader.__call__` does, and
@@ -268,7 +277,7 @@ def _unpickle(pickled: bytes) -> JpegLoader | Exception:
 
 def _reply(
     load: JpegLoader | Exception, indices: np.ndarray, positions: np.ndarray, images: np.ndarray
-) -> tuple[np.ndarray, list[str]] | Exception:
+) -> tuple[np.ndarray, list[Replaced]] | Exception:
     if isinstance(load, Exception):
         return load
     try:

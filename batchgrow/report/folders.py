@@ -1,53 +1,15 @@
 """Run folders of format 2, read and checked. No jax."""
 
 import dataclasses
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from etils import epath
 
+from batchgrow.report import schema
+
 FORMAT = 2
-NUMBER = (int, float)
 NOISE_SCALE = "gradient_noise_scale"  # a column of the rows
-# What the report needs of each file, by dotted name.
-CONFIG = {"name": str, "variant": str, "seed": int, "model.name": str, "optimizer.name": str}
-TASK = {"name": str, "metrics": list}
-METRIC = {"name": str, "better": str, "percent": bool}
-PLAN = {
-    "num_examples": int,
-    "num_epochs": NUMBER,
-    "num_updates": int,
-    "segments": list,
-}
-SEGMENT = {
-    "start_examples": int,
-    "end_examples": int,
-    "num_updates": int,
-    "batch_size": int,
-    "learning_rate_start": NUMBER,
-    "learning_rate_end": NUMBER,
-    "momentum": NUMBER,
-}
-ROW = {
-    "examples_seen": int,
-    "updates": int,
-    "epoch": NUMBER,
-    "batch_size": int,
-    "learning_rate": NUMBER,
-}
-SUMMARY = {
-    "final": dict,
-    "num_updates": int,
-    "wall_seconds": NUMBER,
-    "seconds": dict,
-    "segments": list,
-    "versions": dict,
-    "devices.kind": str,
-    "devices.platform": str,
-    "devices.count": int,
-    "devices.processes": int,
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,7 +125,7 @@ def read_run(path: str) -> Run:
         names the file.
     """
     folder = epath.Path(path)
-    config = _read_json(folder / "config.json", CONFIG)
+    config = _read_json(folder / "config.json", schema.CONFIG)
     if not (folder / "task.json").exists():
         raise ValueError(
             f"{folder}: the folder has no task.json, so batchgrow 0.1 wrote it; train again, or "
@@ -175,39 +137,35 @@ def read_run(path: str) -> Run:
             f"{folder / 'task.json'}: format is {task.get('format')}, but this version of "
             f"batchgrow reads format {FORMAT}; use the version that wrote the folder"
         )
-    _check(folder / "task.json", task, TASK)
-    _check_items(folder / "task.json", "metrics", task["metrics"], METRIC)
-    for metric in task["metrics"]:
-        if metric["better"] not in ("lower", "higher"):
-            raise ValueError(
-                f"{folder / 'task.json'}: metric {metric['name']!r} has better="
-                f"{metric['better']!r}; it must be 'lower' or 'higher'"
-            )
-    plan = _read_json(folder / "plan.json", PLAN)
-    _check_items(folder / "plan.json", "segments", plan["segments"], SEGMENT)
-    summary = folder / "summary.json"
+    schema.check(folder / "task.json", task, schema.TASK)
+    schema.check_items(f"{folder / 'task.json'}, metrics", task["metrics"], schema.METRIC)
+    plan = _read_json(folder / "plan.json", schema.PLAN)
+    schema.check_items(f"{folder / 'plan.json'}, segments", plan["segments"], schema.SEGMENT)
+    summary, last = None, folder / "summary.json"
+    if last.exists():
+        summary = _read_json(last, schema.SUMMARY)
+        schema.check_items(f"{last}, segments", summary["segments"], schema.MEASURED)
     return Run(
         path=str(path),
         config=config,
         plan=plan,
         task=task,
         rows=_read_rows(folder / "metrics.jsonl"),
-        summary=_read_json(summary, SUMMARY) if summary.exists() else None,
+        summary=summary,
     )
 
 
-def _read_json(path: epath.Path, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """A JSON object with these fields. NaN and infinity become None."""
+def _read_json(path: epath.Path, fields: schema.Fields) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(), parse_constant=lambda _: None)
+        value = schema.parse(path.read_text())
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: cannot be read as JSON ({error})") from error
-    _check(path, value, fields)
+    schema.check(path, value, fields)
     return value
 
 
 def _read_rows(path: epath.Path) -> tuple[dict[str, Any], ...]:
-    """The rows so far; none if the file does not exist yet. NaN and infinity become None.
+    """The rows so far; none if the file does not exist yet.
 
     The last line is dropped if a killed run has left it incomplete.
     """
@@ -217,35 +175,11 @@ def _read_rows(path: epath.Path) -> tuple[dict[str, Any], ...]:
     lines = path.read_text().splitlines()
     for number, line in enumerate(lines, start=1):
         try:
-            row = json.loads(line, parse_constant=lambda _: None)
+            row = schema.parse(line)
         except ValueError as error:
             if number == len(lines):
                 break
             raise ValueError(f"{path}, line {number}: not JSON ({error})") from error
-        _check(f"{path}, line {number}", row, ROW)
+        schema.check_row(f"{path}, line {number}", row)
         rows.append(row)
     return tuple(rows)
-
-
-def _check_items(path: epath.Path, name: str, items: list, fields: Mapping[str, Any]) -> None:
-    if not items:
-        raise ValueError(f"{path}: {name!r} is empty; restore the file that the run wrote")
-    for index, item in enumerate(items):
-        _check(f"{path}, {name}[{index}]", item, fields)
-
-
-def _check(where: Any, value: Any, fields: Mapping[str, Any]) -> None:
-    """Raises ValueError if `value` is not an object with fields of these types."""
-    if not isinstance(value, dict):
-        raise ValueError(f"{where}: not a JSON object; restore the file that the run wrote")
-    for field, kind in fields.items():
-        inner: Any = value
-        for key in field.split("."):
-            inner = inner.get(key) if isinstance(inner, dict) else None
-        if inner is None:
-            raise ValueError(f"{where}: field {field!r} is missing; is this a run folder?")
-        if not isinstance(inner, kind) or (isinstance(inner, bool) and kind is not bool):
-            raise ValueError(
-                f"{where}: field {field!r} has the wrong type ({type(inner).__name__}); restore "
-                "the file that the run wrote"
-            )

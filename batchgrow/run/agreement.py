@@ -129,6 +129,13 @@ def all_agree(mine: bool) -> bool:
     return bool(multihost_utils.process_allgather(np.array(mine)).all())
 
 
+def total(mine: int) -> int:
+    """The sum of `mine` over all processes. Every process calls it."""
+    if jax.process_count() == 1:
+        return mine
+    return int(multihost_utils.process_allgather(np.array(mine, np.int32)).sum())
+
+
 def fingerprint(data: Any) -> str:
     """Returns the number of examples of a data set and a CRC-32 of its content.
 

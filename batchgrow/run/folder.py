@@ -183,7 +183,7 @@ def read_json(path: epath.Path) -> dict[str, Any] | None:
         if isinstance(value, dict):
             return value
         reason: Any = "it is not a JSON object"
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         reason = error
     log.warning("%s is damaged (%s); it is written again", path, reason)
     return None

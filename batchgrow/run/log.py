@@ -357,7 +357,7 @@ def _position(line: bytes) -> int | None:
     """The examples seen of a line, None if it is not a row."""
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     position = row.get("examples_seen") if isinstance(row, dict) else None
     return position if isinstance(position, int) and line.endswith(b"\n") else None

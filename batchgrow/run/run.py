@@ -17,7 +17,7 @@ from batchgrow.compile import CompileAhead
 from batchgrow.experiment import Experiment, NonFiniteLoss, Outcome
 from batchgrow.layout import replicate
 from batchgrow.plan import Point, Segment
-from batchgrow.run.agreement import check_agreement, check_shared, facts_of
+from batchgrow.run.agreement import check_agreement, check_shared, facts_of, total
 from batchgrow.run.checkpoints import Checkpoints
 from batchgrow.run.folder import (
     FORMAT,
@@ -82,6 +82,7 @@ class Run:
         self.measured: dict[str, float] = {}
         self._noise = NoiseMeter(experiment)
         self._compiled: dict[str, dict[str, Any]] = {}
+        self._replaced_before = 0
         self._clock = Clock()
         self._mark: Any = None
         self._log: RunLog | None = None
@@ -141,6 +142,7 @@ class Run:
             )
         self.measured = notes["measured"]
         self._compiled = notes["compiled"]
+        self._replaced_before = notes.get("num_replaced", 0)  # none in the first checkpoints of 0.2
         self._noise.restore(notes["noise"])
         self._clock = Clock(notes["seconds"])
         self._mark = notes["log"]
@@ -340,7 +342,9 @@ class Run:
                 return Outcome.GROWTH
         return Outcome.PREEMPTED if asked else None
 
-    def save(self, state: TrainState, point: Point, test: dict[str, float]) -> None:
+    def save(
+        self, engine: "Engine", state: TrainState, point: Point, test: dict[str, float]
+    ) -> None:
         """Saves a checkpoint, in the background.
 
         Raises:
@@ -356,6 +360,7 @@ class Run:
                 "measured": self.measured,
                 "noise": self._noise.notes(),
                 "compiled": self._compiled,
+                "num_replaced": self._num_replaced(engine),
                 "seconds": self._clock.seconds,
                 "log": self._log.mark() if self._log is not None else None,
             }
@@ -370,9 +375,10 @@ class Run:
     def finish(self, engine: "Engine") -> Outcome:
         """Writes the summary; returns when everything is on disk."""
         self._checkpoints.wait()
+        num_replaced = self._num_replaced(engine)
         if self._log is not None:
             e, num_updates = self._experiment, sum(s.num_updates for s in self.history)
-            rows, num_replaced = list(self._log.rows()), getattr(engine.feed, "num_replaced", 0)
+            rows = list(self._log.rows())
             summary = summarize(
                 e, self._mesh, rows, self.history, self._compiled, self._clock, num_replaced
             )
@@ -382,6 +388,11 @@ class Run:
             self._write_plan()
             write_json(self._folder / "summary.json", summary)
         return Outcome.FINISHED
+
+    def _num_replaced(self, engine: "Engine") -> int:
+        """Bad records that all processes have replaced since the run began."""
+        mine = getattr(engine.feed, "num_replaced", None)  # not every feed can replace any
+        return self._replaced_before + (0 if mine is None else total(mine))
 
     def _is_at_end(self) -> bool:
         complete = self.current is None and bool(self.history)

@@ -40,7 +40,7 @@ def summarize(
       segments: the segments of the run.
       compiled: the compilation times of the update of each batch size.
       clock: the clock of the run.
-      num_replaced: training records that were replaced since the last start.
+      num_replaced: training records that were replaced, of all processes and starts.
     """
     metric = experiment.task.metrics[0]
     column = f"test_{metric.name}"

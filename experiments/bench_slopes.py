@@ -1,0 +1,129 @@
+"""What a process keeps: memory, open files and threads over many rows and many runs.
+
+    python -m experiments.bench_slopes [--json]
+
+One run of a tiny network writes --rows rows, each with an evaluation and a checkpoint; then
+--calls runs follow each other in the same process. After each row, and after each run, the process
+counts its resident memory, open files and threads (in Linux's /proc). `slope` is that of a straight
+line through the counts, with its 95 % interval; counts are averaged in up to 20 blocks first,
+because neighbours are alike. The first fifth is left out: it fills caches.
+"""
+
+import dataclasses
+import gc
+import os
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from absl import flags
+from scipy import special
+
+from batchgrow.experiment import Cadence, Experiment
+from batchgrow.plan import Point
+from batchgrow.step import TrainState
+from experiments import timing
+
+_ROWS = flags.DEFINE_integer("rows", 1000, "Rows of the long run.", lower_bound=20)
+_CALLS = flags.DEFINE_integer("calls", 20, "Runs in one process.", lower_bound=10)
+
+BATCH_SIZE = 64
+UPDATES_PER_ROW = 4
+ROWS_PER_CALL = 3
+WARM_UP = 0.2
+BLOCKS = 20
+SELF = pathlib.Path("/proc/self")
+COUNTS: dict[str, Callable[[], float]] = {
+    "memory_kb": lambda: int((SELF / "statm").read_text().split()[1]) * PAGE_KB,
+    "open_files": lambda: len(os.listdir(SELF / "fd")),
+    "threads": lambda: len(os.listdir(SELF / "task")),
+}
+PAGE_KB = os.sysconf("SC_PAGE_SIZE") / 1024
+
+
+class Samples:
+    """The counts of `COUNTS`, taken one after another."""
+
+    def __init__(self) -> None:
+        self._samples: dict[str, list[float]] = {name: [] for name in COUNTS}
+
+    def take(self) -> None:
+        """Adds one sample of each."""
+        for name, count in COUNTS.items():
+            self._samples[name].append(count())
+
+    def rows(self, per: str) -> list[dict[str, Any]]:
+        """A row of the table for each count."""
+        return [{"count": name, "per": per} | fit(values) for name, values in self._samples.items()]
+
+
+def fit(values: Sequence[float]) -> dict[str, float]:
+    """The straight line through values at 0, 1, 2, ...
+
+    Returns:
+      The number of values, the first and the last after the warm-up, and the slope with the ends of
+      its 95 % interval.
+    """
+    kept = np.array(values[int(WARM_UP * len(values)) :], float)
+    blocks = np.array_split(np.arange(len(kept)), min(BLOCKS, len(kept)))
+    x, y = ([part[block].mean() for block in blocks] for part in (np.arange(len(kept)), kept))
+    x, y = np.array(x) - np.mean(x), np.array(y)
+    slope = float(x @ y / (x @ x))
+    rest, freedom = y - y.mean() - slope * x, len(blocks) - 2
+    half = float(special.stdtrit(freedom, 0.975) * np.sqrt(rest @ rest / freedom / (x @ x)))
+    return {
+        "samples": len(values),
+        "first": float(kept[0]),
+        "last": float(kept[-1]),
+        "slope": slope,
+        "low": slope - half,
+        "high": slope + half,
+    }
+
+
+def experiment(num_rows: int) -> Experiment:
+    """A run of so many rows, each with an evaluation and a checkpoint."""
+    every = BATCH_SIZE * UPDATES_PER_ROW
+    made = timing.make_experiment(
+        [(BATCH_SIZE, UPDATES_PER_ROW * num_rows)], ghost_batch_size=BATCH_SIZE, tiny=True
+    )
+    return dataclasses.replace(made, cadence=Cadence(log=every, evaluate=every, checkpoint=every))
+
+
+def of_one_run(num_rows: int) -> list[dict[str, Any]]:
+    """The slopes over the rows of one run."""
+    samples = Samples()
+
+    def watch(point: Point, state: TrainState) -> bool:
+        samples.take()
+        return False
+
+    timing.train(experiment(num_rows), watch)
+    return samples.rows("row")
+
+
+def of_many_runs(calls: int) -> list[dict[str, Any]]:
+    """The slopes over runs in one process."""
+    samples = Samples()
+    for _ in range(calls):
+        timing.train(experiment(ROWS_PER_CALL), lambda point, state: False)
+        gc.collect()
+        samples.take()
+    return samples.rows("run")
+
+
+def main() -> str:
+    """The table."""
+    if not SELF.exists():
+        raise ValueError("bench_slopes reads /proc/self, which only Linux has")
+    rows = of_one_run(_ROWS.value) + of_many_runs(_CALLS.value)
+    notes = [
+        f"a row: {UPDATES_PER_ROW} updates of {BATCH_SIZE} examples, an evaluation and a "
+        f"checkpoint; a run: {ROWS_PER_CALL} rows"
+    ]
+    return timing.report("bench_slopes", rows, notes)
+
+
+if __name__ == "__main__":
+    timing.run(main)
