@@ -29,7 +29,7 @@ def teach_orbax() -> None:
     if version != VERSION:
         raise _unknown(version, "this version is not known here")
     try:
-        modules = [importlib.import_module(name) for name in PRIVATE]
+        modules: list[Any] = [importlib.import_module(name) for name in PRIVATE]
     except ImportError as error:
         raise _unknown(version, str(error)) from error
     for module, names in zip(modules, PRIVATE.values(), strict=True):
