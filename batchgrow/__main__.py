@@ -67,30 +67,50 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_recipe(group: Any) -> None:
     group.add_argument("--from", dest="source", type=pathlib.Path, help="a CSV or JSON table")
-    group.add_argument("--batch_size", type=int)
-    group.add_argument("--momentum", type=float, help="for Adam: b1")
+    group.add_argument("--batch_size", type=int, help="batch size of the recipe")
+    group.add_argument("--momentum", type=float, help="momentum of the recipe; for Adam b1")
     group.add_argument("--optimizer", choices=tuple(COUPLINGS), default="momentum")
     group.add_argument("--num_examples", type=int, help="N, the size of the training set")
-    group.add_argument("--num_epochs", type=float)
-    group.add_argument("--learning_rate", type=float)
+    group.add_argument("--num_epochs", type=float, help="length of the recipe")
+    group.add_argument("--learning_rate", type=float, help="highest learning rate")
     group.add_argument("--curve", choices=CURVES, default="constant")
-    group.add_argument("--boundaries_epochs", type=_numbers, default=(), help="step: 60,120,160")
-    group.add_argument("--factor", type=float, default=0.1, help="step: at each boundary")
-    group.add_argument("--final_learning_rate", type=float, default=0.0, help="cosine, polynomial")
-    group.add_argument("--power", type=float, default=1.0, help="polynomial")
-    group.add_argument("--decay_rate", type=float, help="exponential, inverse_time: per epoch")
-    group.add_argument("--warmup_epochs", type=float, default=0.0)
-    group.add_argument("--initial_learning_rate", type=float, default=0.0, help="of the warm-up")
+    group.add_argument(
+        "--boundaries_epochs",
+        type=_numbers,
+        default=(),
+        help="step: the epochs of the steps, 60,120,160",
+    )
+    group.add_argument("--factor", type=float, default=0.1, help="step: factor at each boundary")
+    group.add_argument(
+        "--final_learning_rate",
+        type=float,
+        default=0.0,
+        help="cosine, polynomial: learning rate at the end",
+    )
+    group.add_argument("--power", type=float, default=1.0, help="polynomial: its power")
+    group.add_argument(
+        "--decay_rate", type=float, help="exponential, inverse_time: rate of an epoch"
+    )
+    group.add_argument("--warmup_epochs", type=float, default=0.0, help="length of the warm-up")
+    group.add_argument(
+        "--initial_learning_rate", type=float, default=0.0, help="learning rate at epoch 0"
+    )
 
 
 def _add_growth(group: Any) -> None:
-    group.add_argument("--num_growths", type=int, help="0: the recipe as it is; default: no limit")
-    group.add_argument("--max_batch_size", type=float, help="default: a tenth of the training set")
-    group.add_argument("--initial_multiple", type=float, default=1.0)
-    group.add_argument("--plan_momentum", type=float, help="default: that of the recipe")
-    group.add_argument("--exponent", type=float, help="default: that of grow, or 0 with --batches")
-    group.add_argument("--ladder", type=float, default=2.0)
-    group.add_argument("--batch_multiple", type=int, default=1)
+    group.add_argument("--num_growths", type=int, help="most growths; default: no limit")
+    group.add_argument(
+        "--max_batch_size", type=float, help="largest batch; default: a tenth of the data"
+    )
+    group.add_argument("--initial_multiple", type=float, default=1.0, help="of the first batch")
+    group.add_argument(
+        "--plan_momentum", type=float, help="momentum of the plan; default: the recipe's"
+    )
+    group.add_argument(
+        "--exponent", type=float, help="p in learning rate ~ batch^p; default: by optimizer"
+    )
+    group.add_argument("--ladder", type=float, default=2.0, help="growth factor on smooth curves")
+    group.add_argument("--batch_multiple", type=int, default=1, help="divides every batch size")
     group.add_argument(
         "--batches",
         help="given batch sizes instead: Megatron-LM's '0:256 50K:512', or its 'START INCREMENT "
@@ -200,13 +220,16 @@ def plot(plan: FixedPlan, path: pathlib.Path) -> None:
     figure = Figure(figsize=(6.4, 4.8), layout="constrained")
     FigureCanvasAgg(figure)
     top, bottom = figure.subplots(2, sharex=True)
+    positions, sizes, rates = [], [], []
     for segment in plan.segments:
-        stride = max(1, math.ceil(segment.num_updates / 500))
-        starts = segment.start_examples + segment.batch_size * np.arange(segment.num_updates)
-        ends = np.array([segment.start_examples, segment.end_examples])
-        epochs = [positions / plan.recipe.num_examples for positions in (starts, ends)]
-        top.plot(epochs[1], [segment.batch_size] * 2, color="C0")
-        bottom.plot(epochs[0][::stride], plan.learning_rates(segment)[::stride], color="C1")
+        stride, last = max(1, math.ceil(segment.num_updates / 500)), segment.num_updates - 1
+        updates = np.unique([*range(0, last, stride), last])
+        positions += (segment.start_examples + segment.batch_size * updates).tolist()
+        sizes += [segment.batch_size] * len(updates)
+        rates += plan.learning_rates(segment, updates).tolist()
+    epochs = np.array([*positions, plan.end_examples]) / plan.recipe.num_examples
+    top.step(epochs, [*sizes, sizes[-1]], where="post", color="C0")
+    bottom.step(epochs, [*rates, rates[-1]], where="post", color="C1")
     top.set(ylabel="batch size", yscale="log")
     bottom.set(ylabel="learning rate", xlabel="epoch", ylim=(0, None))
     figure.savefig(path)

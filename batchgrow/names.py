@@ -2,7 +2,11 @@
 
 import importlib
 import inspect
-from collections.abc import Callable, Mapping
+import re
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral, Real
 from typing import Any
 
 
@@ -39,19 +43,85 @@ def parameters(function: Callable[..., Any]) -> dict[str, bool]:
     return {p.name: p.default is p.empty for p in _parameters(function) if p.kind in kinds}
 
 
+def defaults(function: Callable[..., Any]) -> dict[str, Any]:
+    """The keyword arguments that `function` takes, and their default values; None for none."""
+    needed = parameters(function)
+    found = {p.name: p.default for p in _parameters(function) if p.name in needed}
+    return {name: None if needed[name] else default for name, default in found.items()}
+
+
 def takes_any(function: Callable[..., Any]) -> bool:
     """Whether `function` has **keyword arguments."""
     return any(p.kind is p.VAR_KEYWORD for p in _parameters(function))
 
 
 def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
-    # A metaclass, such as that of NNX, hides the arguments of __init__.
-    is_class = isinstance(function, type) and function.__init__ is not object.__init__
+    called = _called(function)
     try:
-        found = inspect.signature(function.__init__ if is_class else function).parameters.values()
+        found = list(inspect.signature(called).parameters.values())
     except (TypeError, ValueError):
         return []
-    return list(found)[1:] if is_class else list(found)
+    return found if called is function else found[1:]
+
+
+def _called(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` or, for a class, its `__init__`, which a metaclass such as that of NNX hides."""
+    is_class = isinstance(function, type) and function.__init__ is not object.__init__
+    return function.__init__ if is_class else function
+
+
+def check_types(function: Callable[..., Any], fields: Mapping[str, Any], section: str) -> None:
+    """Checks fields against the annotations of the arguments of `function`.
+
+    Numbers, texts, None, sequences and unions of them are checked; other annotations accept all.
+
+    >>> def net(width: int, rates: Sequence[float] = ()): ...
+    >>> check_types(net, {"width": 4, "rates": (1, 0.5)}, "model")
+    >>> check_types(net, {"rates": 0.5}, "model")
+    Traceback (most recent call last):
+    ValueError: model.rates is 0.5; it must be Sequence[float], such as (0.5,)
+
+    Args:
+      function: a function or a class.
+      fields: arguments by name.
+      section: the section of the config that has the fields, for messages.
+
+    Raises:
+      ValueError: for the first value that its annotation does not allow.
+    """
+    try:
+        annotations = typing.get_type_hints(_called(function))
+    except Exception:  # an annotation names something that cannot be imported
+        return
+    for name, value in fields.items():
+        kind = annotations.get(name, Any)
+        if not _fits(value, kind):
+            words = kind.__name__ if isinstance(kind, type) else str(kind)
+            words = re.sub(r"\b[a-z_]+(\.[a-z_]+)*\.(?=[A-Z])", "", words)
+            example = f", such as {(value,)}" if _fits((value,), kind) else ""
+            raise ValueError(f"{section}.{name} is {value!r}; it must be {words}{example}")
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, choice) for choice in inner)
+    if kind in (None, type(None)):
+        return value is None
+    if kind is bool or (kind in (int, float) and isinstance(value, bool)):
+        return kind is bool and isinstance(value, bool)
+    if kind in (int, float):
+        return isinstance(value, Integral if kind is int else Real)
+    if kind is str:
+        return isinstance(value, str)
+    if (origin or kind) in (Sequence, tuple, list):
+        if not isinstance(value, tuple | list):
+            return False
+        entries = [entry for entry in inner if entry is not Ellipsis]
+        if origin is tuple and Ellipsis not in inner and entries:
+            return len(value) == len(entries) and all(map(_fits, value, entries))
+        return all(_fits(entry, entries[0]) for entry in value) if entries else True
+    return True
 
 
 def call(function: Callable[..., Any], fields: Mapping[str, Any], field: str) -> Any:
@@ -66,7 +136,8 @@ def call(function: Callable[..., Any], fields: Mapping[str, Any], field: str) ->
       field: the name of the field in the config, for messages.
 
     Raises:
-      ValueError: if the function needs an argument that is not a field.
+      ValueError: if the function needs an argument that is not a field, or a field has a type that
+        its annotation does not allow.
     """
     takes, given = parameters(function), {k: v for k, v in fields.items() if v is not None}
     missing = [name for name, is_needed in takes.items() if is_needed and name not in given]
@@ -75,4 +146,6 @@ def call(function: Callable[..., Any], fields: Mapping[str, Any], field: str) ->
             f"{field} needs {', '.join(missing)}; add a field of this name to the config, or a "
             f"default value (the config has {', '.join(given)})"
         )
-    return function(**{name: given[name] for name in takes if name in given})
+    arguments = {name: given[name] for name in takes if name in given}
+    check_types(function, arguments, field.partition(".")[0])
+    return function(**arguments)

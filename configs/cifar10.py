@@ -99,6 +99,7 @@ def wide_resnet() -> ConfigDict:
 
     config.evaluate_every_epochs = 2.0
     config.run.eval_batch_size = 2000
+    config.run.plan_warnings = False  # short segments are meant; experiments.plan warns
     config.run.checkpoint_every_epochs = 20.0
     return config
 

@@ -108,3 +108,4 @@ def set_length(config: library.ConfigDict, num_examples: int) -> None:
     config.log_every_epochs = 50 * epochs_per_update
     config.evaluate_every_epochs = 200 * epochs_per_update
     config.run.checkpoint_every_epochs = 500 * epochs_per_update
+    config.run.plan_warnings = False  # short segments are meant; experiments.plan warns

@@ -7,7 +7,7 @@ from typing import Any
 from batchgrow.plan import FixedPlan, FollowPlan, decay, replay
 from batchgrow.plan.time_to_train import Hardware, fit, predict
 from batchgrow.report.batch_figures import noise_panel, update_time_panel
-from batchgrow.report.figures import draw, png
+from batchgrow.report.drawing import draw, png
 from batchgrow.text_table import text_table
 
 Noise = Sequence[tuple[int, float]]  # (examples seen, noise scale in examples)
@@ -164,6 +164,7 @@ def figure(found: dict[str, Any], num_examples: int) -> bytes:
             update_time_panel(seconds, fitted, found["idle_below"], found["wasted_above"]),
             noise_panel(noise, plans),
             columns=2,
+            one_legend=False,
         ),
         dpi=100,
     )

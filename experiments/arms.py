@@ -1,4 +1,4 @@
-"""The arms of `experiments.schedules`, and their table. No flags."""
+"""The schedules that `experiments.schedules` compares, and their table."""
 
 import copy
 import math

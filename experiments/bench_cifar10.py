@@ -1,11 +1,11 @@
-"""Examples per second of training WRN on CIFAR-10 shapes, per batch size; PyTorch's beside it.
+"""Measure examples per second of a wide ResNet on CIFAR-10 shapes, for each batch size.
 
     python -m experiments.bench_cifar10 --batch_sizes=128,640,3200 --torch [--json]
 
-Measures the update that `train` runs: gather, augmentation, forward, backward, optimizer. With
---torch a plain PyTorch step of the same network (channels last, autocast for bfloat16, nothing
-but forward, backward and SGD on one fixed batch) takes turns with it on the same device. PyTorch
-is no dependency: pip install torch (on a machine without a GPU, its CPU build).
+The measured update is that of `train`: gather, augmentation, forward, backward, optimizer. With
+--torch a plain PyTorch step of the same network alternates with it on the same device. That step
+makes only forward, backward and SGD on one fixed batch, in channels-last format and with autocast
+for bfloat16. PyTorch must be installed for it (on a machine without a GPU, its CPU build).
 """
 
 from statistics import median
@@ -20,9 +20,15 @@ from batchgrow.run.summary import share_of_peak
 from configs import cifar10
 from experiments import synthetic, timing
 
-_BATCH_SIZES = flags.DEFINE_list("batch_sizes", ["128", "640", "3200", "5120"], "On all devices.")
-_UPDATES = flags.DEFINE_integer("updates_per_dispatch", None, "As in config.run.")
-_SECONDS = flags.DEFINE_float("seconds", 3.0, "For each batch size and each framework.")
+_BATCH_SIZES = flags.DEFINE_list(
+    "batch_sizes", ["128", "640", "3200", "5120"], "Batch sizes, on all devices together."
+)
+_UPDATES = flags.DEFINE_integer(
+    "updates_per_dispatch", None, "Updates in a call; by default as many as training makes."
+)
+_SECONDS = flags.DEFINE_float(
+    "seconds", 3.0, "Seconds of measurement for each batch size and framework."
+)
 _TORCH = flags.DEFINE_bool("torch", False, "Measure PyTorch too.")
 flags.set_default(timing.WIDTH, 4)
 flags.set_default(timing.DTYPE, "bfloat16")

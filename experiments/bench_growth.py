@@ -1,17 +1,17 @@
-"""What a growth of the batch costs: with the next size compiled ahead, and without.
+"""Measure what a growth of the batch costs, with and without compiling ahead.
 
     python -m experiments.bench_growth [--json]
 
-The training loop runs a growing wide ResNet on noise, twice in each repetition:
+The training loop trains a wide ResNet on noise with a growing batch, twice in each repetition:
 
   naive_stall_ratio  each size is compiled when its segment begins
   stall_ratio        each size is compiled while the segment before trains; segments are long enough
 
-Both are the time from the end of a segment, after its last update and its row, to the end of the
-first update of the next segment, over the median update of the new size.
-`slowdown_while_compiling` is the median update during the background compilation over the median
-update of the same size after it. No executable comes from a cache, no checkpoint is written before
-the end, and the host waits for each update.
+Both ratios divide a stall by the median time of an update of the new size. The stall lasts from the
+end of a segment, after its last update and its row, to the end of the first update of the next
+segment. `slowdown_while_compiling` is the median time of an update during the background
+compilation, divided by that of an update of the same size afterwards. No executable comes from a
+cache, no checkpoint is written before the end, and the host waits for each update.
 """
 
 import json
@@ -35,14 +35,18 @@ from batchgrow.train import train
 from experiments import timing
 from experiments.timing import median
 
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "The first one.")
-_FACTOR = flags.DEFINE_integer("factor", 2, "Of each growth.")
-_GROWTHS = flags.DEFINE_integer("growths", 2, "How many.")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Batch size of the first segment.")
+_FACTOR = flags.DEFINE_integer("factor", 2, "Factor of the batch at each growth.")
+_GROWTHS = flags.DEFINE_integer("growths", 2, "Number of growths.")
 _UPDATES = flags.DEFINE_integer(
-    "updates", 20, "Timed in each segment, without those during which a size compiles."
+    "updates", 20, "Timed updates of each segment. Those during which a size compiles do not count."
 )
-_REPETITIONS = flags.DEFINE_integer("repetitions", 3, "Medians are taken over them.")
-_SECONDS = flags.DEFINE_float("seconds", 300.0, "No repetition begins that would end later.")
+_REPETITIONS = flags.DEFINE_integer(
+    "repetitions", 3, "Number of repetitions; the result is their median."
+)
+_SECONDS = flags.DEFINE_float(
+    "seconds", 300.0, "Time limit: no repetition starts that would end later."
+)
 
 # Training and compiling share the host's cores, so that compiling takes longer than alone.
 MARGIN = 3.0

@@ -1,10 +1,10 @@
-"""Examples per second of training ResNets and Inception-ResNet-V2 at ImageNet's size.
+"""Measure examples per second of ResNets and Inception-ResNet-V2 at ImageNet's size.
 
     python -m experiments.bench_imagenet --batch_sizes=32,64,128,256
 
-Measures the update that `experiments.imagenet` runs, on all devices together: forward, backward,
-all-reduce, optimizer, for noise that the devices hold already. `experiments.bench_input`
-measures what hosts can prepare. `seconds_per_example` is what `experiments.plan` takes.
+The measured update is that of `experiments.imagenet` on all devices together: forward, backward,
+all-reduce and optimizer, on noise that the devices already hold. `experiments.bench_input` measures
+the input. Give the resulting `seconds_per_example` to `experiments.plan`.
 """
 
 import json
@@ -21,13 +21,23 @@ from configs import imagenet_inception_resnet_v2, imagenet_resnet50
 from experiments import cli, synthetic
 
 _MODELS = flags.DEFINE_list(
-    "models", ["resnet50", "inception_resnet_v2"], "Those, or resnet18, 34, 101, 152."
+    "models",
+    ["resnet50", "inception_resnet_v2"],
+    "Models: inception_resnet_v2, resnet18, 34, 50, 101, 152.",
 )
-_BATCH_SIZES = flags.DEFINE_list("batch_sizes", ["32", "64", "128", "256"], "Of each device.")
-_IMAGE_SIZE = flags.DEFINE_integer("image_size", 0, "Pixels; 0: the model's own, 224 or 299.")
-_GHOST = flags.DEFINE_integer("ghost_batch_size", 32, "Smaller batches are one ghost batch each.")
-_DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["bfloat16", "float32"], "Of activations.")
-_SECONDS = flags.DEFINE_float("seconds", 5.0, "For each row, compilation aside.")
+_BATCH_SIZES = flags.DEFINE_list(
+    "batch_sizes", ["32", "64", "128", "256"], "Batch sizes of each device."
+)
+_IMAGE_SIZE = flags.DEFINE_integer(
+    "image_size", 0, "Side of an image in pixels; 0: the model's own, 224 or 299."
+)
+_GHOST = flags.DEFINE_integer(
+    "ghost_batch_size", 32, "Examples of a ghost batch; a smaller batch is one ghost batch."
+)
+_DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["bfloat16", "float32"], "Dtype of activations.")
+_SECONDS = flags.DEFINE_float(
+    "seconds", 5.0, "Seconds of measurement for each row, without compilation."
+)
 _JSON = flags.DEFINE_bool("json", False, "Print JSON instead of a table.")
 
 NUM_EXAMPLES = 2048  # on each device, or a batch, if that is more

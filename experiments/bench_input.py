@@ -1,13 +1,14 @@
-"""How many ImageNet images a host prepares: this pipeline, beside tf.data on the same files.
+"""Measure how many ImageNet images a host prepares, with this pipeline and with tf.data.
 
     python -m experiments.bench_input --data_dir=DIR [--tf] [--json]
 
-Both use all cores: this one with a worker process for each, tf.data with AUTOTUNE. Two rates are
-measured: images per second of wall time, divided by the cores; and images per second of CPU time of
-the process and its workers, which stays meaningful while other programs use the same cores. The
-repetitions of the pipelines alternate, and the medians are reported. This pipeline ends in uint8,
-to be normalised on the device; tf.data in float32, as its resize returns it, and for comparison in
-uint8. Linux only.
+Both read the same files and use all cores: this pipeline with one worker process for each, tf.data
+with AUTOTUNE. Two rates are measured. The first is images per second of wall time, divided by the
+number of cores. The second is images per second of CPU time of the process and its workers; it
+remains meaningful while other programs use the same cores. The repetitions of the pipelines
+alternate, and medians are reported. This pipeline returns uint8 images, which the device
+normalises. tf.data returns float32 images, as its resize does, and for comparison uint8. Linux
+only.
 """
 
 import json
@@ -179,13 +180,15 @@ def _main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("data_dir", None, "tfds's folder with `imagenet2012`.", required=True)
-    flags.DEFINE_string("split", "train", "Of the data set.")
-    flags.DEFINE_integer("num_workers", 0, "Worker processes; 0 for the cores at hand.")
-    flags.DEFINE_integer("image_size", 224, "Of the result, pixels.")
+    flags.DEFINE_string(
+        "data_dir", None, "Folder in which tensorflow_datasets has imagenet2012.", required=True
+    )
+    flags.DEFINE_string("split", "train", "Split of the data set.")
+    flags.DEFINE_integer("num_workers", 0, "Worker processes; 0: one for each core.")
+    flags.DEFINE_integer("image_size", 224, "Side of a decoded image in pixels.")
     flags.DEFINE_integer("batch_size", 64, "Images in a batch.")
     flags.DEFINE_integer("num_batches", 20, "Batches in a repetition.")
-    flags.DEFINE_integer("repetitions", 7, "Of each pipeline.")
-    flags.DEFINE_bool("tf", False, "Also the tf.data pipeline (pip install 'batchgrow[tf]').")
-    flags.DEFINE_bool("json", False, "One line of JSON instead of the table.")
+    flags.DEFINE_integer("repetitions", 7, "Repetitions of each pipeline.")
+    flags.DEFINE_bool("tf", False, "Measure tf.data too (pip install 'batchgrow[tf]').")
+    flags.DEFINE_bool("json", False, "Print one line of JSON instead of the table.")
     app.run(_main)

@@ -1,10 +1,10 @@
-"""Updates and examples a second of the training loop on 1, 2, 4, 8 devices.
+"""Measure updates and examples per second of the training loop on 1, 2, 4 and 8 devices.
 
     python -m experiments.bench_scaling [--json]
 
-The batch stays the same. Where there is no accelerator the devices are emulated ones, which
-share the host's cores: the table then shows what more devices cost, or how much better the same
-cores are used by smaller pieces, and nothing of what more hardware would gain.
+The batch size is the same on all. Without an accelerator the devices are emulated and share the
+cores of the host. The table then shows what it costs to divide a batch among devices, or how much
+better the cores are used. It does not predict the speed of more hardware.
 """
 
 import math
@@ -16,10 +16,18 @@ from absl import flags
 from experiments import synthetic, timing
 from experiments.timing import median
 
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "Of all devices together.")
-_NUM_DEVICES = flags.DEFINE_list("num_devices", ["1", "2", "4", "8"], "Those at hand are taken.")
-_REPETITIONS = flags.DEFINE_integer("repetitions", 10, "Medians are taken over them.")
-_BURST_SECONDS = flags.DEFINE_float("burst_seconds", 1.0, "Length of a repetition, about.")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "Batch size of all devices together.")
+_NUM_DEVICES = flags.DEFINE_list(
+    "num_devices",
+    ["1", "2", "4", "8"],
+    "Numbers of devices; those that this machine does not have are left out.",
+)
+_REPETITIONS = flags.DEFINE_integer(
+    "repetitions", 10, "Number of repetitions; the result is their median."
+)
+_BURST_SECONDS = flags.DEFINE_float(
+    "burst_seconds", 1.0, "Approximate length of a repetition in seconds."
+)
 
 EMULATED = "Emulated devices share one host's cores: no speed-up here is one of more hardware."
 

@@ -1,15 +1,15 @@
-"""What an update of the training loop costs beside a bare hand-written step.
+"""Compare an update of the training loop with a bare jitted step.
 
     python -m experiments.bench_step [--json]
 
-`overhead_ratio` compares the loop, exactly as `train` runs it, with a jitted step of the same
-mathematics that is called again and again on one batch. `loss_difference` shows that it is the
-same: it compares the losses of the first updates of each on the same batches. `ghost_norm_ratio`
-compares two such bare steps, with ghost batch norm and with `flax.linen.BatchNorm`, where the ghost
-batch is the whole batch. `noise_cost` is the share that `noise.share=0.01` adds to the loop's time:
-a hundredth of the seconds for measuring an example over those for training on one. Bursts of the
-four take turns in one process; each ratio is the median of the ratios within a turn. Two models: a
-tiny one, and a wide ResNet (--depth=0 leaves it out).
+`overhead_ratio` compares the loop of `train` with a jitted step of the same mathematics that is
+called repeatedly on one batch. `loss_difference` verifies that the mathematics is the same: it
+compares the losses of the first updates of both on the same batches. `ghost_norm_ratio` compares
+two bare steps, one with ghost batch norm and one with `flax.linen.BatchNorm`, where the ghost batch
+is the whole batch. `noise_cost` is the share that `noise.share=0.01` adds to the time of the loop:
+a hundredth of the time to measure an example, divided by the time to train on one. Bursts of the
+four programs alternate in one process, and each ratio is the median over the turns. There are two
+models: a tiny one and a wide ResNet (--depth=0 leaves it out).
 """
 
 import dataclasses
@@ -34,11 +34,15 @@ from batchgrow.step import TrainState
 from experiments import synthetic, timing
 from experiments.timing import median
 
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "Of the wide ResNet.")
-_UPDATES_PER_DISPATCH = flags.DEFINE_integer("updates_per_dispatch", None, "As in config.run.")
-_TURNS = flags.DEFINE_integer("turns", 25, "Bursts of each kind.")
-_BURST_SECONDS = flags.DEFINE_float("burst_seconds", 0.3, "Length of a burst, about.")
-_SECONDS = flags.DEFINE_float("seconds", 120.0, "No turn of a model begins later than this.")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "Batch size of the wide ResNet.")
+_UPDATES_PER_DISPATCH = flags.DEFINE_integer(
+    "updates_per_dispatch", None, "Updates in a call; by default as many as training makes."
+)
+_TURNS = flags.DEFINE_integer("turns", 25, "Number of bursts of each program.")
+_BURST_SECONDS = flags.DEFINE_float(
+    "burst_seconds", 0.3, "Approximate length of a burst in seconds."
+)
+_SECONDS = flags.DEFINE_float("seconds", 120.0, "Time limit for each model: no burst starts later.")
 
 TINY_BATCH_SIZE = 64
 NUM_PIECES = 8  # of a measurement: the default of noise.num_pieces

@@ -1,4 +1,4 @@
-"""CIFAR-10 with WRN-16-4, Sections 5.1 and 5.2 of the paper: one plan.
+"""Train one plan on CIFAR-10 with WRN-16-4, Sections 5.1 and 5.2 of the paper.
 
 python -m experiments.cifar10 --config=configs/cifar10.py:hybrid --workdir=runs/hybrid
 """

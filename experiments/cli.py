@@ -1,4 +1,4 @@
-"""Flags in, one line of complaint out: what all commands share."""
+"""Flags, configs and one-line errors of all commands."""
 
 import contextlib
 import difflib
@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
+from logging import LogRecord
 from typing import Any
 
 from absl import app, flags, logging
@@ -21,6 +22,15 @@ BAD_INPUT = 2
 BROKEN_PIPE = 141  # as shells have it
 # A full disk, a damaged record, a device that is too small: the message says all.
 TROUBLE = (OSError, MemoryError, BadRecordError)
+
+
+class _Plain(logging.PythonFormatter):
+    """Formats our own messages as "warning: ..."; absl's time and place stay before others'."""
+
+    def format(self, record: LogRecord) -> str:
+        if not record.name.startswith("batchgrow"):
+            return super().format(record)
+        return f"{record.levelname.lower()}: {record.getMessage()}"
 
 
 class _OrNone(flags.ArgumentParser):
@@ -47,9 +57,22 @@ for _kind, _parser in (
 
 def config_flag() -> flags.FlagHolder:
     """The --config flag: `configs/NAME.py:VARIANT`, with --config.FIELD=VALUE beside it."""
-    holder = config_flags.DEFINE_config_file("config", None, "configs/NAME.py:VARIANT")
+    holder = _define(flags.FLAGS)
     flags.mark_flag_as_required("config")
     return holder
+
+
+def _define(values: flags.FlagValues, argv: list[str] | None = None) -> flags.FlagHolder:
+    """Defines --config. It is not locked, so that a model may have new fields (`_lock`)."""
+    return config_flags.DEFINE_config_file(
+        "config",
+        None,
+        "configs/NAME.py:VARIANT",
+        flag_values=values,
+        lock_config=False,
+        sys_argv=argv,
+        accept_new_attributes=True,
+    )
 
 
 def config_of(file: str, overrides: Sequence[str] = ()) -> Any:
@@ -60,14 +83,12 @@ def config_of(file: str, overrides: Sequence[str] = ()) -> Any:
       OSError: if there is no such file.
     """
     argv, values = ["", f"--config={file}", *overrides], flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+    _define(values, argv)
     try:
         values(argv)
     except Exception as error:  # a config file may raise anything
         raise ValueError(_one_line(error, argv)) from error
-    config: Any = values["config"].value
-    config.lock()  # Raises if there is no such file.
-    return config
+    return _lock(values)
 
 
 def run(main: Callable[[list[str]], int], *, positional: bool = False) -> None:
@@ -127,6 +148,7 @@ def parse(argv: list[str], positional: bool = False, fields: bool = False) -> li
         if module.startswith("experiments."):  # so that --help shows what commands share
             for flag in defined:
                 flags.FLAGS.register_key_flag_for_module(argv[0], flag)
+    logging.get_absl_handler().setFormatter(_Plain())
     try:
         rest = flags.FLAGS(argv, known_only=fields)[1:]
     except SystemExit:  # --help, which absl ends with status 1
@@ -135,6 +157,11 @@ def parse(argv: list[str], positional: bool = False, fields: bool = False) -> li
         sys.exit(BROKEN_PIPE if _nobody_reads() else 1)
     except Exception as error:  # a config file may raise anything
         sys.exit(complain(_one_line(error, argv), BAD_INPUT))
+    if "config" in flags.FLAGS and not fields:
+        try:
+            _lock(flags.FLAGS)
+        except ValueError as error:
+            sys.exit(complain(error, BAD_INPUT))
     for argument in rest if fields else ():
         if re.match(r"--?(no)?config\.", argument) and "=" not in argument:
             wrong: Exception | str = f"{argument}: give its value after an equals sign"
@@ -149,6 +176,33 @@ def parse(argv: list[str], positional: bool = False, fields: bool = False) -> li
     if rest and not positional and not fields:
         sys.exit(complain(f"unexpected argument {rest[0]!r}; flags begin with --", BAD_INPUT))
     return rest
+
+
+def _lock(values: flags.FlagValues) -> Any:
+    """Locks and returns the config. Its model, task, optimizer and curve may have new fields.
+
+    Raises:
+      ValueError: for another field that the config file does not have.
+      OSError: if there is no such file.
+    """
+    config: Any = values["config"].value
+    for name in config_flags.get_override_values(values["config"]):
+        parser = values[f"config.{name}"].parser
+        is_new = parser.flag_type() == "config_literal"  # No type of a field says what it may be.
+        if is_new and not _is_own_field(config, name):
+            section, _, field = name.rpartition(".")
+            beside = config.get(section, {}) if section else config
+            near = difflib.get_close_matches(field, set(beside) - {field}, n=1)
+            hint = f"; the nearest is {near[0]!r}" if near else ""
+            raise ValueError(f"--config.{name}: no such config field{hint}")
+    config.lock()
+    return config
+
+
+def _is_own_field(config: Any, name: str) -> bool:
+    from batchgrow.config.task import is_own_field  # It imports JAX.
+
+    return is_own_field(config, name)
 
 
 def _config_files(argv: list[str]) -> list[str]:

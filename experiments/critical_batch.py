@@ -25,7 +25,7 @@ from batchgrow.compile import enable_compilation_cache
 from batchgrow.plan import Segment
 from batchgrow.plan.growth import check_exponent
 from batchgrow.report.batch_figures import branch_panel
-from batchgrow.report.figures import draw, png
+from batchgrow.report.drawing import draw, png
 from batchgrow.run.checkpoints import Checkpoints, positions_of
 from batchgrow.run.folder import FolderError, run_folder
 from batchgrow.text_table import text_table
@@ -43,13 +43,19 @@ from experiments.trials import (
 
 _CONFIG = cli.config_flag()
 _WORKDIR = flags.DEFINE_string("workdir", "", "The run folder with the checkpoints.")
-_AT = flags.DEFINE_list("at", [], "Checkpoints, in examples; none for all.")
+_AT = flags.DEFINE_list("at", [], "Checkpoints, in examples; by default all.")
 _EXAMPLES = flags.DEFINE_integer("examples", None, "Examples of a branch; None: half an epoch.")
-_MULTIPLES = flags.DEFINE_integer("multiples", 5, "Branches at 1, 2, ... 2^(this - 1) batches.")
-_TOLERANCE = flags.DEFINE_float("tolerance", 0.01, "Of the loss.")
-_REPEATS = flags.DEFINE_integer("repeats", 2, "Of each branch, on other examples.", lower_bound=1)
-_NOISE = flags.DEFINE_integer("noise_examples", 4096, "For B_simple, at most one epoch.")
-_OUT = flags.DEFINE_string("out", "runs/critical_batch", "OUT.json and OUT.png.")
+_MULTIPLES = flags.DEFINE_integer("multiples", 5, "Number of branches, at 1, 2, 4, ... batches.")
+_TOLERANCE = flags.DEFINE_float(
+    "tolerance", 0.01, "Increase of the loss from which on a batch is too large."
+)
+_REPEATS = flags.DEFINE_integer(
+    "repeats", 2, "Repeats of each branch, on other examples.", lower_bound=1
+)
+_NOISE = flags.DEFINE_integer("noise_examples", 4096, "Examples for B_simple, at most an epoch.")
+_OUT = flags.DEFINE_string(
+    "out", "runs/critical_batch", "Path of the results, without .json and .png."
+)
 _JSON = flags.DEFINE_bool("json", False, "Print JSON instead of a table.")
 
 

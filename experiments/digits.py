@@ -1,4 +1,4 @@
-"""Three plans for one recipe on 8x8 digits, and a report: the paper's claim in a minute.
+"""Train three plans for one recipe on 8x8 digits and write a report, in half a minute.
 
 python -m experiments.digits
 """

@@ -1,6 +1,6 @@
-"""Trainings in processes of their own, what can go wrong with them, and what they leave behind.
+"""Runs in processes of their own, faults that are injected into them, and what remains of them.
 
-What happens inside of a process is in `struck`. Files are damaged between two starts.
+`struck` has the faults inside of a process. Here files are damaged between two starts.
 """
 
 import json

@@ -1,8 +1,10 @@
-"""All fields of a config: their values and what they mean.
+"""List all fields of a config with their values and their meanings.
 
     python -m experiments.fields --config=configs/digits.py:hybrid
 
-The meanings are from batchgrow/config/fields.py and from the docstrings of the model and the task.
+Arguments of the model and the task that the config file does not mention are listed with their
+defaults; None also stands for a size that is read from the data. The meanings are from
+batchgrow/config/fields.py and from the docstrings of the model and the task.
 """
 
 import inspect
@@ -13,17 +15,21 @@ from batchgrow.config import ConfigDict
 from batchgrow.config.fields import FIELDS
 from batchgrow.config.task import TASKS
 from batchgrow.models import MODELS
-from batchgrow.names import find
+from batchgrow.names import defaults, find
 from batchgrow.run.folder import flatten
 from experiments import cli
 
 _CONFIG = cli.config_flag()
+# Arguments of a model or a task that other fields or the library itself give.
+FILLED = ("name", "parent", "rngs", "axis_name", "ghost_batch_size", "model")
 
 
 def main(_: list[str]) -> int:
     """Prints the fields."""
     config = _CONFIG.value
     values = flatten(config.to_dict())
+    for field, value in fields_of_classes(config).items():
+        values.setdefault(field, value)
     comments = comments_of_classes(config)
     for field in FIELDS:
         choices = f" ({field.kind.description})" if field.kind.choices else ""
@@ -37,17 +43,30 @@ def main(_: list[str]) -> int:
     return 0
 
 
+def classes_of(config: ConfigDict) -> dict[str, Any]:
+    """The classes of the model and of the task by section."""
+    known = {"model": MODELS, "task": TASKS}
+    named = {section: config[section].name for section in known if config[section].name}
+    return {s: find(name, known[s], f"{s}.name") for s, name in named.items()}
+
+
+def fields_of_classes(config: ConfigDict) -> dict[str, Any]:
+    """The arguments of the model and the task with their defaults, as fields of the config."""
+    return {
+        f"{section}.{name}": getattr(default, "__name__", default)  # the name of a dtype
+        for section, made in classes_of(config).items()
+        for name, default in defaults(made).items()
+        if name not in FILLED
+    }
+
+
 def comments_of_classes(config: ConfigDict) -> dict[str, str]:
     """What the docstrings of the model and the task say about their fields."""
-    comments = {}
-    for section, known in {"model": MODELS, "task": TASKS}.items():
-        name = config[section].name
-        if name:
-            comments |= {
-                f"{section}.{field}": text
-                for field, text in attributes(find(name, known, f"{section}.name")).items()
-            }
-    return comments
+    return {
+        f"{section}.{field}": text
+        for section, made in classes_of(config).items()
+        for field, text in attributes(made).items()
+    }
 
 
 def attributes(made: Any) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""ImageNet with ResNet-50 or Inception-ResNet-V2, Sections 5.3 and 5.4 of the paper: one plan.
+"""Train one plan on ImageNet, Sections 5.3 (Inception-ResNet-V2) and 5.4 (ResNet-50).
 
 python -m experiments.imagenet --config=configs/imagenet_resnet50.py:large_batch --workdir=DIR
 """

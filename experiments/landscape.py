@@ -16,7 +16,7 @@ from typing import Any
 from absl import flags
 from etils import epath
 
-from batchgrow.report import figures, swept
+from batchgrow.report import drawing, swept
 from batchgrow.text_table import text_table
 from experiments.lab.solutions import line_between, measure
 from experiments.launch import launch
@@ -51,8 +51,9 @@ def main(folders: list[str]) -> int:
     (out / "landscape.json").write_text(json.dumps({"runs": found, "line": line}, indent=1))
     charts = charts_of(found, line)
     if charts:
-        drawn = figures.draw(*map(swept.panel, charts), columns=min(2, len(charts)))
-        (out / "landscape.png").write_bytes(figures.png(drawn))
+        columns = min(2, len(charts))
+        drawn = drawing.draw(*map(swept.panel, charts), columns=columns, one_legend=False)
+        (out / "landscape.png").write_bytes(drawing.png(drawn))
     rows = [["run", "loss", *(f"sharpness {e:g}" for e in epsilons), "largest eigenvalue"]]
     for folder, facts in found.items():
         largest = f"{facts['eigenvalues'][0]:.4g}" if facts["eigenvalues"] else "-"

@@ -1,4 +1,4 @@
-"""From flags to `train`, and from what happens to an exit status. All training commands use it.
+"""Calls `train` by flags and turns its outcome into an exit status, for all training commands.
 
 Exit statuses:
   0    finished (or was finished before)
@@ -6,8 +6,8 @@ Exit statuses:
   2    bad input: a flag, a config field, the run folder or the data; nothing was overwritten
   3    the training loss became infinite or NaN
   75   preempted by SIGTERM or Ctrl-C; a checkpoint is written: start the same command again
-  76   stopped before a growth, as asked: start it again, on more devices if you like
-  130  a second Ctrl-C; the last checkpoint is the one before
+  76   stopped before a growth, by --stop_at_growth: start it again, on more devices if you like
+  130  a second Ctrl-C; the last checkpoint is one from before
   134  another process died: JAX aborts this one, and says so ("unhealthy", "leader task")
 """
 
@@ -40,7 +40,9 @@ GRACE_SECONDS = 5  # for the others to fail in the same way
 HEARTBEAT_SECONDS = 30  # a process that dies takes the others down within this time, and a bit
 
 OVERRIDE = flags.DEFINE_bool(
-    "override_config", False, "Go on although fields under config.run differ from the folder's."
+    "override_config",
+    False,
+    "Continue although fields under config.run differ from those of the folder.",
 )
 _STOP = flags.DEFINE_bool(
     "stop_at_growth", False, "Stop the run before the next growth, with exit status 76."
@@ -52,14 +54,20 @@ _DOWNLOAD = flags.DEFINE_bool(
     "download", False, "Download and prepare a data set of tensorflow_datasets if it is not there."
 )
 _DISTRIBUTED = flags.DEFINE_bool(
-    "distributed", False, "One of several processes on Cloud TPU, GKE, SLURM or Open MPI."
+    "distributed", False, "This is one of several processes on Cloud TPU, GKE, SLURM or Open MPI."
 )
 _COORDINATOR = flags.DEFINE_string(
-    "coordinator_address", None, "HOST:PORT of process 0, where the cluster is not found by itself."
+    "coordinator_address", None, "HOST:PORT of process 0, for clusters that JAX does not recognise."
 )
-_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "With --coordinator_address.")
-_PROCESS_ID = flags.DEFINE_integer("process_id", None, "With --coordinator_address.")
-_TIMEOUT = flags.DEFINE_integer("initialization_timeout", 300, "Seconds to wait for each other.")
+_NUM_PROCESSES = flags.DEFINE_integer(
+    "num_processes", None, "Number of processes, with --coordinator_address."
+)
+_PROCESS_ID = flags.DEFINE_integer(
+    "process_id", None, "Number of this process, from 0 on, with --coordinator_address."
+)
+_TIMEOUT = flags.DEFINE_integer(
+    "initialization_timeout", 300, "Seconds to wait for the other processes."
+)
 
 
 def launch(

@@ -1,11 +1,11 @@
-"""Write a tfds-prepared `imagenet2012` of generated JPEGs, to try everything without ImageNet.
+"""Write a prepared `imagenet2012` of generated JPEGs, to try the input pipeline without ImageNet.
 
     python -m experiments.make_fake_imagenet --out=DIR --num_train=1281 --num_validation=500
 
-The folder is what `tfds build imagenet2012 --file_format=array_record` leaves (version 5.1.0, same
-features, same names), so that it is read in the same way. What an image shows depends on its class
-and can be learned. Sizes in pixels and in bytes are approximately those of ImageNet; the shares of
-the kinds of JPEG are those of 1,000 of its files.
+The folder has the files, names and features that `tfds build imagenet2012
+--file_format=array_record` writes (version 5.1.0), so it is read in the same way. An image depends
+on its class, which a model can therefore learn. Sizes in pixels and in bytes are approximately
+those of ImageNet. The shares of the kinds of JPEG are those of 1,000 of its files.
 """
 
 import os
@@ -195,9 +195,14 @@ def _main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("out", None, "Folder of the data set, tfds's data_dir.", required=True)
-    flags.DEFINE_integer("num_train", 1281, "Training images.", lower_bound=1)
-    flags.DEFINE_integer("num_validation", 500, "Validation images.", lower_bound=1)
-    flags.DEFINE_integer("num_classes", NUM_LABELS, "Classes that occur, of 1,000.")
-    flags.DEFINE_integer("seed", 0, "Everything follows from it.")
+    flags.DEFINE_string(
+        "out",
+        None,
+        "Folder of the data set; give it to other commands as --data_dir.",
+        required=True,
+    )
+    flags.DEFINE_integer("num_train", 1281, "Number of training images.", lower_bound=1)
+    flags.DEFINE_integer("num_validation", 500, "Number of validation images.", lower_bound=1)
+    flags.DEFINE_integer("num_classes", NUM_LABELS, "Number of the 1,000 classes that occur.")
+    flags.DEFINE_integer("seed", 0, "Seed of all images and labels.")
     app.run(_main)

@@ -1,4 +1,4 @@
-"""Moments of a training at which a fault can strike."""
+"""Moments of a run at which a fault can be injected."""
 
 import dataclasses
 import pathlib

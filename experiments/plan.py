@@ -1,9 +1,9 @@
-"""What a config would do: its segments, before anything is trained and without any device.
+"""Print the plan of a config: its segments, without training and without a device.
 
     python -m experiments.plan --config=configs/digits.py:increasing_batch --num_devices=4
 
-It also predicts how long that would take, from a measured rate or from a device's peak and an
-assumed share of it:
+It also predicts the time to train, from a measured time of an example, or from the peak of a device
+and the share of it that is assumed to be reached:
 
     python -m experiments.plan --config=configs/imagenet_resnet50.py:increasing_batch \\
         --num_devices=256 --grow_devices --seconds_per_example=0.006
@@ -17,7 +17,7 @@ import numpy as np
 from absl import flags
 
 from batchgrow import devices
-from batchgrow.config import ConfigDict, check_layouts, make_plan
+from batchgrow.config import ConfigDict, check_layouts, make_plan, warn_of
 from batchgrow.config.data import facts_of, open_data
 from batchgrow.config.task import make_task
 from batchgrow.plan import FixedPlan, time_to_train
@@ -26,36 +26,38 @@ from batchgrow.tasks import Task
 from experiments import cli
 
 _CONFIG = cli.config_flag()
-_NUM_DEVICES = flags.DEFINE_integer("num_devices", 1, "Devices of all hosts together.")
+_NUM_DEVICES = flags.DEFINE_integer("num_devices", 1, "Number of devices of all hosts together.")
 _JSON = flags.DEFINE_bool("json", False, "Print JSON instead of a table.")
 _SECONDS_PER_EXAMPLE = flags.DEFINE_float(
     "seconds_per_example",
     None,
-    "Time to train: measured on one device.",
+    "Predict the time to train from this time of an example, measured on one device.",
 )
 _SECONDS_PER_UPDATE = flags.DEFINE_float(
-    "seconds_per_update", 0.0, "Time of an update that does not depend on its examples."
+    "seconds_per_update", 0.0, "Additional seconds of each update, whatever its batch size."
 )
 _NETWORK = flags.DEFINE_enum(
     "network", "ring", list(time_to_train.NETWORKS), "How the devices are connected."
 )
 _DEVICE = flags.DEFINE_string(
-    "device", None, f"Time to train, by its peak; one of: {', '.join(devices.PEAK_FLOPS)}."
+    "device",
+    None,
+    f"Predict the time to train from this device's peak; one of: {', '.join(devices.PEAK_FLOPS)}.",
 )
 _UTILISATION = flags.DEFINE_float(
-    "utilisation", 0.1, "With --device: assumed share of its peak; bench_imagenet measures it."
+    "utilisation", 0.1, "With --device: assumed share of its peak. bench_imagenet measures it."
 )
 _GROW_DEVICES = flags.DEFINE_bool(
-    "grow_devices", False, "Time to train on more devices as the batch grows; --num_devices first."
+    "grow_devices", False, "Predict for more devices as the batch grows, --num_devices at first."
 )
-_DEVICES_PER_HOST = flags.DEFINE_integer("devices_per_host", 8, "Devices fed by one host.")
+_DEVICES_PER_HOST = flags.DEFINE_integer("devices_per_host", 8, "Number of devices on one host.")
 _INPUT_RATE = flags.DEFINE_float(
     "input_rate",
     float("inf"),
-    "Examples/s that one host prepares; by default enough.",
+    "Examples/s that one host prepares; by default as many as needed.",
 )
-_BANDWIDTH = flags.DEFINE_float("bandwidth", 25.0, "GB/s from a device to the next; an assumption.")
-_LATENCY = flags.DEFINE_float("latency", 5.0, "Microseconds from a device to the next, likewise.")
+_BANDWIDTH = flags.DEFINE_float("bandwidth", 25.0, "Assumed GB/s from one device to the next.")
+_LATENCY = flags.DEFINE_float("latency", 5.0, "Assumed microseconds from one device to the next.")
 
 
 def main(_: list[str]) -> int:
@@ -64,6 +66,7 @@ def main(_: list[str]) -> int:
     if num_devices < 1:
         raise ValueError(f"--num_devices={num_devices} must be 1 or more")
     plan = make_plan(config, _num_examples(config))
+    warn_of(plan)
     check_layouts(plan, num_devices, config)
     facts = plan.to_dict(num_devices=num_devices)
     predicts = _SECONDS_PER_EXAMPLE.value is not None or _DEVICE.value is not None

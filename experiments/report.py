@@ -1,9 +1,9 @@
-"""Tables, figures and one HTML page from run folders.
+"""Write tables, figures and one HTML page from run folders.
 
     python -m experiments.report runs/digits --out=runs/digits/report
 
-Takes run folders, or folders of run folders. Unfinished runs are shown as such. Exit status 2
-where there is nothing to report on.
+The arguments are run folders or folders that contain run folders. Unfinished runs are marked. The
+exit status is 2 if there is nothing to report on.
 """
 
 import os

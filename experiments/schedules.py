@@ -1,24 +1,25 @@
-"""One recipe, many schedules of the batch size, equal examples: a table for any config.
+"""Compare schedules of the batch size for one recipe and the same number of examples.
 
     python -m experiments.schedules --config=configs/shakespeare.py --workdir=runs/schedules \\
         --seeds=3 --multiple=8
 
-The arms; B is the recipe's batch size and k is --multiple:
+The schedules, which are called arms; B is the recipe's batch size and k is --multiple:
 
     recipe         the config's recipe as it is
     smith          the batch grows up to k B where the rate falls; rate ~ batch
     seesaw         the same batches; rate ~ sqrt(batch) (arXiv 2510.14717)
-    seesaw_betas   and b1, b2 keep their half-life in examples (arXiv 2507.07101)
+    seesaw_betas   seesaw, where b1, b2 keep their half-life in examples (arXiv 2507.07101)
     large_sqrt     k B from the start, rate ~ sqrt(batch)
     large_linear   k B from the start, rate ~ batch
     ramp           B, 2 B, ... k B in equal parts of the first half; the recipe's own rate
     late_switch    B, then k B from --switch of the run on; the recipe's own rate
     follow         the batch grows up to k B as the noise does; rate by the optimizer
 
-Nothing is tuned for an arm: the rates are the recipe's. Cells that are finished are skipped, and an
-interrupted one is resumed. A cell is in WORKDIR/ARM/SEED. At the end the table is printed and
-written to WORKDIR/schedules.json, beside the report. With --seconds_per_example the table also has
-the time that each plan takes on the hardware of experiments.plan's flags.
+No arm is tuned: the learning rates are those of the recipe. The run of an arm and a seed is in
+WORKDIR/ARM/SEED. Start the command again to continue: finished runs are skipped and an interrupted
+one is resumed. At the end the table is printed and written to WORKDIR/schedules.json, beside the
+report. With --seconds_per_example the table also has the predicted time of each arm, as
+experiments.plan computes it.
 """
 
 import json
@@ -40,14 +41,20 @@ from experiments.arms import ARMS, arm_of, as_text, table
 from experiments.launch import experiment_of, launch, run_cells
 
 _CONFIG = cli.config_flag()
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the cells and of the table.")
-_ARMS = flags.DEFINE_list("arms", list(ARMS), f"Some of: {', '.join(ARMS)}.")
-_SEEDS = flags.DEFINE_integer("seeds", 3, "How many, from 0 on.", lower_bound=1)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the runs and the table.")
+_ARMS = flags.DEFINE_list("arms", list(ARMS), f"Schedules to train, of: {', '.join(ARMS)}.")
+_SEEDS = flags.DEFINE_integer("seeds", 3, "Number of seeds, from 0 on.", lower_bound=1)
 _MULTIPLE = flags.DEFINE_integer("multiple", 8, "k, a power of 2: the largest batch is k B.")
-_SWITCH = flags.DEFINE_float("switch", 0.75, "Where the late switch is, as a share of the run.")
-_SECONDS_PER_EXAMPLE = flags.DEFINE_float("seconds_per_example", None, "On one device, measured.")
-_SECONDS_PER_UPDATE = flags.DEFINE_float("seconds_per_update", 0.0, "In addition, per update.")
-_NUM_DEVICES = flags.DEFINE_integer("plan_devices", 8, "Devices of the described machine.")
+_SWITCH = flags.DEFINE_float("switch", 0.75, "Position of the late switch, as a share of the run.")
+_SECONDS_PER_EXAMPLE = flags.DEFINE_float(
+    "seconds_per_example", None, "Measured seconds of an example on one device."
+)
+_SECONDS_PER_UPDATE = flags.DEFINE_float(
+    "seconds_per_update", 0.0, "Additional seconds of each update, whatever its batch size."
+)
+_NUM_DEVICES = flags.DEFINE_integer(
+    "plan_devices", 8, "Number of devices for which the time is predicted."
+)
 
 
 def main(_: list[str]) -> int:

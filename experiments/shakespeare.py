@@ -1,4 +1,4 @@
-"""A small language model by each plan, a report, and a sample of what the last model writes.
+"""Train a small language model by each plan, write a report and print a sample of text.
 
 python -m experiments.shakespeare
 """

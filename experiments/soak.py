@@ -1,11 +1,11 @@
-"""Small trainings under random faults: what was injected, and what was lost (to be 0).
+"""Run small trainings under random faults, and count the faults and what was lost.
 
 python -m experiments.soak --runs=30 --seed=0
 
-Each training is started again after every fault, until it ends; then its arrays and its rows are
-compared, bit for bit, with those of a training that nothing disturbed. Every third one runs in two
-processes. Rows in a part of metrics.jsonl that was cut off are lost if a checkpoint was made after
-them; the run must say how many.
+Each run is started again after every fault until it ends. Then its arrays and its rows are compared
+bit for bit with those of an undisturbed run. Every third run has two processes. If a fault cuts off
+a part of metrics.jsonl, its rows are lost if a checkpoint was written after them, and the run must
+say how many.
 """
 
 import json
@@ -45,9 +45,11 @@ EXPECTED = faults.RUNNING | faults.PAUSES
 REFUSALS = (*faults.CHANGED, *faults.PAIR_REFUSALS)
 DAMAGED = (*faults.DAMAGE, faults.DAMAGED_CACHE, faults.DAMAGED_DATA)
 
-_RUNS = flags.DEFINE_integer("runs", 30, "The most trainings, with up to 9 faults each.")
-_SECONDS = flags.DEFINE_float("seconds", float("inf"), "No training begins after so many seconds.")
-_SEED = flags.DEFINE_integer("seed", 0, "Decides what happens when.")
+_RUNS = flags.DEFINE_integer("runs", 30, "Largest number of runs, each with up to 9 faults.")
+_SECONDS = flags.DEFINE_float(
+    "seconds", float("inf"), "Time limit in seconds: no run starts later."
+)
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of the faults and of their times.")
 _JSON = flags.DEFINE_bool("json", False, "Print the result as JSON.")
 
 

@@ -24,7 +24,7 @@ from batchgrow.compile import enable_compilation_cache
 from batchgrow.plan import Plan
 from batchgrow.plan.noise import NOISE_SCALE, fit_steps
 from batchgrow.report.batch_figures import steps_panel
-from batchgrow.report.figures import draw, png
+from batchgrow.report.drawing import draw, png
 from batchgrow.text_table import text_table
 from experiments import advice, cli
 from experiments.launch import experiment_of, launch
@@ -32,11 +32,15 @@ from experiments.trials import Trials, constant_plan, environment_of, piece_size
 
 _CONFIG = cli.config_flag()
 _TARGET = flags.DEFINE_float("target", None, "Test loss at which a trial ends.")
-_MAX_BATCH_SIZE = flags.DEFINE_integer("max_batch_size", None, "Up to this; None: N / 2.")
-_MAX_EPOCHS = flags.DEFINE_float("max_epochs", 50.0, "A trial is given up after this.")
-_SEEDS = flags.DEFINE_integer("seeds", 1, "Trials of each rate; medians are taken.", lower_bound=1)
-_NOISE = flags.DEFINE_integer("noise_examples", 4096, "For B_simple, at most one epoch.")
-_OUT = flags.DEFINE_string("out", "runs/steps_to_target", "OUT.json and OUT.png.")
+_MAX_BATCH_SIZE = flags.DEFINE_integer("max_batch_size", None, "Largest batch size; None: N / 2.")
+_MAX_EPOCHS = flags.DEFINE_float("max_epochs", 50.0, "Most epochs of a trial.")
+_SEEDS = flags.DEFINE_integer(
+    "seeds", 1, "Trials of each learning rate; the median counts.", lower_bound=1
+)
+_NOISE = flags.DEFINE_integer("noise_examples", 4096, "Examples for B_simple, at most an epoch.")
+_OUT = flags.DEFINE_string(
+    "out", "runs/steps_to_target", "Path of the results, without .json and .png."
+)
 _JSON = flags.DEFINE_bool("json", False, "Print JSON instead of a table.")
 
 GROWTH = 1.05  # of the steps between two evaluations

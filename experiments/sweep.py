@@ -1,14 +1,14 @@
-"""A grid over any fields, plans and seeds, with a report at the end: resumable, cell by cell.
+"""Train a grid of variants, values of fields and seeds, and write a report.
 
     python -m experiments.sweep --config=configs/mnist.py --workdir=runs/sweep --seeds=3 \\
         --config.recipe.learning_rate=0.05,0.1,0.2 --config.recipe.batch_size=32,128 \\
         --x=recipe.learning_rate --y=test_loss
 
-Fields with several values, separated by commas, span the grid; a field with one value is set in
-every cell. A value that holds commas itself, as a tuple, is in parentheses:
---config.recipe.boundaries_epochs=(3,6),(4,8). All cells are checked before the first one runs.
-Cells that are finished are skipped and an interrupted one is resumed, so the same command may be
-started again at any time. A cell is in WORKDIR/VARIANT/FIELD=VALUE/.../SEED.
+Fields with several values, separated by commas, span the grid. A field with one value is set in
+every run. Write a value that contains commas, such as a tuple, in parentheses:
+--config.recipe.boundaries_epochs=(3,6),(4,8). All runs are checked before the first one starts.
+Start the same command again to continue: finished runs are skipped and an interrupted one is
+resumed. A run is in WORKDIR/VARIANT/FIELD=VALUE/.../SEED.
 
 The report has a figure of --y, a column of the rows, against the field --x: the mean over seeds,
 with a band of its 95% confidence interval and a line for each value of the other fields.
@@ -27,12 +27,18 @@ from experiments import grid
 from experiments.launch import experiment_of, launch, run_cells
 
 _CONFIG = flags.DEFINE_string("config", None, "configs/NAME.py:VARIANT", required=True)
-_VARIANTS = flags.DEFINE_list("variants", [], "Variants, each as after the colon of --config.")
-_SIZE = flags.DEFINE_string("size", "", "Added to each variant after a comma, such as small.")
-_SEEDS = flags.DEFINE_integer("seeds", 5, "How many, from 0 on; or --config.seed=3,4.", 1)
-_WORKDIR = flags.DEFINE_string("workdir", "", "Folder for the cells and the report.")
-_X = flags.DEFINE_string("x", None, "The field on the figure's axis; by default one that varies.")
-_Y = flags.DEFINE_string("y", None, "What the figure shows; by default the first test metric.")
+_VARIANTS = flags.DEFINE_list("variants", [], "Variants: what follows the colon of --config.")
+_SIZE = flags.DEFINE_string("size", "", "Text added to each variant after a comma, such as small.")
+_SEEDS = flags.DEFINE_integer(
+    "seeds", 5, "Number of seeds, from 0 on; or give --config.seed=3,4.", 1
+)
+_WORKDIR = flags.DEFINE_string("workdir", "", "Folder for the runs and the report.")
+_X = flags.DEFINE_string(
+    "x", None, "Field on the horizontal axis of the figure; by default one that varies."
+)
+_Y = flags.DEFINE_string(
+    "y", None, "Column that the figure shows; by default the first test metric."
+)
 
 PAPER = pathlib.Path(__file__).parent / "paper.json"
 

@@ -1,4 +1,4 @@
-"""Experiments on noise, for benchmarks, and bare calls of their compiled updates."""
+"""Experiments on noise, for benchmarks, and direct calls of their compiled updates."""
 
 import time
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""What the benchmarks share: the real loop on synthetic data, watched at every dispatch."""
+"""Timing of the real training loop on synthetic data, for the benchmarks."""
 
 import json
 import os
@@ -25,14 +25,14 @@ from experiments import cli, synthetic
 
 NUM_CLASSES = 10
 
-JSON = flags.DEFINE_bool("json", False, "One line of JSON instead of the table.")
+JSON = flags.DEFINE_bool("json", False, "Print one line of JSON instead of the table.")
 DEPTH = flags.DEFINE_integer(
-    "depth", 16, "Of the wide ResNet: 10, 16, 22, ...; 0: a small ConvNet."
+    "depth", 16, "Depth of the wide ResNet: 10, 16, 22, ...; 0: a small ConvNet."
 )
-WIDTH = flags.DEFINE_integer("width", 1, "Of the wide ResNet.")
-IMAGE_SIZE = flags.DEFINE_integer("image_size", 32, "Pixels.")
+WIDTH = flags.DEFINE_integer("width", 1, "Width of the wide ResNet.")
+IMAGE_SIZE = flags.DEFINE_integer("image_size", 32, "Side of an image in pixels.")
 DTYPE = flags.DEFINE_enum(
-    "dtype", "float32", ("float32", "bfloat16"), "Of activations and products."
+    "dtype", "float32", ("float32", "bfloat16"), "Dtype of activations and products."
 )
 
 

@@ -1,4 +1,4 @@
-"""The same wide residual network in plain PyTorch, to compare speed with."""
+"""The wide residual network in plain PyTorch, for comparisons of speed."""
 
 from collections.abc import Callable
 from typing import Any

@@ -3,7 +3,6 @@
 import json
 import os
 import pathlib
-import re
 import signal
 import subprocess
 import sys
@@ -48,15 +47,16 @@ for line in sys.stdin:
 
 
 class Done(NamedTuple):
-    """How a command ended; `err` is without the warnings of the log."""
+    """How a command ended; `err` is without the warnings, which are whole lines."""
 
     status: int
     out: str
     err: str
+    warnings: list[str]
 
 
 def without_warnings(said: str) -> str:
-    return "".join(x for x in said.splitlines(keepends=True) if not re.match(r"W\d{4} ", x))
+    return "".join(x for x in said.splitlines(keepends=True) if not x.startswith("warning: "))
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,8 @@ def command(server, tmp_path):
         print(file=server.stdin, flush=True)
         status = int(server.stdout.readline())
         out, err = (pathlib.Path(f"{log}.{x}").read_text() for x in ("out", "err"))
-        return Done(status, out, without_warnings(err))
+        warnings = [line for line in err.splitlines() if line.startswith("warning: ")]
+        return Done(status, out, without_warnings(err), warnings)
 
     return run
 
@@ -134,6 +135,20 @@ def test_a_field_on_the_command_line_changes_the_plan(command):
     assert json.loads(done.out)["num_epochs"] == 10
 
 
+def test_a_field_of_the_model_may_be_new(command):
+    done = command("fields", DIGITS, "--config.model.dtype=bfloat16", "--config.model.channels=8")
+    assert done.status == 0, done.err
+    lines = [line.split()[0] for line in done.out.splitlines()]
+    assert {"--config.model.dtype=bfloat16", "--config.model.channels=8"} <= set(lines)
+    listed = [line.split()[0] for line in command("fields", DIGITS).out.splitlines()]
+    assert "--config.model.dtype=float32" in listed  # the default of the class
+
+
+def test_plan_warns_of_what_differs_from_the_recipe(command):
+    (line,) = command("plan", DIGITS).warnings
+    assert line.startswith("warning: plan: 2 of 4 segments are short")
+
+
 @pytest.mark.parametrize(
     ("flags", "complaint"),
     [
@@ -150,6 +165,14 @@ def test_a_field_on_the_command_line_changes_the_plan(command):
         (
             [DIGITS, "--config.recpe.num_epochs=3"],
             "--config.recpe.num_epochs: no such config field",
+        ),
+        (
+            [DIGITS, "--config.model.chanels=3"],
+            "--config.model.chanels: no such config field; the nearest is 'channels'",
+        ),
+        (
+            [DIGITS, "--config.optimizer.nesterov=True"],
+            "--config.optimizer.nesterov: no such config field",
         ),
         ([DIGITS, "--num_device=4"], "--num_device is not a flag; the nearest is --num_devices"),
         ([DIGITS, "--config.seed=zero"], "seed"),

@@ -53,6 +53,28 @@ def test_growth_reaches_the_same_loss_in_fewer_updates(name, untrained_loss, tol
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "package"),
+    [
+        ("nnx", "flax"),
+        ("torch", "torch"),
+        ("huggingface", "transformers"),
+        ("lightning", "lightning"),
+        ("keras", "keras"),
+    ],
+)
+def test_programs_of_the_pages_reach_the_same_loss_in_fewer_updates(name, package, monkeypatch):
+    pytest.importorskip(package)
+    program = ROOT / f"docs/examples/{name}_digits.py"
+    monkeypatch.setenv("KERAS_BACKEND", "torch")
+    lines = [line for line in run(program).splitlines() if line.startswith(("decay:", "grow:"))]
+    decayed, grown = map(numbers, lines)
+    assert (decayed[0], grown[0]) == (1796, 1038)
+    assert grown[1] == pytest.approx(decayed[1], rel=0.2) and grown[1] < 0.01
+    assert min(grown[2], decayed[2]) > 0.97
+
+
+@pytest.mark.slow
 def test_ghost_batch_norm_example_learns_while_the_batch_grows():
     lines = [numbers(line) for line in run(ROOT / "docs/examples/ghost_batch_norm.py").splitlines()]
     assert [batch_size for batch_size, _ in lines] == [16, 32, 128]

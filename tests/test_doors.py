@@ -219,6 +219,20 @@ def test_csv_with_classes_and_several_targets(tmp_path):
     np.testing.assert_allclose(experiment.train_data.arrays["y"].std(0), 1, atol=1e-6)
 
 
+def test_columns_of_a_csv_are_chosen_and_the_last_is_the_target(tmp_path):
+    write_csv(tmp_path / "a.csv")
+    name = f"csv:{tmp_path}/a.csv"
+    both = []
+    for columns, target in (("b, y", None), ("b", "y")):
+        changes = {"data.test_share": 0.2, "data.columns": columns, "data.target": target}
+        both.append(make_experiment(make_config(name, changes, "regression")).train_data.arrays)
+    everything = {"data.test_share": 0.2, "data.target": "y"}
+    whole = make_experiment(make_config(name, everything, "regression")).train_data.arrays
+    for arrays in both:
+        np.testing.assert_array_equal(arrays["x"], whole["x"][:, 1:])
+        np.testing.assert_array_equal(arrays["y"], whole["y"])
+
+
 def as_arrays(split: str) -> dict[str, np.ndarray]:
     return {name: array[: 18 if split == "train" else 6] for name, array in ARRAYS.items()}
 
@@ -312,7 +326,18 @@ def broken_sources(folder: pathlib.Path) -> dict[str, tuple[str, dict[str, Any],
     share = {"data.test_share": 0.25}
     y = {**share, "data.target": "y"}
     image, label = ARRAYS["image"], ARRAYS["label"]
-    np.savez(folder / "lengths.npz", image=image, label=label[:5])
+    np.savez(folder / "lengths.npz", picture=image, kind=label[:5])
+    np.savez(folder / "parts.npz", x_train=image, y_train=label[:5], x_test=image, y_test=label)
+    bad = np.zeros((24, 2))
+    bad[7, 1], bad[9, 0] = np.nan, 1.0
+    np.savez(folder / "nan.npz", measured=bad, kind=label)
+    np.savez(
+        folder / "huge.npz",
+        x_train=np.zeros((24, 2)),
+        y_train=np.arange(24) * 1e38,
+        x_test=bad,
+        y_test=bad,
+    )
     np.savez(folder / "object.npz", image=image, label=np.array([None] * 24))
     np.savez(folder / "text.npz", image=image, label=np.array(["cat"] * 24))
     np.savez(folder / "float.npz", image=image, label=label + 0.5)
@@ -334,7 +359,22 @@ def broken_sources(folder: pathlib.Path) -> dict[str, tuple[str, dict[str, Any],
         "path": (f"{folder}/none.npz", share, "/none.npz does not exist"),
         "no name": ("", {}, "data.name is not set"),
         "no npz": (f"{folder}/no.npz", share, "no.npz is not an .npz file"),
-        "lengths": (f"{folder}/lengths.npz", share, r"unequal length \(image 24, label 5\)"),
+        "lengths": (
+            f"{folder}/lengths.npz",
+            {**share, "data.columns": "picture,kind"},
+            r"unequal length \(picture 24, kind 5\)",
+        ),
+        "parts": (f"{folder}/parts.npz", {}, r"unequal length \(x_train 24, y_train 5\)"),
+        "nan in npz": (
+            f"{folder}/nan.npz",
+            {**share, "data.columns": "measured,kind"},
+            r"the array 'measured' has nan at index \[7, 1\], which is not a finite float32",
+        ),
+        "too large": (
+            f"{folder}/huge.npz",
+            {"task": ConfigDict({"name": "regression"})},
+            r"the array 'y_train' has 4e\+38 at index \[4\], which is not a finite float32",
+        ),
         "object": (f"{folder}/object.npz", share, "'label' has dtype object; it must hold numb"),
         "strings": (f"{folder}/text.npz", share, "'label' has dtype <U3; it must hold numbers"),
         "float": (f"{folder}/float.npz", share, "'label' has dtype float64; it must hold whole"),
@@ -356,7 +396,22 @@ def broken_sources(folder: pathlib.Path) -> dict[str, tuple[str, dict[str, Any],
         ),
         "no target": (f"csv:{folder}/cell.csv", share, "data.target None must name .*: a, b, y"),
         "cell": (f"csv:{folder}/cell.csv", y, "'n/a' in column 'a', line 4, is not a number"),
-        "nan": (f"csv:{folder}/nan.csv", y, "nan in column 'a', line 4, is not finite"),
+        "nan": (f"csv:{folder}/nan.csv", y, "nan in column 'a', line 4, is not a finite"),
+        "unknown column": (
+            f"csv:{folder}/nan.csv",
+            {**y, "data.columns": "b,c"},
+            "data.columns 'b,c' must name columns of .*, each once, .*: a, b, y",
+        ),
+        "only a target": (
+            f"csv:{folder}/nan.csv",
+            {**share, "data.columns": "y"},
+            "data.columns 'y' and data.target None leave no column of .*: a, b, y",
+        ),
+        "two classes": (
+            f"csv:{folder}/nan.csv",
+            {**share, "data.columns": "b", "data.target": "a,y"},
+            "data.target 'a,y' names 2 columns; the task reads one",
+        ),
         "ragged": (f"csv:{folder}/ragged.csv", y, "line 3 of .* has 1 cells and the header has 2"),
         "latin": (
             f"text:{folder}/latin.txt",
@@ -384,7 +439,8 @@ def broken_sources(folder: pathlib.Path) -> dict[str, tuple[str, dict[str, Any],
 BROKEN = [
     *("path", "no name", "no npz", "lengths", "object", "strings", "float", "keys", "columns"),
     *("no share", "share", "class folder", "split", "no folders", "sizes", "no target", "cell"),
-    *("nan", "ragged", "latin", "tokens", "context"),
+    *("nan", "ragged", "latin", "tokens", "context", "parts", "nan in npz", "too large"),
+    *("unknown column", "only a target", "two classes"),
 ]
 
 
@@ -402,6 +458,13 @@ def test_one_line_says_what_is_wrong_with_the_data(what, tmp_path):
         ("model.outputs", 2, "model.outputs is 2, but .* has 3; set the field to 3 or more"),
         ("model.num_classes", 3, "mlp has no field model.num_classes; it has features, outputs"),
         ("model.features", None, "model.features is not set"),
+        (
+            "model.features",
+            16,
+            r"model.features is 16; it must be Sequence\[int\], such as \(16,\)",
+        ),
+        ("model.features", ("a",), r"model.features is \('a',\); it must be Sequence\[int\]"),
+        ("model.outputs", "3", "model.outputs is '3', but .* has 3; set the field to 3 or more"),
         ("recipe.batch_size", None, "recipe.batch_size is not set"),
         ("recipe.num_epochs", None, "recipe.num_epochs is not set"),
     ],
@@ -710,17 +773,16 @@ def test_the_config_of_the_docs_trains(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "least", "most"), [("own_task", -0.35, -0.2), ("nnx", 0.9, 1.0)])
-def test_programs_of_the_docs_learn(name, least, most):
+def test_the_task_of_the_docs_learns():
     done = subprocess.run(
-        [sys.executable, ROOT / f"docs/examples/{name}.py"],
+        [sys.executable, ROOT / "docs/examples/own_task.py"],
         capture_output=True,
         text=True,
         env={k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
         | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
     )
     assert done.returncode == 0, done.stderr
-    assert least <= float(done.stdout.split()[-1]) <= most
+    assert -0.35 <= float(done.stdout.split()[-1]) <= -0.2
 
 
 @pytest.mark.slow

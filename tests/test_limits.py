@@ -1,14 +1,13 @@
 """Which rule limits the batch, and what plans warn of."""
 
-import logging
 import math
 
 import pytest
 
-from batchgrow.config import make_plan
+from batchgrow.config import make_experiment, make_plan
 from batchgrow.plan import Recipe, decay, grow, hybrid
 from batchgrow.plan.curves import Curve, cosine, exponential, polynomial, step
-from configs import cifar10
+from configs import cifar10, digits
 
 
 def cosine_recipe(num_epochs: float, momentum: float = 0.9) -> Recipe:
@@ -63,18 +62,26 @@ def test_the_users_own_cap_wins_and_is_warned_of() -> None:
     assert "\n" not in warning
 
 
-def test_cifar10_increased_momentum_small_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+def test_cifar10_increased_momentum_small_is_warned_of() -> None:
     """Ten points below the recipe, as the paper's own is one point below. The others are not."""
     for variant in ("decaying_lr", "increasing_batch_5120", "increased_lr"):
-        make_plan(cifar10.get_config(variant), 50_000)
-    assert not caplog.records
+        assert make_plan(cifar10.get_config(variant), 50_000).warnings == ()
     for variant, text in (
         ("increased_momentum,small", "78 updates of 1280 examples are 1.6 times"),
         ("increased_momentum", "390 updates of 5120 examples are 7.8 times"),
     ):
-        with caplog.at_level(logging.WARNING):
-            make_plan(cifar10.get_config(variant), 50_000)
-        assert text in caplog.text
+        (warning,) = make_plan(cifar10.get_config(variant), 50_000).warnings
+        assert text in warning
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_training_warns_of_the_plan_unless_told_not_to(
+    wanted: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = digits.get_config("increasing_batch")
+    config.run.plan_warnings = wanted
+    make_experiment(config)
+    assert [line.startswith("plan: 2 of 4 segments") for line in caplog.messages] == [True] * wanted
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,7 @@ def test_unknown_names_and_fields_are_refused():
         make_model("conv_net", dtype="float32", depth=16)
     with pytest.raises(ValueError, match="ghost_batch_size is not set, but conv_net has"):
         make_model("conv_net", channels=2, num_classes=3)
-    with pytest.raises(ValueError, match="model.depth 17 is not 6n"):
+    with pytest.raises(ValueError, match="model.depth 17 must be 6n"):
         shapes(WideResNet(17, 4, 10, ghost_batch_size=1), (32, 32, 3))
 
 

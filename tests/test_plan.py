@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 
 import batchgrow
@@ -102,6 +103,24 @@ def test_learning_rates_of_the_plan_are_those_of_the_first_and_last_update() -> 
             rates[0],
             rates[-1],
         )
+
+
+def test_corners_follow_the_learning_rates_of_all_updates() -> None:
+    """A warm-up and a cosine in one segment, which a line from start to end would hide."""
+    curve = with_warmup(cosine(0.1, 9), 1)
+    plan = decay(Recipe(10, 0.9, curve, num_examples=5000, num_epochs=9))
+    (segment,) = plan.to_dict()["segments"]
+    positions, rates = np.array(segment["learning_rates"]).T
+    assert 5 < len(rates) < 100
+    points = list(plan.points())
+    exact = np.array([point.learning_rate for point in points])
+    shown = np.exp(
+        np.interp([point.start_examples for point in points], positions, np.log(rates.clip(1e-4)))
+    )
+    visible = slice(30, None)  # The first 30 of 4,500 updates are less than a pixel.
+    np.testing.assert_allclose(shown[visible], exact.clip(1e-4)[visible], rtol=0.03)
+    assert (positions[0], positions[-1]) == (0, points[-1].start_examples)
+    assert "learning_rates" not in grow(CIFAR, max_batch_size=5120).to_dict()["segments"][0]
 
 
 def test_table_fits_100_columns_and_lists_every_segment() -> None:

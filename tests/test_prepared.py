@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from batchgrow.data.prepared import open_source, read_all
+from batchgrow.data.prepared import is_prepared, open_source, read_all
 from experiments import make_fake_imagenet
 
 
@@ -21,6 +21,14 @@ def test_a_missing_data_set_is_not_downloaded_and_its_folder_not_made(tmp_path):
     with pytest.raises(ValueError, match="'mnist' in run.data_dir .*typo' is not prepared; .* add"):
         open_source("mnist", "train", str(folder))
     assert not folder.exists()
+
+
+def test_an_unfinished_version_is_not_warned_of(tmp_path, caplog):
+    (tmp_path / "mnist/3.0.1").mkdir(parents=True)
+    assert not is_prepared("mnist", str(tmp_path))
+    with pytest.raises(ValueError, match="is not prepared"):
+        open_source("mnist", "train", str(tmp_path))
+    assert caplog.messages == []
 
 
 def test_an_unknown_data_set(tmp_path):

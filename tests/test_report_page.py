@@ -12,7 +12,7 @@ from run_folders import CLASSIFICATION, KINDS, LANGUAGE, make_run, make_runs, pa
 
 from batchgrow import report
 from batchgrow.plan import Recipe, curves, decay, grow
-from batchgrow.report import figures, runs
+from batchgrow.report import drawing, figures, plan_figures, runs
 
 
 @pytest.fixture(scope="module", params=KINDS, ids=[kind.task for kind in KINDS])
@@ -88,8 +88,8 @@ def test_page_is_self_contained_and_says_its_figures_in_words(written):
 def test_inlined_figures_follow_the_pages_colours(written):
     page = (written[0] / "index.html").read_text()
     svgs = "".join(re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL))
-    assert not any(colour in svgs for colour in figures.CSS_VARIABLES)
-    assert all(variable in svgs for variable in figures.CSS_VARIABLES.values())
+    assert not any(colour in svgs for colour in drawing.CSS_VARIABLES)
+    assert all(variable in svgs for variable in drawing.CSS_VARIABLES.values())
     assert "prefers-color-scheme: dark" in page
 
 
@@ -107,7 +107,7 @@ def test_band_is_drawn_from_the_least_to_the_most_seed(tmp_path):
     groups = runs.group_by_plan(make_runs(tmp_path))
     lines = figures.lines_of_plans([groups])
     panel = {panel.name: panel for panel in figures.panels(groups, lines)}["train_loss_epochs"]
-    (axes,) = figures.draw(panel).axes
+    (axes,) = drawing.draw(panel).axes
     losses = np.array([[row["train_loss"] for row in run.rows] for run in groups[0].runs])
     np.testing.assert_allclose(axes.lines[0].get_ydata(), np.median(losses, axis=0))
     band = axes.collections[0].get_paths()[0].vertices[:, 1]
@@ -119,12 +119,12 @@ def test_axes_are_those_of_the_metric(tmp_path, kind):
     drawn = {
         panel.name: panel for panel in figures.panels(groups, figures.lines_of_plans([groups]))
     }
-    (axes,) = figures.draw(drawn["test_epochs"]).axes
+    (axes,) = drawing.draw(drawn["test_epochs"]).axes
     assert axes.get_ylabel() == f"test {kind.shown}"
     assert axes.get_yscale() == ("log" if kind is LANGUAGE else "linear")
     assert drawn["test_epochs"].is_log is (kind is LANGUAGE)
     assert axes.yaxis.get_major_formatter()(0.5) == ("50%" if kind is CLASSIFICATION else "0.5")
-    (axes,) = figures.draw(drawn["train_loss_updates"]).axes
+    (axes,) = drawing.draw(drawn["train_loss_updates"]).axes
     assert (axes.get_ylabel(), axes.get_yscale()) == ("training loss", "log")
 
 
@@ -135,7 +135,7 @@ def test_a_loss_that_is_negative_or_hardly_moves_has_a_linear_axis(tmp_path, val
     rows = tuple(row | {LANGUAGE.test: next(tests)} for row in run.rows)
     groups = runs.group_by_plan([dataclasses.replace(run, rows=rows)])
     panel = figures.panels(groups, figures.lines_of_plans([groups]))[4]
-    assert figures.draw(panel).axes[0].get_yscale() == "linear"
+    assert drawing.draw(panel).axes[0].get_yscale() == "linear"
 
 
 def test_a_variant_that_looks_like_mathematics_is_drawn_as_it_is(tmp_path):
@@ -167,30 +167,54 @@ def test_colours_hold_three_to_one_on_light_and_dark():
         return linear @ [0.2126, 0.7152, 0.0722]
 
     for paper in ("#ffffff", "#171b22"):
-        for colour in figures.PALETTE:
+        for colour in drawing.PALETTE:
             light, dark = sorted([luminance(paper), luminance(colour)], reverse=True)
             assert (light + 0.05) / (dark + 0.05) >= 3.0, (colour, paper)
 
 
-def test_a_smooth_learning_rate_is_drawn_as_it_was_logged(tmp_path):
+def test_a_smooth_learning_rate_is_drawn_as_it_is_planned(tmp_path):
     run = make_run(tmp_path / "run", "decaying_lr", 0)
-    run.plan["segments"][0]["learning_rate_end"] = 0.05
+    first = run.plan["segments"][0]
+    first["learning_rates"] = [[0, 1e-9], [1500, 0.1], [5980, 0.05]]  # the corners of a warm-up
     groups = runs.group_by_plan([run])
     panel = figures.panels(groups, figures.lines_of_plans([groups]))[0]
-    (axes,) = figures.draw(panel).axes
-    assert list(axes.lines[0].get_ydata()) == [row["learning_rate"] for row in run.rows]
-    run.rows[-1]["learning_rate"] = 1e-7  # the end of a cosine does not set the scale
-    (axes,) = figures.draw(panel).axes
+    (axes,) = drawing.draw(panel).axes
+    (line,) = axes.lines[:1]
+    assert line.get_xdata()[:4] == pytest.approx([0, 1, 5980 / 1500, 4])
+    assert line.get_ydata()[:4] == pytest.approx([1e-9, 0.1, 0.05, 0.05])
+    # The start of the warm-up does not set the scale.
     assert axes.get_ylim()[0] == pytest.approx(0.1 / 1000)
+
+
+def test_a_single_evaluation_is_a_dot_and_the_legend_is_beside_the_curves(tmp_path):
+    run = make_run(tmp_path / "run", "decaying_lr", 0)
+    groups = runs.group_by_plan([dataclasses.replace(run, rows=run.rows[-1:])])
+    panel = figures.panels(groups, figures.lines_of_plans([groups]))[4]
+    figure = drawing.draw(panel)
+    assert figure.axes[0].lines[0].get_marker() == "o"
+    assert figure.axes[0].get_legend() is None
+    (legend,) = figure.legends
+    figure.canvas.draw()
+    below = figure.axes[0].get_window_extent().y1
+    assert legend.get_window_extent().y0 >= below
+
+
+def test_ticks_of_near_values_do_not_overlap(tmp_path):
+    made = make_runs(tmp_path, seeds=(0,))
+    made[0].plan["segments"][0]["batch_size"] = 21  # beside 20 on an axis that ends at 320
+    groups = runs.group_by_plan(made)
+    panel = figures.panels(groups, figures.lines_of_plans([groups]))[1]
+    (axes,) = drawing.draw(panel).axes
+    assert list(axes.get_yticks()) == [20, 80, 320]
 
 
 def test_plans_are_drawn_from_their_points():
     recipe = Recipe(10, 0.9, curves.step(0.1, (1, 2), 0.1), num_examples=100, num_epochs=3)
     plans = {"decay": decay(recipe).points(), "grow": grow(recipe, max_batch_size=50).points()}
-    drawn = {panel.name: panel for panel in figures.plan_panels(plans)}
+    drawn = {panel.name: panel for panel in plan_figures.plan_panels(plans)}
     assert list(drawn) == ["learning_rate", "batch_size", "noise_scale", "update"]
     values = {
-        name: [set(line.get_ydata()) for line in figures.draw(panel).axes[0].lines]
+        name: [set(line.get_ydata()) for line in drawing.draw(panel).axes[0].lines]
         for name, panel in drawn.items()
     }
     assert values["batch_size"] == [{10}, {10, 50}]
@@ -203,15 +227,16 @@ def test_plans_are_drawn_from_their_points():
 def test_long_plans_are_thinned_by_epochs_and_keep_their_last_updates():
     recipe = Recipe(1, 0.9, curves.cosine(0.1, 10), num_examples=1000, num_epochs=10)
     plan = grow(recipe, max_batch_size=500)
-    batch_size = figures.plan_panels({"grow": plan.points()})[1]
-    (line,) = figures.draw(batch_size).axes[0].lines
-    assert len(line.get_ydata()) < 2 * figures.MAX_POINTS < plan.num_updates
+    batch_size = plan_figures.plan_panels({"grow": plan.points()})[1]
+    (line,) = drawing.draw(batch_size).axes[0].lines
+    assert len(line.get_ydata()) < 2 * plan_figures.MAX_POINTS < plan.num_updates
     last = plan.segments[-1]
-    assert list(line.get_ydata()).count(last.batch_size) == last.num_updates
+    assert list(line.get_ydata()).count(last.batch_size) == last.num_updates + 1  # and its end
+    assert line.get_xdata()[-1] == pytest.approx(plan.end_examples / 1000)
 
 
 def test_a_loss_that_is_not_finite_is_said_and_keeps_the_json_valid(tmp_path, monkeypatch):
-    monkeypatch.setattr(figures, "png", lambda _: b"")
+    monkeypatch.setattr(drawing, "png", lambda _: b"")
     run = make_run(tmp_path / "run", "hybrid", 0, finished=False)
     metrics = tmp_path / "run" / "metrics.jsonl"
     rows = [*run.rows, run.rows[-1] | {"train_loss": math.nan}]
@@ -224,7 +249,7 @@ def test_a_loss_that_is_not_finite_is_said_and_keeps_the_json_valid(tmp_path, mo
 
 
 def test_two_settings_make_two_comparisons_on_one_page(tmp_path, monkeypatch):
-    monkeypatch.setattr(figures, "png", lambda _: b"")  # the SVGs are on the page
+    monkeypatch.setattr(drawing, "png", lambda _: b"")  # the SVGs are on the page
     made = [
         make_run(tmp_path / f"{variant}_{optimizer}", variant, 0, optimizer=optimizer)
         for variant in ("decaying_lr", "hybrid")

@@ -122,7 +122,7 @@ def test_bfloat16_keeps_parameters_and_logits_in_float32():
 
 
 def test_wrong_shapes_are_refused():
-    with pytest.raises(ValueError, match="model.channels 12 is not divisible by model.heads 5"):
+    with pytest.raises(ValueError, match="model.channels 12 must be a multiple of model.heads 5"):
         initial(SMALL.clone(heads=5))
     with pytest.raises(ValueError, match="8 tokens exceed model.context 7"):
         initial(SMALL.clone(context=7))

@@ -48,6 +48,8 @@ def make_experiment(config: ConfigDict) -> Experiment:
     execution = make_execution(config.run)
     train_data, test_data = open_data(config, "train"), open_data(config, "test")
     plan = make_plan(config, train_data.num_examples)
+    if config.run.plan_warnings:
+        warn_of(plan)
     facts = facts_of(train_data, test_data)
     task = make_task(config, facts=facts)
     check_data(task, train_data, "train")
@@ -119,9 +121,13 @@ def make_plan(config: ConfigDict, num_examples: int) -> Plan:
         found = _plan_of(reference, plan, options)
     except ValueError as error:
         raise ValueError(f"recipe or plan: {error}") from error
-    for warning in found.warnings:
-        log.warning("plan: %s", warning)
     return found
+
+
+def warn_of(plan: Plan) -> None:
+    """Logs what makes a plan differ from its recipe in practice."""
+    for warning in plan.warnings:
+        log.warning("plan: %s", warning)
 
 
 def _plan_of(recipe: Recipe, plan: ConfigDict, options: dict[str, Any]) -> FixedPlan:

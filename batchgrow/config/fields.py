@@ -147,7 +147,9 @@ FIELDS = (
     Field(
         "data.test_share", None, maybe(number(above=0, below=1)), "share of one split to test on"
     ),
-    Field("data.columns", None, maybe(NAMES), 'arrays to read, "img,label"; None: the task\'s'),
+    Field(
+        "data.columns", None, maybe(NAMES), "arrays or columns to read; None: the task's, or all"
+    ),
     Field("data.target", None, maybe(NAMES), 'columns of a csv to predict, "price,area"'),
     Field(
         "data.image_size", None, maybe(whole(1, 2**14)), "side in pixels; None: all have one size"
@@ -235,6 +237,7 @@ FIELDS = (
     ),
     Field("run.keep_traced", False, FLAG, "keep checkpoints of traced rows and of segment ends"),
     Field("run.stop_at_growth", False, FLAG, "exit before the next growth, for more devices"),
+    Field("run.plan_warnings", True, FLAG, "whether to warn where a plan differs from its recipe"),
     Field("run.tensorboard", True, FLAG, "whether to write an event file"),
     Field("run.progress", True, FLAG, "whether to show progress"),
 )
@@ -288,10 +291,11 @@ def check(config: Any) -> None:
             raise ValueError(f"{field.name} is missing; start from the base config")
         _check(field.name, values[field.name], field.kind)
     known = {field.name for field in FIELDS}
+    is_own_model = ":" in str(values.get("model.name"))  # whose fields may have any value
     for name, value in values.items():
         if name.startswith("recipe.learning_rates."):
             _check(name, value, POSITIVE)
-        elif name.startswith("model.") and name not in known:
+        elif name.startswith("model.") and name not in known and not is_own_model:
             _check_of_model(name, value)
 
 

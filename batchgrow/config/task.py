@@ -5,7 +5,7 @@ from typing import Any
 
 from batchgrow.layout import AXIS_NAME
 from batchgrow.models import MODELS, make_model
-from batchgrow.names import find, parameters
+from batchgrow.names import check_types, find, parameters, takes_any
 from batchgrow.tasks import Task
 from batchgrow.tasks.classification import Classification
 from batchgrow.tasks.language import LanguageModel
@@ -51,6 +51,7 @@ def make_task(
             f"task {config.task.name!r} needs {', '.join(missing)}; set "
             f"{', '.join(f'task.{name}' for name in missing)}"
         )
+    check_types(make, fields, "task")
     try:
         return make(**fields)
     except TypeError as error:
@@ -68,15 +69,39 @@ def model_fields(config: ConfigDict, facts: Mapping[str, Any]) -> dict[str, Any]
     at_least = {"vocab_size": "or more", "context": "or more", "outputs": outputs}
     for name, comparison in at_least.items():
         given, found = fields.get(name), facts.get(name)
-        if given is None or found is None or given == found or (comparison and given > found):
+        if given is None or found is None or given == found:
+            continue
+        if comparison and isinstance(given, int) and given > found:
             continue
         raise ValueError(
-            f"model.{name} is {given}, but {config.data.name} has {found}; set the field to "
+            f"model.{name} is {given!r}, but {config.data.name} has {found}; set the field to "
             f"{' '.join(filter(None, (str(found), comparison)))}, or to None"
         )
     if ":" not in fields["name"] and fields["name"] not in MODELS:
         return fields
     return _filled(fields, parameters(find(fields["name"], MODELS, "model.name")), facts)
+
+
+def is_own_field(config: ConfigDict, name: str) -> bool:
+    """Whether a field that the config lacks, such as "model.width", belongs to what it names.
+
+    That is an argument of the model or the task, or of an optimizer or a curve of the user's own.
+    """
+    section, _, field = name.partition(".")
+    named: dict[str, tuple[str, Mapping[str, Any]]] = {
+        "model": ("model.name", MODELS),
+        "task": ("task.name", TASKS),
+        "optimizer": ("optimizer.name", {}),
+        "recipe": ("recipe.curve", {}),
+    }
+    if section not in named:
+        return False
+    of, known = named[section]
+    chosen = config[section][of.partition(".")[2]]
+    if ":" not in chosen and chosen not in known:
+        return False
+    taker = find(chosen, known, of)
+    return field in parameters(taker) or takes_any(taker)
 
 
 def _filled(

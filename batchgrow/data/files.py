@@ -4,6 +4,7 @@ import csv
 import pathlib
 import zipfile
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -42,7 +43,8 @@ def open_npz(source: Source, part: Part) -> Dataset:
             if name.endswith(suffix)
         }
     has_parts = bool(suffix) and source.test_share is None
-    return make_dataset(arrays, source, part, whole=source.has_paths or has_parts)
+    whole = source.has_paths or has_parts
+    return make_dataset(arrays, source, part, whole=whole, suffix=suffix)
 
 
 def _damage(path: pathlib.Path) -> str | None:
@@ -121,9 +123,11 @@ def open_text(source: Source, part: Part) -> Dataset:
 def open_csv(source: Source, part: Part) -> Dataset:
     """Rows of a table with a header: x are all columns but those of `source.target`.
 
-    The columns of x are standardised with the mean and the standard deviation of the training rows.
-    So are several targets; one target stays as it is. For a task that reads labels, the target may
-    be text, and its distinct values in sorted order are the classes.
+    `source.columns` chooses columns and their order; the last of them is the target where
+    `source.target` names none. The columns of x are standardised with the mean and the standard
+    deviation of the training rows. So are several targets; one target stays as it is. For a task
+    that reads labels, the target may be text, and its distinct values in sorted order are the
+    classes.
 
     Raises:
       ValueError: if a column is missing, or a cell is not a number.
@@ -137,16 +141,14 @@ def open_csv(source: Source, part: Part) -> Dataset:
         rows = rows + tests
     else:
         places = source.indices(len(rows), "train"), source.indices(len(rows), "test")
-    targets = [name.strip() for name in (source.target or "").split(",") if name.strip()]
-    missing = [name for name in targets if name not in header]
-    if missing or not targets:
-        raise ValueError(
-            f"data.target {source.target!r} must name columns of {source.place}, separated by "
-            f"commas: {', '.join(header)}"
-        )
-    features = [name for name in header if name not in targets]
+    features, targets = _features_and_targets(header, source)
     x = _standardised(_numbers(rows, header, features, source), places[0])
     if any("label" in accepted for accepted in source.inputs):
+        if len(targets) > 1:
+            raise ValueError(
+                f"data.target {source.target!r} names {len(targets)} columns; the task reads one, "
+                "the column of classes"
+            )
         target = [cells[header.index(targets[0])] for _, cells in rows]
         numbers = {cell: i for i, cell in enumerate(sorted(set(target), key=_as_number))}
         y = np.array([numbers[cell] for cell in target])
@@ -154,7 +156,32 @@ def open_csv(source: Source, part: Part) -> Dataset:
         y = _numbers(rows, header, targets, source)
         y = y if len(targets) == 1 else _standardised(y, places[0])
     here = places[part == "test"]
-    return make_dataset({"x": x[here], "y": y[here]}, source, part, whole=True)
+    arrays = {"x": x[here], "y": y[here]}
+    return make_dataset(arrays, replace(source, columns=None), part, whole=True)
+
+
+def _features_and_targets(header: list[str], source: Source) -> tuple[list[str], list[str]]:
+    """The columns of x and those of y."""
+    chosen = _names(source.columns)
+    targets = _names(source.target) or chosen[-1:]
+    for field, names in (("columns", chosen), ("target", targets or [""])):
+        wrong = [name for name in names if name not in header or names.count(name) > 1]
+        if wrong:
+            raise ValueError(
+                f"data.{field} {getattr(source, field)!r} must name columns of {source.place}, "
+                f"each once, separated by commas: {', '.join(header)}"
+            )
+    features = [name for name in chosen or header if name not in targets]
+    if not features:
+        raise ValueError(
+            f"data.columns {source.columns!r} and data.target {source.target!r} leave no column of "
+            f"{source.place} to predict from: {', '.join(header)}"
+        )
+    return features, targets
+
+
+def _names(text: str | None) -> list[str]:
+    return [name.strip() for name in (text or "").split(",") if name.strip()]
 
 
 def _read_table(path: pathlib.Path, source: Source) -> tuple[list[str], list[Any]]:
@@ -185,13 +212,16 @@ def _numbers(rows: Any, header: list[str], names: list[str], source: Source) -> 
             except ValueError as error:
                 raise ValueError(
                     f"data.name {source.name!r}: {cells[place]!r} in column {name!r}, line {line}, "
-                    "is not a number; replace it, or leave the column out"
+                    "is not a number; replace it, or leave the column out with data.columns"
                 ) from error
-    if not np.isfinite(table).all():
-        row, column = np.argwhere(~np.isfinite(table))[0]
+    with np.errstate(over="ignore"):  # It is reported here.
+        finite = np.isfinite(table.astype(np.float32))
+    if not finite.all():
+        row, column = np.argwhere(~finite)[0]
         raise ValueError(
             f"data.name {source.name!r}: {table[row, column]} in column {names[column]!r}, line "
-            f"{rows[row][0]}, is not finite; replace it, or leave the column out"
+            f"{rows[row][0]}, is not a finite float32 number; replace it, or leave the column out "
+            "with data.columns"
         )
     return table
 

@@ -2,7 +2,6 @@
 
 import importlib
 import pathlib
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -62,7 +61,7 @@ def from_hugging_face(table: Any, source: Source, part: Part, parts: dict[str, A
     Raises:
       ValueError: as `make_dataset`.
     """
-    names = select({name: name for name in table.column_names}, source)
+    names = select(table.column_names, source)
     kinds = {name: type(table.features[column]).__name__ for name, column in names.items()}
     if list(names) == ["tokens"] and getattr(table.features[names["tokens"]], "dtype", "") in (
         "string",
@@ -72,9 +71,8 @@ def from_hugging_face(table: Any, source: Source, part: Part, parts: dict[str, A
         return make_text_dataset({k: text.encode() for k, text in texts.items()}, source, part)
     if kinds.get("image") != "Image":
         columns = table.with_format("numpy")
-        arrays = {name: np.asarray(columns[column][:]) for name, column in names.items()}
-        renamed = replace(source, columns=None)
-        return make_dataset(arrays, renamed, part, whole=source.test_share is None)
+        arrays = {column: np.asarray(columns[column][:]) for column in names.values()}
+        return make_dataset(arrays, source, part, whole=source.test_share is None)
     if source.test_share is not None:
         table = table.select(source.indices(len(table), part))
     labels = np.asarray(table.with_format("numpy")[names["label"]][:], np.int32)

@@ -1,11 +1,26 @@
 """Data sets that tensorflow_datasets has prepared, read without TensorFlow."""
 
+import contextlib
+import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 
+@contextlib.contextmanager
+def _errors_only() -> Iterator[None]:
+    """Without warnings of tensorflow_datasets about versions that were never finished."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+@_errors_only()
 def open_source(
     name: str, split: str, data_dir: str = "", *, decode: bool = True
 ) -> Sequence[dict[str, Any]]:
@@ -48,6 +63,7 @@ def open_source(
         ) from error
 
 
+@_errors_only()
 def download(name: str, data_dir: str = "") -> None:
     """Downloads and prepares a data set of tensorflow_datasets, unless it is there.
 
@@ -91,13 +107,12 @@ def read_all(name: str, split: str, data_dir: str = "") -> list[dict[str, Any]]:
         ) from error
 
 
+@_errors_only()
 def is_prepared(name: str, data_dir: str = "") -> bool:
     """Whether tensorflow_datasets has prepared a data set in `data_dir`."""
-    import tensorflow_datasets as tfds
-
     try:
-        return tfds.builder(name, data_dir=os.path.expanduser(data_dir) or None).is_prepared()
-    except Exception:  # unknown, or a store that cannot be reached
+        return _builder(name, data_dir).is_prepared()
+    except ValueError:  # unknown, or a store that cannot be reached
         return False
 
 

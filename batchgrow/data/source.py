@@ -1,7 +1,7 @@
 """The data fields of a config, and the arrays that a task takes from a source."""
 
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -30,8 +30,8 @@ class Source:
       tokens: the tokens of a text: "characters" or "bytes".
       image_size: the side of decoded images in pixels; None if all have one size.
       target: the columns of a table to predict, separated by commas.
-      columns: the names of the arrays or columns in the order of `inputs`, separated by commas;
-        None for the task's own names.
+      columns: the names of the arrays in the order of `inputs`, separated by commas; None for the
+        task's own names. Of a table, the columns to read (see `files.open_csv`); None for all.
       in_memory: whether the examples are decoded once and kept.
       inputs: what the task reads; () for every array by its own name.
       is_whole: whether all examples belong to the part that is asked for.
@@ -85,7 +85,7 @@ class Source:
         if self.test_share is None:
             raise ValueError(
                 f"data.name {self.name!r} has one split; set data.test_share to the share to test "
-                "on, such as 0.1, or write {split} where the path of a split has its name"
+                "on, such as 0.1, or write {split} in the path in place of the split's name"
             )
         num_test = round(count * self.test_share)
         if not 0 < num_test < count:
@@ -102,7 +102,9 @@ class Source:
         return np.sort(order[:num_test] if part == "test" else order[num_test:])
 
 
-def make_dataset(arrays: Mapping[str, Any], source: Source, part: Part, *, whole: bool) -> Dataset:
+def make_dataset(
+    arrays: Mapping[str, Any], source: Source, part: Part, *, whole: bool, suffix: str = ""
+) -> Dataset:
     """A data set of what the task reads from named arrays.
 
     Args:
@@ -110,19 +112,22 @@ def make_dataset(arrays: Mapping[str, Any], source: Source, part: Part, *, whole
       source: what the config says.
       part: "train" or "test".
       whole: whether all examples belong to the part; otherwise `source.test_share` divides them.
+      suffix: the end of each name that `arrays` lacks, such as "_train", for messages.
 
     Raises:
-      ValueError: if an array is missing, has an unusable dtype, or another length than the others.
+      ValueError: if an array is missing, has an unusable dtype, a number that is not finite, or
+        another length than the others.
     """
+    names = select(arrays, source)
     chosen = {
-        name: _usable(np.asarray(array), name, source)
-        for name, array in select(arrays, source).items()
+        name: _usable(np.asarray(arrays[given]), name, f"{given}{suffix}", source)
+        for name, given in names.items()
     }
     if list(chosen) == ["tokens"] and chosen["tokens"].ndim == 1:
         tokens = chosen["tokens"]
         facts = {"vocab_size": int(tokens.max(initial=0)) + 1}
         return _windows(tokens if whole else _share_of(tokens, source, part), source, facts)
-    lengths = {name: len(array) for name, array in chosen.items()}
+    lengths = {f"{given}{suffix}": len(chosen[name]) for name, given in names.items()}
     if len(set(lengths.values())) != 1:
         shown = ", ".join(f"{name} {length:,}" for name, length in lengths.items())
         raise ValueError(f"data.name {source.name!r}: arrays of unequal length ({shown})")
@@ -163,14 +168,15 @@ def _windows(tokens: np.ndarray, source: Source, facts: Mapping[str, Any]) -> Da
     return TextDataset(tokens, source.context, facts=facts)
 
 
-def select(arrays: Mapping[str, Any], source: Source) -> dict[str, Any]:
-    """Returns the arrays that the task reads, by the task's names.
+def select(given: Iterable[str], source: Source) -> dict[str, str]:
+    """Returns the names of the arrays that the task reads: the task's name -> the given name.
 
     Raises:
       ValueError: if one is missing.
     """
+    given = list(given)
     if not source.inputs:
-        return dict(arrays)
+        return {name: name for name in given}
     names = [[name] for name in source.columns.split(",")] if source.columns else source.inputs
     if len(names) != len(source.inputs):
         raise ValueError(
@@ -179,20 +185,27 @@ def select(arrays: Mapping[str, Any], source: Source) -> dict[str, Any]:
         )
     chosen = {}
     for accepted, (own_name, *_) in zip(names, source.inputs, strict=True):
-        found = next((name.strip() for name in accepted if name.strip() in arrays), None)
+        found = next((name.strip() for name in accepted if name.strip() in given), None)
         if found is None:
             needs = " and ".join(" or ".join(map(repr, names)) for names in source.inputs)
             raise ValueError(
-                f"data.name {source.name!r} has {', '.join(map(repr, arrays)) or 'nothing'}, but "
+                f"data.name {source.name!r} has {', '.join(map(repr, given)) or 'nothing'}, but "
                 f"the task needs {needs}; set data.columns to the names, in this order"
             )
-        chosen[own_name] = arrays[found]
+        chosen[own_name] = found
     return chosen
 
 
-def _usable(array: np.ndarray, name: str, source: Source) -> np.ndarray:
-    """The array in a dtype that JAX has, and in the shape that a task expects."""
-    where, shown = f"data.name {source.name!r}: the array {name!r}", array.dtype
+def _usable(array: np.ndarray, name: str, given: str, source: Source) -> np.ndarray:
+    """The array in a dtype that JAX has, and in the shape that a task expects.
+
+    Args:
+      array: the array of the user.
+      name: the task's name of it.
+      given: the user's name of it.
+      source: what the config says.
+    """
+    where, shown = f"data.name {source.name!r}: the array {given!r}", array.dtype
     if array.dtype.kind not in "biuf":
         raise ValueError(
             f"{where} has dtype {shown}; it must hold numbers, of one shape for all examples"
@@ -212,10 +225,25 @@ def _usable(array: np.ndarray, name: str, source: Source) -> np.ndarray:
             raise ValueError(f"{where} has values beyond int32; use smaller numbers")
         array = array.astype(np.int32, copy=False)
     if name == "y" or array.dtype.kind == "f":
-        array = array.astype(np.float32, copy=False)
+        before = array
+        with np.errstate(over="ignore"):  # It is reported here.
+            array = array.astype(np.float32, copy=False)
+        if source.inputs:  # A task that does not say what it reads may have a use for NaN.
+            _check_finite(array, before, where)
     if name == "image" and array.ndim == 3 and array.dtype == np.uint8:
         array = array[..., None]  # grey images without an axis of channels
     return array[:, None] if name == "y" and array.ndim == 1 else array
+
+
+def _check_finite(array: np.ndarray, before: np.ndarray, where: str) -> None:
+    """Raises ValueError with the first index of a number that is not finite as float32."""
+    if not array.size or np.isfinite([array.min(), array.max()]).all():
+        return
+    index = np.unravel_index(np.argmin(np.isfinite(array)), array.shape)
+    raise ValueError(
+        f"{where} has {before[index]} at index [{', '.join(map(str, index))}], which is not a "
+        "finite float32 number; replace it, or leave the example out"
+    )
 
 
 def classes(count: int) -> dict[str, int]:

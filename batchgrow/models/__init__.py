@@ -13,7 +13,7 @@ from batchgrow.models.mlp import MLP
 from batchgrow.models.resnet import ResNet
 from batchgrow.models.transformer import Transformer
 from batchgrow.models.wide_resnet import WideResNet
-from batchgrow.names import find, parameters, takes_any
+from batchgrow.names import check_types, find, parameters, takes_any
 
 __all__ = [
     "MLP",
@@ -52,12 +52,13 @@ def make_model(
         the module's own default.
 
     Raises:
-      ValueError: for an unknown name, dtype or field, a field that is not set, or a model with
-        ghost batch norm and no ghost batch size.
+      ValueError: for an unknown name, dtype or field, a field that is not set or has a wrong type,
+        or a model with ghost batch norm and no ghost batch size.
     """
     model = find(name, MODELS, "model.name")
     known = parameters(model)
     fields = {field: value for field, value in fields.items() if value is not None}
+    check_types(model, fields, "model")
     for field in fields:
         if field not in known and not takes_any(model):
             names = ", ".join(name for name in known if name not in ("parent", "name", "rngs"))
@@ -78,7 +79,7 @@ def make_model(
     if missing:
         raise ValueError(
             f"model.{missing[0]} is not set, and the data do not determine it; set it in the "
-            "config file"
+            f"config file or with --config.model.{missing[0]}=VALUE"
         )
     if isinstance(model, type) and issubclass(model, nn.Module):
         if "train" not in parameters(model.__call__) and not takes_any(model.__call__):

@@ -48,7 +48,8 @@ class ResNet(nn.Module):
           ValueError: if no network of this depth was published.
         """
         if self.depth not in _STAGES:
-            raise ValueError(f"model.depth {self.depth} is none of {sorted(_STAGES)}")
+            known = ", ".join(map(str, sorted(_STAGES)))
+            raise ValueError(f"unknown model.depth {self.depth}; choose {known}")
         block, stages = _STAGES[self.depth]
         conv = partial(Conv, use_bias=False, kernel_init=he_normal, dtype=self.dtype)
         norm = partial(

@@ -50,7 +50,7 @@ class Transformer(nn.Module):
         """
         if self.channels % self.heads:
             raise ValueError(
-                f"model.channels {self.channels} is not divisible by model.heads {self.heads}"
+                f"model.channels {self.channels} must be a multiple of model.heads {self.heads}"
             )
         time = tokens.shape[1]
         if time > self.context:

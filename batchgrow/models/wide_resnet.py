@@ -46,7 +46,7 @@ class WideResNet(nn.Module):
           ValueError: if `depth` is not 6n + 4.
         """
         if self.depth < 10 or (self.depth - 4) % 6:
-            raise ValueError(f"model.depth {self.depth} is not 6n + 4 (10, 16, 22, 28, 40, ...)")
+            raise ValueError(f"model.depth {self.depth} must be 6n + 4, such as 10, 16, 22, 28, 40")
         conv = partial(Conv, use_bias=False, kernel_init=he_normal, dtype=self.dtype)
         norm = partial(
             GhostBatchNorm,

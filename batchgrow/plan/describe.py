@@ -4,11 +4,17 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+import numpy as np
+
 from batchgrow.plan.recipe import Recipe
 from batchgrow.plan.segments import Segment
 from batchgrow.text_table import text_table
 
 NUM_NOISE_SCALES = 128  # in plan.json
+NUM_SAMPLES = 513  # updates of a segment whose learning rates are looked at
+# A learning rate between two corners may differ by this share from the straight line, and by any
+# share below a thousandth of the segment's highest.
+CORNER_SHARE, CORNER_FLOOR = 0.01, 1e-3
 
 
 class Plan(Protocol):
@@ -21,6 +27,7 @@ class Plan(Protocol):
     @property
     def end_examples(self) -> int: ...
     def known(self, history: Sequence[Segment] = ()) -> tuple[Segment, ...]: ...
+    def learning_rates(self, segment: Segment, updates: np.ndarray | None = None) -> np.ndarray: ...
     def learning_rate_of(self, segment: Segment, update: int) -> float: ...
     def noise_of(self, learning_rate: float, segment: Segment) -> float | None: ...
 
@@ -31,8 +38,10 @@ def to_dict(
     """Returns the known segments as plain numbers, ready for JSON.
 
     A value with `_start` is that of the first update of a segment, one with `_end` that of the
-    last. With `num_devices` each segment also has a `per_device_batch_size`, which is a
-    fraction if the devices do not divide the batch.
+    last. If the learning rate of a segment does not follow the straight line between the two,
+    "learning_rates" has corners `[examples seen, learning rate]` of a line that it follows. With
+    `num_devices` each segment also has a `per_device_batch_size`, which is a fraction if the
+    devices do not divide the batch.
 
     "noise_scale" has 128 values, so that plans can be compared at equal epochs: those of the
     updates that train on the middles of 128 equal parts of the recipe's run. Values after the
@@ -94,10 +103,37 @@ def _row(plan: Plan, segment: Segment, num_devices: int | None) -> dict[str, Any
         "learning_rate_end": rates[1],
         "momentum": segment.momentum,
     }
+    corners = _corners(plan, segment)
+    if len(corners) > 2:
+        row["learning_rates"] = corners
     name = plan.recipe.coupling.noise
     if name is not None:
         row[f"{name}_start"], row[f"{name}_end"] = (plan.noise_of(r, segment) for r in rates)
     return row
+
+
+def _corners(plan: Plan, segment: Segment) -> list[list[float]]:
+    """Examples seen and learning rate at the corners of a line close to the segment's.
+
+    It starts with the first and the last update, and adds the update that is farthest from the line
+    until none is far (Ramer 1972, Douglas & Peucker 1973).
+    """
+    last = segment.num_updates - 1
+    updates = np.unique(np.linspace(0, last, min(last + 1, NUM_SAMPLES)).round().astype(np.int64))
+    rates = plan.learning_rates(segment, updates)
+    heights = np.log(np.maximum(rates, max(CORNER_FLOOR * rates.max(), 1e-300)))
+    corners, parts = {0, len(updates) - 1}, [(0, len(updates) - 1)]
+    while parts:
+        start, end = parts.pop()
+        inside = slice(start, end + 1)
+        line = np.interp(updates[inside], updates[[start, end]], heights[[start, end]])
+        gaps = np.abs(heights[inside] - line)
+        farthest = start + int(gaps.argmax())
+        if gaps.max() > CORNER_SHARE:
+            corners.add(farthest)
+            parts += [(start, farthest), (farthest, end)]
+    positions = segment.start_examples + segment.batch_size * updates
+    return [[int(positions[corner]), float(rates[corner])] for corner in sorted(corners)]
 
 
 def _noises(plan: Plan, segments: Sequence[Segment]) -> list[Any]:

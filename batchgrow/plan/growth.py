@@ -139,7 +139,7 @@ def grow(
             "or a plan whose batch sizes you give yourself (`ramp`)",
             *warnings,
         )
-    elif num_growths != 0 and len(batch_sizes) == 1 and bound:
+    elif num_growths != 0 and len(batch_sizes) == 1 and bound and max_batch_size is None:
         warnings = (
             f"the batch does not grow: it is limited by {bound}; set max_batch_size to choose the "
             "limit yourself, or train for more epochs",

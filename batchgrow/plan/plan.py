@@ -103,9 +103,15 @@ class Plan(abc.ABC):
         for update in range(first, segment.num_updates):
             yield self._point(segment, index, updates_before, update)
 
-    def learning_rates(self, segment: Segment) -> np.ndarray:
-        """Returns the learning rates of all updates of a segment: float64, shape (num_updates,)."""
-        starts = segment.start_examples + segment.batch_size * np.arange(segment.num_updates)
+    def learning_rates(self, segment: Segment, updates: np.ndarray | None = None) -> np.ndarray:
+        """Returns the learning rates of updates of a segment: float64, shape (updates,).
+
+        Args:
+          segment: the segment.
+          updates: their numbers, int64, shape (updates,), from 0 on; None for all.
+        """
+        updates = np.arange(segment.num_updates) if updates is None else updates
+        starts = segment.start_examples + segment.batch_size * updates
         middles = np.minimum(starts + self._lead(segment), self.recipe.end_examples - 1)
         nominal = np.maximum(middles, np.maximum(starts, segment.nominal_start_examples))
         return self._scaled(self.recipe.learning_rates_at(nominal), segment)

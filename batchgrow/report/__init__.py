@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from etils import epath
 
-from batchgrow.report import figures, page, swept, wording
+from batchgrow.report import drawing, figures, page, swept, wording
 from batchgrow.report.facts import Facts, Paper, facts, families_of, text
 from batchgrow.report.folders import Metric, Run, find_runs, read_run
 from batchgrow.report.runs import PlanGroup, group_by_plan, paired_difference, summarize
@@ -59,31 +59,31 @@ def write_report(
         panels = []
         if len(family) <= figures.MAX_LINES:
             panels = figures.panels(family, lines)
-            _write_figure(out, f"{prefix}overview", figures.draw(*panels[:4], columns=2))
+            _write_figure(out, f"{prefix}overview", drawing.draw(*panels[:4], columns=2))
         seconds = {plan["plan"]: plan["seconds"] for plan in comparison["plans"] if plan["seconds"]}
         if seconds:
             panels.append(figures.time_panel(seconds))
         drawn = {}
         for panel in panels:
-            svg = _write_figure(out, prefix + panel.name, figures.draw(panel))
+            svg = _write_figure(out, prefix + panel.name, drawing.draw(panel))
             alternative = wording.alternative_text(panel.name, comparison, panel.is_log)
             drawn[panel.name] = page.Drawing(
-                panel.title, figures.inline_svg(svg, prefix + panel.name), alternative
+                panel.title, drawing.inline_svg(svg, prefix + panel.name), alternative
             )
         drawings.append(drawn)
     grid = None
     if found["sweep"]:
         panel = swept.panel(found["sweep"])
-        svg = _write_figure(out, panel.name, figures.draw(panel))
+        svg = _write_figure(out, panel.name, drawing.draw(panel))
         alternative = swept.alternative_text(found["sweep"])
-        grid = page.Drawing(panel.title, figures.inline_svg(svg, panel.name), alternative)
+        grid = page.Drawing(panel.title, drawing.inline_svg(svg, panel.name), alternative)
     (out / "report.json").write_text(page.as_json(found))
     (out / "index.html").write_text(page.html_page(found, drawings, grid, out_dir))
     return found
 
 
-def _write_figure(out: epath.Path, name: str, figure: figures.Figure) -> str:
-    svg = figures.svg(figure)
+def _write_figure(out: epath.Path, name: str, figure: drawing.Figure) -> str:
+    svg = drawing.svg(figure)
     (out / "figures" / f"{name}.svg").write_text(svg)
-    (out / "figures" / f"{name}.png").write_bytes(figures.png(figure))
+    (out / "figures" / f"{name}.png").write_bytes(drawing.png(figure))
     return svg

@@ -1,14 +1,16 @@
 """Figures that answer how large a batch should be: time, noise, branches, steps. No jax.
 
-Each takes plain numbers and returns a `Panel` of `figures`.
+Each takes plain numbers and returns a `drawing.Panel`.
 """
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter
 
-from batchgrow.report.figures import LINES, PALETTE, Panel, plain_log_ticks
+from batchgrow.report.axes import plain_log_ticks
+from batchgrow.report.drawing import LINES, PALETTE, Panel
 
 Curve = Sequence[tuple[float, float]]  # (x, y)
 
@@ -42,7 +44,6 @@ def update_time_panel(
         plain_log_ticks(axes)
         plain_log_ticks(axes, "x")
         axes.set(xlabel="batch size", ylabel="milliseconds of an update")
-        axes.legend()
 
     return Panel("update_time", "Time of an update", draw, is_log=True)
 
@@ -64,7 +65,6 @@ def noise_panel(noise: Curve, plans: Mapping[str, Curve]) -> Panel:
         axes.set_yscale("log")
         plain_log_ticks(axes)
         axes.set(xlabel="epochs", ylabel="examples")
-        axes.legend()
 
     return Panel("noise_and_plan", "Noise scale and plans", draw, is_log=True)
 
@@ -85,9 +85,9 @@ def branch_panel(branches: Mapping[str, Curve], tolerance: float) -> Panel:
         axes.axhline(tolerance, color=PALETTE[6], linewidth=1.2, label="tolerance")
         axes.set_xscale("log")
         axes.set_yscale("symlog", linthresh=tolerance)
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         plain_log_ticks(axes, "x")
         axes.set(xlabel="batch size", ylabel="loss minus that of the baseline")
-        axes.legend()
 
     return Panel("branches", "Branches at larger batches", draw)
 
@@ -119,6 +119,5 @@ def steps_panel(steps: Curve, fitted: tuple[float, float], measured: float | Non
         plain_log_ticks(axes)
         plain_log_ticks(axes, "x")
         axes.set(xlabel="batch size", ylabel="steps to the target")
-        axes.legend()
 
     return Panel("steps", "Steps to the target loss", draw, is_log=True)

@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, NullFormatter
 
-from batchgrow.report import figures
+from batchgrow.report.drawing import INK, LINES, PALETTE, Panel
 from batchgrow.report.runs import PlanGroup, identity, interval, label_of
 from batchgrow.run.folder import flatten
 
@@ -127,7 +127,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def panel(found: Facts) -> figures.Panel:
+def panel(found: Facts) -> Panel:
     """The figure: a line with a band of its interval for each entry of `lines`.
 
     Args:
@@ -135,7 +135,7 @@ def panel(found: Facts) -> figures.Panel:
         "is_reference" is drawn thin, without points.
     """
     title = found.get("title") or f"{_words(found['y']).capitalize()} by {_words(found['x'])}"
-    return figures.Panel("sweep", title, functools.partial(_draw, found=found))
+    return Panel("sweep", title, functools.partial(_draw, found=found))
 
 
 def _draw(axes: Axes, found: Facts) -> None:
@@ -146,14 +146,15 @@ def _draw(axes: Axes, found: Facts) -> None:
     for index, line in enumerate(lines):
         points = line["points"]
         xs = [at[point["x"]] for point in points]
-        colour = figures.PALETTE[index % len(figures.PALETTE)]
-        style = figures.LINES[index // len(figures.PALETTE) % len(figures.LINES)]
+        colour = PALETTE[index % len(PALETTE)]
+        style = LINES[index // len(PALETTE) % len(LINES)]
+        label = line["label"] if len(lines) > 1 else None
         look: dict[str, Any] = {"color": colour, "linestyle": style, "linewidth": 2.0}
         if len(points) <= MOST_MARKS:
             look |= {"marker": "o", "markersize": 5}
         if line.get("is_reference"):
-            look = {"color": figures.INK, "linestyle": "--", "linewidth": 1.2}
-        axes.plot(xs, [p["mean"] for p in points], label=line["label"], **look)
+            look = {"color": INK, "linestyle": "--", "linewidth": 1.2}
+        axes.plot(xs, [p["mean"] for p in points], label=label, **look)
         low = [p["mean"] if p["low"] is None else p["low"] for p in points]
         high = [p["mean"] if p["high"] is None else p["high"] for p in points]
         axes.fill_between(xs, low, high, color=colour, alpha=0.18, linewidth=0)
@@ -172,8 +173,6 @@ def _draw(axes: Axes, found: Facts) -> None:
     elif _is_wide(means):
         axes.set_yscale("log")
     axes.set(xlabel=_words(found["x"]), ylabel=_words(found["y"]))
-    if len(lines) > 1:
-        axes.legend(fontsize=9)
 
 
 def _is_wide(values: Sequence[float]) -> bool:

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from batchgrow.plan.noise import NOISE_SCALE
@@ -30,6 +31,8 @@ class Progress:
         metrics: Sequence[Metric],
     ):
         self._description = description
+        self._examples_seen = examples_seen  # at the last row
+        self._sums = np.zeros(3)  # examples, their losses, seconds: since the last test metrics
         self._num_examples = num_examples
         self._enabled = enabled
         self._metrics = metrics
@@ -54,12 +57,24 @@ class Progress:
         self._bar.update(examples)
 
     def row(self, row: Mapping[str, Any]) -> None:
-        """Shows the newest row; without a terminal only one with test metrics."""
+        """Shows the newest row; without a terminal only one with test metrics.
+
+        Loss and speed are means since the last row with test metrics. A row may hold a single
+        update, such as the first after a growth, and its own loss would look like a spike.
+        """
+        examples = row["examples_seen"] - self._examples_seen
+        self._examples_seen = row["examples_seen"]
+        self._sums += (
+            examples,
+            examples * row["train_loss"],
+            examples / row["examples_per_second"],
+        )
+        count, loss, seconds = self._sums
         facts = {
             "epoch": f"{row['epoch']:.1f}",
             "batch": row["batch_size"],
             "lr": f"{row['learning_rate']:.3g}",
-            "loss": f"{row['train_loss']:.3f}",
+            "loss": f"{loss / count:.3f}",
         }
         if NOISE_SCALE in row:
             facts["noise"] = f"{row[NOISE_SCALE]:.3g}"
@@ -72,7 +87,9 @@ class Progress:
         elif tested:
             done = row["examples_seen"] / self._num_examples
             text = "  ".join(f"{name} {value}" for name, value in facts.items())
-            self.say(f"{done:4.0%}  {text}  {row['examples_per_second']:,.0f} ex/s")
+            self.say(f"{done:4.0%}  {text}  {count / seconds:,.0f} ex/s")
+        if tested:
+            self._sums = np.zeros(3)
 
     def say(self, text: str) -> None:
         """Prints a line without breaking the bar."""

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
-from batchgrow.report import Run, figures, read_run, swept
+from batchgrow.report import Run, drawing, read_run, swept
 from batchgrow.report.runs import interval
 from batchgrow.run.folder import flatten
 from experiments.grid import changed
@@ -201,8 +201,8 @@ def write(result: Facts, folder: epath.Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{result['name']}.json").write_text(json.dumps(result, indent=1) + "\n")
     panels = [swept.panel(chart) for chart in result["charts"]]
-    drawn = figures.draw(*panels, columns=min(2, len(panels)))
-    (folder / f"{result['name']}.png").write_bytes(figures.png(drawn, dpi=110))
+    drawn = drawing.draw(*panels, columns=min(2, len(panels)), one_legend=False)
+    (folder / f"{result['name']}.png").write_bytes(drawing.png(drawn, dpi=110))
 
 
 def table(result: Facts) -> list[list[str]]:
