@@ -14,7 +14,9 @@ PEAK_FLOPS = {
     "TPU v3": {"bfloat16": 61.5e12},
     "TPU v4": {"bfloat16": 275e12},
     "TPU v5 lite": {"bfloat16": 197e12},
+    "TPU v5": {"bfloat16": 459e12},
     "TPU v6 lite": {"bfloat16": 918e12},
+    "TPU7x": {"bfloat16": 1153.5e12},
 }
 
 

@@ -3,7 +3,7 @@
 import logging
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
@@ -37,8 +37,26 @@ RUN_AHEAD = 2  # dispatches that the host may be ahead of the devices
 
 
 @dataclass(frozen=True)
+class FittedUpdate:
+    """The compiled update of one batch size, in the first layout that fits the memory.
+
+    Attributes:
+      executable: makes several updates in one call (`step.updates`).
+      layout: how the batch of an update is laid out.
+      max_updates: the most updates that one call makes.
+      too_large: the layouts that were tried before, with the bytes that each needs; None where the
+        compiler refused without a number.
+    """
+
+    executable: Any
+    layout: Layout
+    max_updates: int
+    too_large: tuple[tuple[Layout, int | None], ...] = ()
+
+
+@dataclass(frozen=True)
 class UpdateProgram:
-    """The compiled update of one batch size.
+    """The compiled update of one batch size, on devices.
 
     Attributes:
       executable: makes several updates in one call (`step.updates`).
@@ -94,7 +112,9 @@ class Engine:
 
     Args:
       experiment: what is trained.
-      mesh: the devices.
+      mesh: the devices. For devices that are not here (`targets`) only `fit_update` works.
+      memory_limit: the bytes that a program may use on each device; None: what the devices report.
+      compile_lowered: compiles a lowered update.
 
     Attributes:
       feed: where training batches come from.
@@ -102,8 +122,15 @@ class Engine:
       updates: the compiled update of each batch size, an `UpdateProgram`.
     """
 
-    def __init__(self, experiment: Experiment, mesh: Mesh):
+    def __init__(
+        self,
+        experiment: Experiment,
+        mesh: Mesh,
+        memory_limit: int | None = None,
+        compile_lowered: Callable[[Any], Any] = lambda lowered: lowered.compile(),
+    ):
         self._experiment, self._mesh = experiment, mesh
+        self._compile_lowered = compile_lowered
         self._execution = experiment.execution
         self._traces = experiment.cadence.trace_per_decade is not None
         self._start: Any = None
@@ -117,7 +144,7 @@ class Engine:
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=same),
             jax.eval_shape(self._create_state),
         )
-        self._memory_limit = _least_memory_limit(mesh)
+        self._memory_limit = memory_limit or _least_memory_limit(mesh)
         self._arrays: Any = None
         self._read_until = 0
         self._dispatched: int | None = None  # the batch size of the last dispatch
@@ -271,31 +298,37 @@ class Engine:
         most = CPU_PASS if platform == "cpu" else UNKNOWN_MEMORY_PASS
         return max(most, self._experiment.ghost_batch_size)
 
-    def _compile_update(self, batch_size: int) -> UpdateProgram:
+    def fit_update(self, batch_size: int) -> FittedUpdate:
         """Compiles the first layout that fits the memory of the devices, by XLA's own analysis.
 
         Raises:
           MemoryError: if no layout fits.
         """
-        candidates, need = self.layouts(batch_size), None
-        if self._execution.max_microbatch_size is not None:
-            candidates = candidates[:1]
-        for layout in candidates:
-            max_updates = self._max_updates(batch_size)
+        candidates, limit = self.layouts(batch_size), self._memory_limit
+        is_fixed = self._execution.max_microbatch_size is not None
+        max_updates = self._max_updates(batch_size)
+        too_large: list[tuple[Layout, int | None]] = []
+        for layout in candidates[:1] if is_fixed else candidates:
             try:
-                executable = self._lower_update(layout, max_updates).compile()
+                executable = self._compile_lowered(self._lower_update(layout, max_updates))
             except jax.errors.JaxRuntimeError as error:  # the TPU compiler refuses by itself
                 if "RESOURCE_EXHAUSTED" not in str(error):
                     raise
                 log.info("%s: %s", layout, str(error).splitlines()[0])
+                too_large.append((layout, None))
                 continue
-            need, limit = memory_needed(executable), self._memory_limit
-            is_fixed = self._execution.max_microbatch_size is not None
+            need = memory_needed(executable)
             if is_fixed or limit is None or need is None or need <= MEMORY_SHARE * limit:
-                arrays = self._on_devices()
-                return UpdateProgram(executable, layout, max_updates, self._mesh, arrays)
+                return FittedUpdate(executable, layout, max_updates, tuple(too_large))
             log.info("%s needs %.1f GiB of %.1f GiB", layout, need / 2**30, limit / 2**30)
-        raise self._too_little_memory(candidates[-1], need)
+            too_large.append((layout, need))
+        raise self._too_little_memory(*too_large[-1])
+
+    def _compile_update(self, batch_size: int) -> UpdateProgram:
+        fitted = self.fit_update(batch_size)
+        return UpdateProgram(
+            fitted.executable, fitted.layout, fitted.max_updates, self._mesh, self._on_devices()
+        )
 
     def _lower_update(self, layout: Layout, max_updates: int) -> Any:
         e, decay = self._experiment, None
@@ -374,7 +407,7 @@ class Engine:
 
     def _too_little_memory(self, layout: Layout, need: int | None) -> MemoryError:
         """`need` is the memory in bytes, or None if the compiler refused."""
-        device, limit = self._mesh.local_devices[0], self._memory_limit
+        device, limit = self._mesh.devices.flat[0], self._memory_limit
         needs = f"needs {need / 2**30:.1f} GiB" if need else "needs too much memory"
         has = f"{limit / 2**30:.1f} GiB" if limit else "less"
         return MemoryError(

@@ -7,6 +7,12 @@ and the share of it that is assumed to be reached:
 
     python -m experiments.plan --config=configs/imagenet_resnet50.py:increasing_batch \\
         --num_devices=256 --grow_devices --seconds_per_example=0.006
+
+With --target it compiles every batch size for machines that are not here: layouts, memory,
+collectives and the compiler's own estimate of the time (a pod takes some minutes):
+
+    python -m experiments.plan --config=configs/imagenet_resnet50.py:increasing_batch \\
+        --target=v5e:16x16
 """
 
 import json
@@ -22,6 +28,8 @@ from batchgrow.config.data import facts_of, open_data
 from batchgrow.config.task import make_task
 from batchgrow.plan import FixedPlan, time_to_train
 from batchgrow.run.summary import flops_of, num_parameters
+from batchgrow.targets import forecast
+from batchgrow.targets.machines import GENERATIONS, Target, parse
 from batchgrow.tasks import Task
 from experiments import cli
 
@@ -58,11 +66,19 @@ _INPUT_RATE = flags.DEFINE_float(
 )
 _BANDWIDTH = flags.DEFINE_float("bandwidth", 25.0, "Assumed GB/s from one device to the next.")
 _LATENCY = flags.DEFINE_float("latency", 5.0, "Assumed microseconds from one device to the next.")
+_TARGET = flags.DEFINE_string(
+    "target", None, f"Compile for it: GENERATION:TOPOLOGY; one of: {', '.join(GENERATIONS)}."
+)
+_PROCESSES = flags.DEFINE_integer(
+    "compile_processes", None, "With --target: compilations at a time; None: for every two cores."
+)
 
 
 def main(_: list[str]) -> int:
     """Prints the plan."""
     config, num_devices = _CONFIG.value, _NUM_DEVICES.value
+    if _TARGET.value is not None:
+        return _print_forecast(config, parse(_TARGET.value))
     if num_devices < 1:
         raise ValueError(f"--num_devices={num_devices} must be 1 or more")
     plan = make_plan(config, _num_examples(config))
@@ -96,6 +112,18 @@ def main(_: list[str]) -> int:
         print(f"\n{time_to_train.table(facts['time'])}\n")
         print("\n".join(f"- {line}" for line in facts["time"]["assumptions"]))
     return 0
+
+
+def _print_forecast(config: ConfigDict, target: Target) -> int:
+    """Prints what the compiler says of each batch size; the status is 1 if one does not fit."""
+    num_examples, processes = _num_examples(config), _PROCESSES.value
+    found = forecast.forecast(config, target, num_examples, num_processes=processes)
+    if _JSON.value:
+        print(json.dumps(found, indent=2))
+    else:
+        print(f"{forecast.table(found)}\n")
+        print("\n".join(f"- {line}" for line in forecast.notes(found)))
+    return int(any("error" in update for update in found["updates"].values()))
 
 
 def _num_examples(config: ConfigDict) -> int:

@@ -38,15 +38,19 @@ log = logging.getLogger(__name__)
 ConfigDict = Any
 
 
-def make_experiment(config: ConfigDict) -> Experiment:
+def make_experiment(config: ConfigDict, *, to_read: bool = True) -> Experiment:
     """Returns the experiment that a config describes, and opens its data.
+
+    Args:
+      to_read: whether examples will be read (see `open_data`); a compiler needs their shapes only.
 
     Raises:
       ValueError: for a wrong field, with its value and what it may be.
     """
     check(config)
     execution = make_execution(config.run)
-    train_data, test_data = open_data(config, "train"), open_data(config, "test")
+    train_data = open_data(config, "train", to_read=to_read)
+    test_data = open_data(config, "test", to_read=to_read)
     plan = make_plan(config, train_data.num_examples)
     if config.run.plan_warnings:
         warn_of(plan)

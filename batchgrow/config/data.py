@@ -20,15 +20,19 @@ ConfigDict = Any
 FROM_BOTH = ("num_classes", "outputs", "vocab_size")  # facts that must cover training and test data
 
 
-def open_data(config: ConfigDict, part: Part) -> Dataset:
+def open_data(config: ConfigDict, part: Part, *, to_read: bool = True) -> Dataset:
     """Returns the "train" or "test" data of a config, as its task reads them.
+
+    Args:
+      to_read: whether examples will be read. If not, encoded images need not be there: the config
+        says their number and their size.
 
     Raises:
       ValueError: if the data set does not exist, or has another size than the config says.
     """
     inputs = getattr(find(config.task.name, TASKS, "task.name"), "inputs", ())
     if config.run.input == "workers":
-        found: Dataset = _open_jpegs(config, part)
+        found: Dataset = _open_jpegs(config, part, to_read)
     else:
         found = open_part(source_of(config, inputs), part)
     expected = config.data[f"num_{part}_examples"]
@@ -54,7 +58,7 @@ def source_of(config: ConfigDict, inputs: Any) -> Source:
     )
 
 
-def _open_jpegs(config: ConfigDict, part: Part) -> JpegDataset:
+def _open_jpegs(config: ConfigDict, part: Part, to_read: bool) -> JpegDataset:
     data, is_training = config.data, part == "train"
     if data.on_bad_record not in ON_BAD_RECORD:
         raise ValueError(
@@ -77,13 +81,13 @@ def _open_jpegs(config: ConfigDict, part: Part) -> JpegDataset:
     crop: Any = partial(jpeg.evaluation_crop, image_size=data.image_size)
     if is_training:
         crop = partial(jpeg.training_crop, seed=config.seed)
+    name, split = data.name.removeprefix("tfds:"), data[f"{part}_split"]
+    num_examples = data[f"num_{part}_examples"]
+    source: Any = range(num_examples or 0)
+    if to_read or num_examples is None:
+        source = open_source(name, split, config.run.data_dir, decode=False)
     return JpegDataset(
-        open_source(
-            data.name.removeprefix("tfds:"),
-            data[f"{part}_split"],
-            config.run.data_dir,
-            decode=False,
-        ),
+        source,
         crop,
         data.image_size,
         config.model.num_classes,

@@ -81,8 +81,22 @@ class ArrayDataset:
     def example(self) -> Any:
         return shapes_of(self.gather(np.array(0)))
 
+    @property
+    def rows(self) -> Any:
+        """`arrays` as devices hold them: each example that has several axes is one row.
+
+        From a TPU's own layout of images no example can be gathered. It would first copy the whole
+        array into another layout, and that takes as long as large updates.
+        """
+        return jax.tree.map(lambda x: x.reshape(len(x), -1) if x.ndim > 2 else x, self.arrays)
+
     def take(self, arrays: Any, indices: Any) -> Batch:
-        return jax.tree.map(lambda array: array[indices], arrays)
+        """Returns the examples at these indices of `self.arrays` or `self.rows`, here or there."""
+
+        def take_one(array: Any, own: np.ndarray) -> Any:
+            return array[indices].reshape((*np.shape(indices), *own.shape[1:]))
+
+        return jax.tree.map(take_one, arrays, self.arrays)
 
     def gather(self, indices: np.ndarray) -> Batch:
         return self.take(self.arrays, indices)

@@ -60,7 +60,7 @@ class ResidentFeed:
     """
 
     def __init__(self, data: InMemory, stream: Stream):
-        self.arrays = data.arrays
+        self.arrays = getattr(data, "rows", data.arrays)
         self.example: HostBatch = {
             "index": jax.ShapeDtypeStruct((), np.int32),
             "position": jax.ShapeDtypeStruct((), np.uint32),

@@ -1,0 +1,53 @@
+"""Runs every benchmark with its peers, and writes a page with the tables.
+
+    python -m experiments.bench_all [--data_dir=DIR] [--minutes=60]
+
+Each result is kept in experiments/results/DEVICE with the device, the versions and its command;
+`tables.md` there shows all of them. What is kept is not measured again. PyTorch is measured where
+it is installed, the input pipeline where --data_dir has ImageNet or generated pictures (see
+docs/imagenet.md), and compiled programs where libtpu is installed.
+"""
+
+import importlib.util
+
+from absl import flags
+
+from experiments import cli, recording
+from experiments.recording import Measurement
+
+_MINUTES = flags.DEFINE_float("minutes", 60.0, "When to stop.")
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "Of `bench_input`.")
+
+
+def measurements(on_cpu: bool) -> list[Measurement]:
+    """The benchmarks of this machine: small ones on a CPU."""
+    dtype = "--dtype=float32" if on_cpu else "--dtype=bfloat16"
+    torch = ["--torch"] if importlib.util.find_spec("torch") else []
+    growth = "--depth=10 --updates=8" if on_cpu else "--width=4"
+    cifar10 = "--batch_sizes=128,640 --updates_per_dispatch=1 --seconds=12" if on_cpu else ""
+    imagenet = "--models=resnet18 --image_size=64" if on_cpu else ""
+    commands = {
+        "bench_step": [dtype],
+        "bench_growth": [dtype, "--batch_size=128", "--factor=5", *growth.split()],
+        "bench_scaling": [dtype, *(["--depth=10"] if on_cpu else [])],
+        "bench_cifar10": [dtype, *torch, *cifar10.split()],
+        "bench_imagenet": [dtype, *imagenet.split()],
+    }
+    if _DATA_DIR.value is not None:
+        tf = ["--tf"] if importlib.util.find_spec("tensorflow") else []
+        commands["bench_input"] = [f"--data_dir={_DATA_DIR.value}", *tf]
+    if importlib.util.find_spec("libtpu"):
+        commands["bench_compiled"] = []
+    return [Measurement(name, (name, *rest, "--json")) for name, rest in commands.items()]
+
+
+def main(_: list[str]) -> int:
+    """Measures what is missing; the exit status is 75 if something still is."""
+    folder = recording.folder_of_device()
+    missing = recording.record(measurements(folder.name == "cpu"), folder, _MINUTES.value)
+    print(f"{folder / 'tables.md'}: {missing} measurements are missing")
+    return 75 if missing else 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

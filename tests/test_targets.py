@@ -1,0 +1,247 @@
+"""Machines that are not here: their names, what is read from programs, and what is told."""
+
+import importlib.util
+from types import SimpleNamespace
+
+import jax
+import pytest
+from tiny import tiny_experiment
+
+from batchgrow.devices import peak_flops
+from batchgrow.engine import Engine
+from batchgrow.layout import make_mesh
+from batchgrow.targets import forecast, program
+from batchgrow.targets.compile import Compiled, Compiler
+from batchgrow.targets.machines import GENERATIONS, parse
+
+GIB = 2**30
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("v9:2x2", "unknown generation 'v9'; choose v2, "),
+        ("v5e", "after the colon stand chips, as in v5e:16x16"),
+        ("v5e:4", "after the colon stand chips"),
+        ("v5e:0x4", "after the colon stand chips"),
+        ("v5e:2x2x2x2", "after the colon stand chips"),
+        ("h100:2x2", "after the colon stand the number of GPUs, as in h100:8"),
+    ],
+)
+def test_wrong_names(name, message):
+    with pytest.raises(ValueError, match=f"--target={name}: {message}") as raised:
+        parse(name)
+    assert "\n" not in str(raised.value)
+
+
+def test_names():
+    assert parse("v5p:4x4x8").topology == (4, 4, 8)
+    assert parse("h100:8").topology == (8,)
+    assert parse("v2:8x16").generation.device_kind == "TPU v2"
+
+
+@pytest.mark.parametrize("name", GENERATIONS)
+def test_every_generation_has_a_peak_and_a_source(name):
+    generation = GENERATIONS[name]
+    assert (peak_flops(generation.device_kind, "bfloat16") or 0) > 1e12
+    assert generation.memory > 7 * GIB and generation.source
+    assert generation.platform in ("tpu", "cuda")
+
+
+def test_v5p_is_not_v5e():
+    """One kind's name begins with the other's."""
+    assert peak_flops("TPU v5 lite", "bfloat16") == 197e12
+    assert peak_flops("TPU v5", "bfloat16") == 459e12
+
+
+PROGRAM = """\
+HloModule jit_updates, is_scheduled=true
+
+%add (x: f32[], y: f32[]) -> f32[] {
+  ROOT %sum = f32[] add(%x, %y), backend_config={"estimated_cycles":"9000"}
+}
+
+%fused (p: bf16[8,128]) -> f32[8,128] {
+  %inner = f32[8,128]{1,0:T(8,128)} convert(%p), backend_config={"estimated_cycles":"9000"}
+}
+
+%passes (t: (s32[])) -> (s32[]) {
+  %pass = (s32[]) fusion(%t), kind=kLoop, calls=%fused, backend_config={"estimated_cycles":"5"}
+}
+
+%more (t: (s32[])) -> pred[] {
+  ROOT %lt = pred[] compare(%t, %n), direction=LT, backend_config={"estimated_cycles":"1"}
+}
+
+%update (t: (s32[])) -> (s32[]) {
+  %scan = (s32[]) while(%t), condition=%more, body=%passes, \
+backend_config={"known_trip_count":{"n":"4"},"estimated_cycles":"0"}
+  %ar = (bf16[2,3]{1,0:T(8,128)(2,1)}, f32[5]{0}) all-reduce(%g, %h), to_apply=%add, \
+backend_config={"estimated_cycles":"10"}
+}
+
+ENTRY %main (a: u8[6,6]) -> (s32[]) {
+  %copy.1 = u8[6,6]{0,1} copy(%a), backend_config={"estimated_cycles":"100"}
+  %loop = (s32[]) while(%copy.1), condition=%more, body=%update
+}
+"""
+
+
+def test_cycles_count_loops_and_no_fused_parts():
+    """Once: the copy. Each update: 4 passes of 5 and 1, the all-reduce, and the outer condition."""
+    assert program.cycles(PROGRAM) == (100, 4 * (5 + 1) + 10 + 1)
+    first, second = program.most_expensive(PROGRAM, 2)
+    assert (first.name, second.name) == ("copy.1", "pass")
+
+
+def test_a_dispatch_of_one_update_is_all_its_own():
+    text = PROGRAM.replace("  %loop = (s32[]) while(%copy.1), condition=%more, body=%update\n", "")
+    assert program.cycles(text) == (0, 100)
+
+
+def test_trips_are_read_from_the_condition_too():
+    """As the TPU compiler leaves them; the number of updates of a dispatch is no constant."""
+    text = PROGRAM.replace('"known_trip_count":{"n":"4"},', "").replace(
+        "condition=%more, body=%passes", "condition=%four, body=%passes"
+    )
+    condition = "%four (t: (s32[])) -> pred[] {\n  %n = s32[]{:T(128)} constant(4)\n}\n\nENTRY"
+    assert program.cycles(text.replace("ENTRY", condition)) == (100, 4 * 5 + 10 + 1)
+
+
+def test_collectives_of_an_update():
+    assert program.collectives(PROGRAM) == [
+        {"opcode": "all-reduce", "dtype": "bf16+f32", "count": 1, "bytes": 2 * 6 + 4 * 5}
+    ]
+
+
+@pytest.mark.parametrize(
+    ("shape", "num_bytes"),
+    [("pred[3]", 3), ("s4[3]{0}", 2), ("f8e4m3fn[2,2]", 4), ("f32[]", 4), ("(u8[2], c64[])", 10)],
+)
+def test_bytes_of_a_shape(shape, num_bytes):
+    text = PROGRAM.replace("u8[6,6]{0,1} copy", f"{shape} copy")
+    copy = next(x for x in program.instructions(text) if x.name == "copy.1")
+    assert copy.num_bytes == num_bytes
+
+
+class FakeLowered:
+    """A lowered program whose compiler counts its calls."""
+
+    def __init__(self, refusal: str = ""):
+        self.calls, self._refusal = 0, refusal
+
+    def as_text(self) -> str:
+        return f"module {self._refusal}"
+
+    def compile(self):
+        self.calls += 1
+        if self._refusal:
+            raise jax.errors.JaxRuntimeError(self._refusal)
+        sizes = {"argument": 4, "output": 2, "alias": 1, "temp": 8, "generated_code": 16}
+        analysis = SimpleNamespace(**{f"{k}_size_in_bytes": v for k, v in sizes.items()})
+        return SimpleNamespace(memory_analysis=lambda: analysis, as_text=lambda: PROGRAM)
+
+
+def test_the_compiler_remembers(tmp_path):
+    lowered = FakeLowered()
+    found = [Compiler(parse("v5e:2x2"), tmp_path)(lowered) for _ in range(2)]
+    assert lowered.calls == 1
+    assert found[1].text == PROGRAM and found[1].memory == found[0].memory
+    Compiler(parse("v6e:2x2"), tmp_path)(lowered)
+    assert lowered.calls == 2
+
+
+def test_a_refusal_is_remembered(tmp_path):
+    lowered = FakeLowered("RESOURCE_EXHAUSTED: Used 20G of 15.75G hbm")
+    for _ in range(2):
+        with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED"):
+            Compiler(parse("v5e:2x2"), tmp_path)(lowered)
+    assert lowered.calls == 1
+
+
+def test_other_faults_are_not_remembered(tmp_path):
+    lowered = FakeLowered("INTERNAL: a fault")
+    for _ in range(2):
+        with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
+            Compiler(parse("v5e:2x2"), tmp_path)(lowered)
+    assert lowered.calls == 2
+
+
+def test_the_engine_takes_a_limit_and_a_compiler():
+    """1 GiB for each example of a pass, and 45 of 50 GiB to be used: the third layout fits."""
+    needs = iter([128, 64, 32])
+
+    def compiled(_):
+        return Compiled(
+            memory=dict.fromkeys(("argument", "output", "alias", "generated_code"), 0)
+            | {"temp": next(needs) * GIB}
+        )
+
+    with Engine(tiny_experiment(), make_mesh(1), 50 * GIB, compiled) as engine:
+        fitted = engine.fit_update(128)
+    assert fitted.layout.num_microbatches == 4
+    assert [(x.num_microbatches, need) for x, need in fitted.too_large] == [
+        (1, 128 * GIB),
+        (2, 64 * GIB),
+    ]
+
+
+UPDATE = {
+    "batch_size": 128,
+    "num_devices": 4,
+    "memory_limit": 16 * GIB,
+    "num_microbatches": 2,
+    "microbatch_size": 16,
+    "max_updates": 16,
+    "memory_needed": 12 * GIB,
+    "too_large": [{"num_microbatches": 1, "microbatch_size": 32, "needs": 20 * GIB}],
+    "flops": 2e12,
+    "collectives": [{"opcode": "all-reduce", "dtype": "f32", "count": 3, "bytes": 3 * 2**20}],
+    "cycles": 1.5e6,
+    "seconds": 0.001,
+    "share_of_peak": 0.25,
+    "examples_per_second": 128_000.0,
+    "needed_per_host": 128_000.0,
+    "compile_seconds": 1.0,
+}
+FOUND = {
+    "target": "v5e:2x2",
+    "updates": {128: UPDATE, 256: {**UPDATE, "batch_size": 256, "too_large": []}},
+    "segments": [
+        {"batch_size": 128, "num_updates": 3_600_000, "seconds": 3600.0},
+        {"batch_size": 256, "num_updates": 1_800_000, "seconds": 1800.0},
+    ],
+    "seconds": 5400.0,
+    "decay_seconds": 7200.0,
+    "versions": {"libtpu": "0.0.42"},
+}
+
+
+def test_the_table_of_a_forecast():
+    head, first, second = forecast.table(FOUND).splitlines()
+    assert head.split()[:3] == ["segment", "batch", "layout"]
+    assert first.split()[1:5] == ["128", "2", "x", "16"]
+    assert "12.00" in first and "4.00" in first and "3, 3 MiB" in first and "25%" in first
+    assert second.split()[-1] == "0.5"
+
+
+def test_the_notes_say_who_estimates_and_what_does_not_fit():
+    text = "\n".join(forecast.notes(FOUND))
+    assert "nothing was run" in text and "the compiler's estimate in cycles" in text
+    assert "1 x 32 (20.0 GiB) would not fit; the nearest that does is 2 x 16" in text
+    assert "1.5 hours; the recipe without growth: 2 hours (1.33 times as long)" in text
+
+
+def test_what_fits_nowhere_is_told():
+    failed = {"batch_size": 128, "num_devices": 4, "memory_limit": GIB, "error": "too small"}
+    found = {**FOUND, "updates": {**FOUND["updates"], 128: failed}, "seconds": None}
+    assert "none fits" in forecast.table(found)
+    assert "too small" in forecast.notes(found)
+
+
+def test_a_missing_compiler_is_named(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    for name, extra in (("v5e:2x2", "tpu"), ("h100:8", "cuda")):
+        with pytest.raises(ValueError, match=rf"pip install -e '\.\[{extra}\]'") as raised:
+            forecast.check_compiler(parse(name))
+        assert "\n" not in str(raised.value)

@@ -1,0 +1,70 @@
+"""What the real TPU compiler says of small runs on a v5e:2x2. Skipped where libtpu is missing."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        importlib.util.find_spec("libtpu") is None,
+        reason="libtpu is not installed: pip install -e '.[tpu]'",
+    ),
+]
+GIB = 2**30
+
+
+def plan(*flags: str, cache: str, status: int = 0) -> str:
+    """What `experiments.plan` prints; `cache` keeps what the compiler said."""
+    command = [sys.executable, "-m", "experiments.plan", *flags]
+    done = subprocess.run(
+        command,
+        env=os.environ | {"HOME": cache, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == status, done.stderr
+    return done.stdout if status == 0 else done.stderr
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """The forecast of the digits on four devices, and the folder of its cache."""
+    cache = str(tmp_path_factory.mktemp("home"))
+    flags = ("--config=configs/digits.py:increasing_batch", "--target=v5e:2x2")
+    return json.loads(plan(*flags, "--json", cache=cache)), cache
+
+
+def test_every_batch_size_is_compiled(digits):
+    found, _ = digits
+    assert [segment["batch_size"] for segment in found["segments"]] == list(
+        map(int, found["updates"])
+    )
+    for update in found["updates"].values():
+        assert update["num_devices"] == 4
+        assert update["num_microbatches"] == 1
+        assert 0 < update["memory_needed"] < update["memory_limit"] < 16 * GIB
+        assert 0 < update["cycles"] < 1e7
+        assert 0 < update["share_of_peak"] < 1
+        assert {x["opcode"] for x in update["collectives"]} <= {"all-reduce", "collective-permute"}
+        assert sum(x["bytes"] for x in update["collectives"]) > 0
+    assert found["seconds"] < found["decay_seconds"]
+
+
+def test_the_cache_says_the_same(digits):
+    found, cache = digits
+    flags = ("--config=configs/digits.py:increasing_batch", "--target=v5e:2x2")
+    assert json.loads(plan(*flags, "--json", cache=cache)) == found
+    shown = plan(*flags, cache=cache)
+    assert "the compiler's estimate in cycles" in shown and "libtpu" in shown
+
+
+def test_an_unknown_slice_is_told_in_one_line(tmp_path):
+    flags = ("--config=configs/digits.py", "--target=v5e:3x5")
+    complaint = plan(*flags, cache=str(tmp_path), status=2)
+    assert complaint.startswith("error: --target=v5e:3x5: ") and complaint.count("\n") == 1
