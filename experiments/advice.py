@@ -8,6 +8,7 @@ from batchgrow.plan import FixedPlan, FollowPlan, decay, replay
 from batchgrow.plan.time_to_train import Hardware, fit, predict
 from batchgrow.report.batch_figures import noise_panel, update_time_panel
 from batchgrow.report.drawing import draw, png
+from batchgrow.report.wording import duration
 from batchgrow.text_table import text_table
 
 Noise = Sequence[tuple[int, float]]  # (examples seen, noise scale in examples)
@@ -138,8 +139,7 @@ def _size(examples: float) -> str:
 
 
 def _cost(plan: dict[str, Any]) -> str:
-    hours = plan["hours"]
-    return f"{plan['num_updates']:,} updates and {hours:.2g} hours"
+    return f"{plan['num_updates']:,} updates and {duration(3600 * plan['hours'])}"
 
 
 def figure(found: dict[str, Any], num_examples: int) -> bytes:

@@ -68,7 +68,7 @@ def main(_: list[str]) -> int:
     out.parent.mkdir(parents=True, exist_ok=True)
     out.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
     curves = {
-        f"epoch {row['epoch']:.3g}": [
+        f"epoch {row['epoch']:.2g}": [
             (branch["batch_size"], branch["difference"])
             for branch in row["branches"]
             if math.isfinite(branch["difference"])

@@ -300,7 +300,10 @@ def test_a_run_that_follows_decides_the_same_after_stops(devices, tmp_path):
     assert [row["batch_size"] for row in resumed.rows] == sizes
     if devices == 1:
         assert resumed.rows == whole.rows
-    (run,) = report.facts([report.read_run(str(tmp_path / "stopped"))])["runs"]
+    facts = report.facts([report.read_run(str(tmp_path / "stopped"))])
+    (run,), (plan,) = facts["runs"], facts["comparisons"][0]["plans"]
+    assert [segment["batch_size"] for segment in plan["segments"]] == [32, 64, 128]
+    assert sum(segment["num_updates"] for segment in plan["segments"]) == plan["num_updates"]
     decided = [(d["batch_size"], d["next_batch_size"]) for d in run["decisions"]]
     assert len(decided) >= 8 and (32, 64) in decided and (64, 128) in decided
     for decision in run["decisions"]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from batchgrow.report.axes import plain_log_ticks
 from batchgrow.report.drawing import LINES, PALETTE, Panel
@@ -42,7 +42,7 @@ def update_time_panel(
             axes.axvspan(start, high, label="examples wasted", **look)
         axes.set_xlim(low, high)
         plain_log_ticks(axes)
-        plain_log_ticks(axes, "x")
+        _log_ticks_at(axes, sizes)
         axes.set(xlabel="batch size", ylabel="milliseconds of an update")
 
     return Panel("update_time", "Time of an update", draw, is_log=True)
@@ -83,11 +83,13 @@ def branch_panel(branches: Mapping[str, Curve], tolerance: float) -> Panel:
             style = LINES[index % len(LINES)]
             axes.plot(*np.array(curve, float).T, "o", color=colour, linestyle=style, label=label)
         axes.axhline(tolerance, color=PALETTE[6], linewidth=1.2, label="tolerance")
-        axes.set_xscale("log")
+        lowest = min((y for curve in branches.values() for _, y in curve), default=0.0)
         axes.set_yscale("symlog", linthresh=tolerance)
+        axes.set_ylim(bottom=min(2 * lowest, -tolerance))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        plain_log_ticks(axes, "x")
-        axes.set(xlabel="batch size", ylabel="loss minus that of the baseline")
+        sizes = {x for curve in branches.values() for x, _ in curve}
+        _log_ticks_at(axes, sorted(sizes))
+        axes.set(xlabel="batch size", ylabel="loss minus the baseline's")
 
     return Panel("branches", "Branches at larger batches", draw)
 
@@ -117,7 +119,15 @@ def steps_panel(steps: Curve, fitted: tuple[float, float], measured: float | Non
         axes.plot(grid, perfect, color=PALETTE[6], linestyle=LINES[2], label="perfect scaling")
         axes.set(xscale="log", yscale="log", ylim=(0.5 * counts.min(), 1.5 * counts.max()))
         plain_log_ticks(axes)
-        plain_log_ticks(axes, "x")
+        _log_ticks_at(axes, sizes)
         axes.set(xlabel="batch size", ylabel="steps to the target")
 
     return Panel("steps", "Steps to the target loss", draw, is_log=True)
+
+
+def _log_ticks_at(axes: Axes, sizes: Sequence[float]) -> None:
+    """A logarithmic axis of batch sizes with ticks at them, or at every second one of many."""
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(FixedLocator(list(sizes)[:: 1 + len(sizes) // 8]))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}"))
+    axes.xaxis.set_minor_locator(NullLocator())

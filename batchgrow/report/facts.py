@@ -145,7 +145,18 @@ def _segments(group: PlanGroup) -> list[Facts]:
                 },
             }
         )
-    return segments
+    if group.runs[0].config.get("plan", {}).get("name") != "follow":
+        return segments
+    # Between two decisions is a segment; most do not change anything.
+    merged: list[Facts] = []
+    for segment in segments:
+        if merged and merged[-1]["batch_size"] == segment["batch_size"]:
+            ends = {k: v for k, v in segment.items() if k.endswith("_end") or k.startswith("end_")}
+            ends["num_updates"] = merged[-1]["num_updates"] + segment["num_updates"]
+            merged[-1] |= ends
+        else:
+            merged.append(segment)
+    return merged
 
 
 def _median(values: Sequence[float | None]) -> float | None:

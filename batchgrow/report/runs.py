@@ -43,7 +43,7 @@ class PlanGroup:
 
     @property
     def num_updates(self) -> int:
-        """The median over finished runs: a plan that follows the noise differs between seeds."""
+        """The median over finished runs; a plan that follows the noise differs between seeds."""
         counts = [run.num_updates for run in self.finished]
         return statistics.median_low(counts) if counts else self.plan["num_updates"]
 
