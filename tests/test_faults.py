@@ -92,7 +92,7 @@ def test_a_folder_survives_everything(undisturbed: pathlib.Path, tmp_path: pathl
         ("changed config", "-> 0.01); it changes the trajectory, so take another --workdir"),
         (
             "changed data set",
-            "data.num_test_examples is 360, but experiments.struck:read_digits has 359 ",
+            "data.num_train_examples is 1437, but experiments.struck:read_digits h",
         ),
     ):
         before = faults.contents(workdir)
@@ -155,9 +155,9 @@ def test_a_full_disk_in_the_last_checkpoint_write_ends_both(
     own, others = sorted(errors(workdir), key=lambda line: "another process" in line)
     assert "a checkpoint could not be written (File too large); free space" in own
     assert "a checkpoint could not be written (another process could not write" in others
-    assert not (workdir / "summary.json").exists()
+    before = newest(workdir)
     assert faults.statuses(start(workdir, num_processes=2)) == [0, 0]
-    assert resumed_at(workdir) == newest(workdir) - 144
+    assert 0 < before == resumed_at(workdir) < newest(workdir)
 
 
 @pytest.mark.slow
