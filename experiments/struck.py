@@ -33,7 +33,8 @@ TIME_LIMIT = 300  # seconds for one process, on a machine that is busy with othe
 HEARTBEAT_SECONDS = 10  # of several processes, so that one that dies is noticed soon
 PAUSE_SECONDS = 2.0
 UPDATES = 4  # between two starts, or twice as many
-AT_END = ("in the last checkpoint write", "before the summary")  # moments that come once
+# Moments that come once.
+AT_END = ("in the last checkpoint write", "before the summary", "after the summary")
 GROWS = "stop at a growth"
 CHANGED_CONFIG, CHANGED_DATA = "changed config", "changed data set"
 DIFFERS, LOCAL = "one process differs", "a workdir for each process"
@@ -157,6 +158,7 @@ def run(workdir: str, fault: Fault, index: int, flags: Sequence[str], inlet: Any
         experiment = launch.experiment_of(config)
         moments = Moments(experiment, partial(_strike, fault, folder), str(folder))
         outcome = train(moments.experiment, str(folder), override_config=True, watch=moments.watch)
+        _strike(fault, folder, "after the summary", 1)
         return launch.status_of(moments.experiment, str(folder), outcome)
 
     try:
@@ -192,6 +194,9 @@ def _strike(fault: Fault, folder: pathlib.Path, moment: str, number: int) -> Non
             os.kill(os.getpid(), signal.SIGKILL)
         case "SIGTERM" | "SIGINT":
             os.kill(os.getpid(), signal.Signals[what])
+        case "SIGTERM and a wait":  # JAX passes it on within a second.
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(PAUSE_SECONDS)
         case "pause":
             later = f"sleep {PAUSE_SECONDS}; kill -TERM {os.getpid()}; kill -CONT {os.getpid()}"
             subprocess.Popen(["sh", "-c", later])

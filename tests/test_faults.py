@@ -166,8 +166,8 @@ def test_a_full_disk_in_the_last_checkpoint_write_ends_both(
     [
         ("SIGINT in the last checkpoint write", 1),
         ("SIGTERM before the summary", 0),
-        ("pause before the summary", 0),
-        ("pause before the summary", 1),
+        ("SIGTERM and a wait after the summary", 0),
+        ("SIGTERM and a wait after the summary", 1),
     ],
 )
 def test_a_signal_at_the_end_of_two_is_too_late(
