@@ -64,6 +64,7 @@ class UpdateProgram:
       max_updates: the most updates that one call makes.
       mesh: the devices.
       arrays: the part of the training set that the devices hold, or ().
+      changing_momentum: whether each update gets its own momentum.
     """
 
     executable: Any
@@ -71,6 +72,7 @@ class UpdateProgram:
     max_updates: int
     mesh: Mesh
     arrays: Any
+    changing_momentum: bool = False
     _in_flight: deque[jax.Array] = field(default_factory=deque)
 
     def positions(self, starts: Sequence[int]) -> np.ndarray:
@@ -99,8 +101,13 @@ class UpdateProgram:
         """
         rates = np.zeros(self.max_updates, np.float32)
         rates[: len(points)] = [point.learning_rate for point in points]
-        arguments = layouts.host_arguments(batches, (rates, np.int32(len(points))), self.mesh)
-        state, token = self.executable(state, *arguments, self.arrays)
+        momenta = None
+        if self.changing_momentum:
+            momenta = np.zeros(self.max_updates, np.float32)
+            momenta[: len(points)] = [point.momentum for point in points]
+        scalars = (rates, np.int32(len(points)), momenta)
+        *arguments, momenta = layouts.host_arguments(batches, scalars, self.mesh)
+        state, token = self.executable(state, *arguments, self.arrays, momenta)
         self._in_flight.append(token)
         if len(self._in_flight) > RUN_AHEAD:
             self._in_flight.popleft().block_until_ready()
@@ -145,6 +152,7 @@ class Engine:
             jax.eval_shape(self._create_state),
         )
         self._memory_limit = memory_limit or _least_memory_limit(mesh)
+        self._changing_momentum = e.plan.momentum_curve is not None
         self._arrays: Any = None
         self._read_until = 0
         self._dispatched: int | None = None  # the batch size of the last dispatch
@@ -327,7 +335,12 @@ class Engine:
     def _compile_update(self, batch_size: int) -> UpdateProgram:
         fitted = self.fit_update(batch_size)
         return UpdateProgram(
-            fitted.executable, fitted.layout, fitted.max_updates, self._mesh, self._on_devices()
+            fitted.executable,
+            fitted.layout,
+            fitted.max_updates,
+            self._mesh,
+            self._on_devices(),
+            self._changing_momentum,
         )
 
     def _lower_update(self, layout: Layout, max_updates: int) -> Any:
@@ -353,6 +366,7 @@ class Engine:
             jax.ShapeDtypeStruct((max_updates,), np.float32),
             jax.ShapeDtypeStruct((), np.int32),
             shapes_of(self.feed.arrays),
+            jax.ShapeDtypeStruct((max_updates,), np.float32) if self._changing_momentum else None,
         )
 
     def _max_updates(self, batch_size: int) -> int:

@@ -111,6 +111,11 @@ class PlanCallback(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: Any = None) -> None:
         model: Any = self.model
+        if self._plan.momentum_curve is not None:
+            raise ValueError(
+                "the momentum of the plan changes, and Keras has one momentum: use "
+                "a plan with a constant momentum"
+            )
         momenta = {segment.momentum for segment in self._plan.segments}
         name = "beta_1" if hasattr(model.optimizer, "beta_1") else "momentum"
         found = getattr(model.optimizer, name, None)

@@ -181,13 +181,13 @@ BATCHES = PartitionSpec(None, None, AXIS_NAME)
 
 
 def map_updates(updates: Callable, mesh: Mesh) -> Any:
-    """Jits `updates(state, batches, learning_rates, num_updates, arrays)` on all devices.
+    """Jits `updates(state, batches, learning_rates, num_updates, arrays, momenta)` on all devices.
 
     The last batch axis of `batches` is split; all other arguments and the results are the same on
     every device. The buffers of the state are donated. An executable stays alive as long as the
     function that it was lowered from, so take a new function for each batch size and drop both.
     """
-    return _map(updates, mesh, (None, BATCHES, None, None, None), donate_argnums=(0,))
+    return _map(updates, mesh, (None, BATCHES, None, None, None, None), donate_argnums=(0,))
 
 
 def map_evaluation(evaluate: Callable, mesh: Mesh) -> Any:

@@ -102,6 +102,7 @@ def make_optimizer(
     debias_momentum: bool = False,
     clip_norm: float | None = None,
     changing_betas: bool = False,
+    changing_momentum: bool = False,
 ) -> optax.GradientTransformation:
     """Returns the chain that turns gradients into the direction that the learning rate scales.
 
@@ -120,11 +121,13 @@ def make_optimizer(
       epsilon: added to the root by Adam, AdamW, LAMB, RMSProp and AdaGrad.
       trust_coefficient: the trust coefficient of LARS.
       debias_momentum: whether momentum and Nesterov divide A by 1 - m^t, so that the first updates
-        have their full effective rate of lr / (1 - m).
+        have their full effective rate of lr / (1 - m). So do those after a change of m.
       clip_norm: the mean gradient is scaled down to this global norm, before anything else; None
         for no clipping.
       changing_betas: whether b1, b2 and rmsprop_decay change during the run. The bias correction
         then uses the actual weights of the averages.
+      changing_momentum: whether `update` gets the argument `momentum`, a scalar: m or b1 of this
+        update.
 
     Raises:
       ValueError: for an unknown `name` or `decay_on`, a `clip_norm` that is not above 0, or an
@@ -143,16 +146,18 @@ def make_optimizer(
     mask = {"all": None, "kernels": kernels, "matrices": matrices}[decay_on]
     decay = optax.add_decayed_weights(weight_decay, mask)
     adam = optax.scale_by_adam(b1=momentum, b2=b2, eps=epsilon)
-    if changing_betas:
+    if changing_betas or changing_momentum:
         adam = scale_by_changing_adam(momentum, b2, epsilon)
     match name:
         case "sgd":
             links = [decay]
         case "momentum" | "nesterov":
-            is_nesterov = name == "nesterov"
-            links = [decay, optax.trace(decay=momentum, nesterov=is_nesterov)]
-            if debias_momentum:
-                links.append(_debias(momentum, later=int(is_nesterov)))
+            trace = optax.trace(decay=momentum, nesterov=name == "nesterov")
+            if debias_momentum or changing_momentum:
+                trace = scale_by_changing_momentum(
+                    momentum, nesterov=name == "nesterov", debias=debias_momentum
+                )
+            links = [decay, trace]
         case "adam":
             links = [decay, adam]
         case "adamw":
@@ -170,7 +175,10 @@ def make_optimizer(
         case "lars":
             # You, Gitman & Ginsburg (2017): the trust ratio leaves out batch norm and biases.
             trust = optax.scale_by_trust_ratio(trust_coefficient=trust_coefficient)
-            links = [decay, optax.masked(trust, kernels), optax.trace(decay=momentum)]
+            trace = optax.trace(decay=momentum)
+            if changing_momentum:
+                trace = scale_by_changing_momentum(momentum)
+            links = [decay, optax.masked(trust, kernels), trace]
         case "lamb":
             # You et al. (2020), Alg. 2.
             links = [adam, decay, optax.masked(optax.scale_by_trust_ratio(), kernels)]
@@ -187,8 +195,12 @@ class ChangingAdamState(NamedTuple):
     zeros_in_nu: jax.Array
 
 
-def scale_by_changing_adam(b1: float, b2: float, epsilon: float) -> optax.GradientTransformation:
+def scale_by_changing_adam(
+    b1: float, b2: float, epsilon: float
+) -> optax.GradientTransformationExtraArgs:
     """Adam's direction for b1 and b2 that may change during the run.
+
+    The argument `momentum` of `update`, if it gets one, takes the place of b1.
 
     The averages start at zero. After decay rates b(1), ..., b(t) their weights sum to
     1 - b(1) ... b(t), which replaces Adam's 1 - b^t.
@@ -199,7 +211,10 @@ def scale_by_changing_adam(b1: float, b2: float, epsilon: float) -> optax.Gradie
         # Two arrays, because the state is donated.
         return ChangingAdamState(mu, nu, jnp.ones(()), jnp.ones(()))
 
-    def update(updates: Any, state: Any, params: Any = None) -> Any:
+    def update(
+        updates: Any, state: Any, params: Any = None, *, momentum: Any = b1, **_: Any
+    ) -> Any:
+        b1 = momentum
         mu = jax.tree.map(lambda a, g: b1 * a + (1 - b1) * g, state.mu, updates)
         nu = jax.tree.map(lambda a, g: b2 * a + (1 - b2) * g**2, state.nu, updates)
         new = ChangingAdamState(mu, nu, b1 * state.zeros_in_mu, b2 * state.zeros_in_nu)
@@ -207,20 +222,48 @@ def scale_by_changing_adam(b1: float, b2: float, epsilon: float) -> optax.Gradie
         direction = jax.tree.map(lambda m, v: m / of_mu / (jnp.sqrt(v / of_nu) + epsilon), mu, nu)
         return direction, new
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _debias(momentum: float, later: int) -> optax.GradientTransformation:
-    """Divides by 1 - m^(t + later), t from 1 on: a constant gradient then gives g / (1 - m)."""
+class ChangingTraceState(NamedTuple):
+    """A, and the sum of the weights of all gradients in it."""
 
-    def init(params: Params) -> jax.Array:
-        return jnp.full((), momentum**later, jnp.float32)
+    trace: Any
+    weight: jax.Array
 
-    def update(updates: Any, state: Any, params: Any = None) -> Any:
-        power = momentum * state
-        return jax.tree.map(lambda d: d / (1 - power), updates), power
 
-    return optax.GradientTransformation(init, update)
+def scale_by_changing_momentum(
+    momentum: float, *, nesterov: bool = False, debias: bool = False
+) -> optax.GradientTransformationExtraArgs:
+    """A <- m A + g for a momentum that may change during the run.
+
+    The weights of the gradients in A sum to s <- m s + 1, from s = 0. With `debias` the direction
+    is divided by s (1 - m), so that a constant gradient gives g / (1 - m) at every update: at the
+    start, where s (1 - m) = 1 - m^t, and after a change of m.
+
+    Args:
+      momentum: m where `update` gets no argument `momentum`.
+      nesterov: whether the direction is g + m A, and its weights sum to 1 + m s.
+      debias: see above.
+    """
+
+    def init(params: Params) -> ChangingTraceState:
+        return ChangingTraceState(jax.tree.map(jnp.zeros_like, params), jnp.zeros(()))
+
+    def update(
+        updates: Any, state: Any, params: Any = None, *, momentum: Any = momentum, **_: Any
+    ) -> Any:
+        trace = jax.tree.map(lambda a, g: momentum * a + g, state.trace, updates)
+        weight = momentum * state.weight + 1
+        new, direction = ChangingTraceState(trace, weight), trace
+        if nesterov:
+            direction = jax.tree.map(lambda a, g: g + momentum * a, trace, updates)
+            weight = 1 + momentum * weight
+        if debias:
+            direction = jax.tree.map(lambda d: d / (weight * (1 - momentum)), direction)
+        return direction, new
+
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _scale_by_root_of_sum(initial: float, epsilon: float) -> optax.GradientTransformation:

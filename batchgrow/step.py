@@ -91,6 +91,7 @@ def update(
     batch: Batch,
     learning_rate: jax.Array,
     arrays: Any,
+    momentum: jax.Array | None = None,
     *,
     task: Task,
     optimizer: optax.GradientTransformation,
@@ -108,6 +109,7 @@ def update(
         model state passes through them in order.
       learning_rate: float32 scalar, traced.
       arrays: the part of the training set that every device holds, or ().
+      momentum: float32 scalar, traced; None if the optimizer has its own.
       task, optimizer: what is trained and how.
       examples: makes the task's examples from a micro-batch and `arrays`.
       seed: determines the random keys of the examples.
@@ -141,7 +143,8 @@ def update(
         gradients = lax.pmean(gradients, axis_name)
         sums = lax.psum(sums, axis_name)
 
-    direction, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    extra = {} if momentum is None else {"momentum": momentum}
+    direction, opt_state = optimizer.update(gradients, state.opt_state, state.params, **extra)
     params = jax.tree.map(lambda w, d: w - learning_rate * d, state.params, direction)
     average = state.average
     if average_decay is not None:
@@ -159,8 +162,9 @@ def updates(
     learning_rates: jax.Array,
     num_updates: jax.Array,
     arrays: Any,
+    momenta: jax.Array | None = None,
     *,
-    update: Callable[[TrainState, Batch, jax.Array, Any], TrainState],
+    update: Callable[..., TrainState],
 ) -> tuple[TrainState, jax.Array]:
     """Makes the first `num_updates` of several updates, in one dispatch.
 
@@ -172,6 +176,7 @@ def updates(
       learning_rates: float32 `(updates,)`.
       num_updates: int32 scalar, at most `updates`.
       arrays: as in `update`.
+      momenta: float32 `(updates,)`; None if the optimizer has its own.
       update: `update` with its keyword arguments bound.
 
     Returns:
@@ -181,7 +186,8 @@ def updates(
 
     def body(i: Any, state: TrainState) -> TrainState:
         batch = jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, i, keepdims=False), batches)
-        return update(state, batch, learning_rates[i], arrays)
+        momentum = None if momenta is None else momenta[i]
+        return update(state, batch, learning_rates[i], arrays, momentum)
 
     if learning_rates.shape[0] == 1:
         state = body(0, state)

@@ -112,7 +112,8 @@ class PlanLR(LRScheduler):
     the learning rate of the optimizer, so it may be called before or after the optimizer's own.
 
     Args:
-      optimizer: its parameter groups are set. Its momentum must occur in the plan.
+      optimizer: its parameter groups are set. Its momentum must occur in the plan, unless the
+        momentum of the plan changes during the run.
       plan: the learning rates and momenta.
       examples_seen: the position at which to begin, if no state is loaded.
 
@@ -193,7 +194,7 @@ class PlanLR(LRScheduler):
 def _check_momentum(group: dict[str, Any], plan: FixedPlan) -> None:
     found = group["betas"][0] if "betas" in group else group.get("momentum")
     planned = sorted({segment.momentum for segment in plan.segments})
-    if found is not None and found not in planned:
+    if found is not None and found not in planned and plan.momentum_curve is None:
         raise ValueError(
             f"the optimizer has momentum={float(found)} (for Adam: betas[0]), but the plan has "
             f"{', '.join(map(str, planned))}: give both the same momentum"

@@ -154,9 +154,13 @@ def batches(experiment: Experiment, count: int) -> list[Any]:
 
 
 def _flax_batch_norm(
-    ghost_batch_size: int, use_running_average: bool, axis_name: str | None, dtype: Any
+    ghost_batch_size: int,
+    use_running_average: bool,
+    axis_name: str | None,
+    momentum: float,
+    dtype: Any,
 ) -> nn.BatchNorm:
-    return nn.BatchNorm(use_running_average, momentum=0.9, epsilon=1e-5, dtype=dtype)
+    return nn.BatchNorm(use_running_average, momentum=momentum, epsilon=1e-5, dtype=dtype)
 
 
 class Turns:

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from batchgrow.models import make_model
 from batchgrow.models.ghost_batch_norm import GhostBatchNorm, devices_per_ghost
 
 MOMENTUM, EPSILON, CHANNELS = 0.9, 1e-5, 3
@@ -116,6 +117,20 @@ def test_statistics_of_bfloat16_inputs_are_float32():
         assert running.dtype == jnp.float32
         expected = MOMENTUM * variables()["batch_stats"][name] + (1 - MOMENTUM) * new
         np.testing.assert_allclose(running, expected, rtol=1e-4)  # bfloat16 would be 4e-3 off
+
+
+def test_momentum_of_the_running_statistics_is_a_field():
+    x = images(8)
+    for momentum in (0.5, 0.99):
+        norm = GhostBatchNorm(8, False, momentum=momentum)
+        _, updated = norm.apply(variables(), x, mutable=["batch_stats"])
+        before = variables()["batch_stats"]["mean"]
+        expected = momentum * before + (1 - momentum) * x.reshape(-1, CHANNELS).mean(0)
+        assert_close(updated["batch_stats"]["mean"], expected)
+    model = make_model(
+        "conv_net", channels=2, num_classes=3, ghost_batch_size=4, ghost_momentum=0.5
+    )
+    assert model.ghost_momentum == 0.5
 
 
 def test_evaluation_uses_running_statistics_for_any_batch():

@@ -135,3 +135,28 @@ def test_the_optimizer_decides_how_the_learning_rate_follows_the_batch_size():
     assert grow(recipe(schedule)).exponent == 1
     adamw = recipe(schedule, optimizer="adamw")
     assert adamw.optimizer == "adamw" and grow(adamw).exponent == 0.5
+
+
+def test_a_schedule_of_tokens_is_the_schedule_of_its_updates():
+    """Updates of 20 examples of 128 tokens: the same recipe, and the plan counts tokens too."""
+    by_update = recipe(optax.cosine_decay_schedule(0.1, UPDATES), tokens_per_example=128)
+    by_token = recipe(
+        optax.cosine_decay_schedule(0.1, UPDATES * BATCH * 128),
+        tokens_per_example=128,
+        unit="tokens",
+    )
+    plans = [grow(r, max_batch_size=80) for r in (by_update, by_token)]
+    assert plans[0].segments == plans[1].segments
+    rates = [[point.learning_rate for point in plan.points()] for plan in plans]
+    np.testing.assert_allclose(*rates, rtol=1e-3, atol=1e-7)
+    assert "tokens" in plans[1].table()
+    long = optax.piecewise_constant_schedule(0.1, {1_500_000_000: 0.5})
+    plan = grow(recipe(long, tokens_per_example=100_000, unit="tokens"), max_batch_size=40)
+    assert [segment.start_examples for segment in plan.segments] == [0, 15_000]
+
+
+def test_units_of_schedules_are_checked():
+    with pytest.raises(ValueError, match="unknown unit 'epochs'; choose updates, tokens"):
+        recipe(SCHEDULES["cosine"], unit="epochs")
+    with pytest.raises(ValueError, match="unit='tokens': set tokens_per_example"):
+        recipe(SCHEDULES["cosine"], unit="tokens")

@@ -43,6 +43,13 @@ def test_epochs_and_seeds_have_orders_of_their_own():
     assert len(set(orders)) == 9
 
 
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_seeds_that_would_share_epochs_are_refused(seed):
+    """NumPy's SeedSequence reads [2**32, 0] and [0, 1] as the same words."""
+    with pytest.raises(ValueError, match=f"seed={seed} must be at least 0 and below"):
+        Stream(30, seed)
+
+
 def test_order_is_pinned():
     """A resumed run relies on the order being the same for ever."""
     order = [3, 6, 4, 0, 7, 5, 2, 1, 1, 4, 6, 5, 7, 3, 2, 0]

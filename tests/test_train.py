@@ -278,6 +278,19 @@ def test_a_value_error_while_training_is_not_bad_input(tmp_path):
         run_tiny(tmp_path, task)
 
 
+def test_the_end_of_a_segment_alone_makes_no_checkpoint(tmp_path):
+    changes = {
+        "plan.name": "decay",
+        "recipe.boundaries_epochs": (0.1, 0.2, 0.3, 0.4),
+        "run.checkpoint_every_epochs": 0.24,
+        "run.keep_checkpoints": 10,
+    }
+    experiment = tiny_experiment(changes)
+    assert len(experiment.plan.known()) == 5
+    run_experiment(experiment, tmp_path)
+    assert checkpoints(tmp_path) == [352, 704]
+
+
 def test_no_checkpoint_of_a_diverged_run(tmp_path):
     """Where rows are rarer than checkpoints: the one after the first update stays the last."""
     changes = {

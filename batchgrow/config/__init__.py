@@ -6,7 +6,7 @@ Wrong values are found here, before anything is compiled or written.
 import json
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -14,23 +14,22 @@ import jax.numpy as jnp
 import optax
 
 from batchgrow.config.data import check_data, facts_of, open_data
-from batchgrow.config.fields import CURVES, PLANS, check
+from batchgrow.config.fields import PLANS, check
+from batchgrow.config.recipe import has_momentum, make_curve, make_momentum, plan_momentum
 from batchgrow.config.task import make_task, model_fields
 from batchgrow.experiment import MAX_EXAMPLES, Cadence, Execution, Experiment, NoiseProbe
 from batchgrow.names import call, find, parameters
-from batchgrow.optimizer import OPTIMIZERS, optimizer_by_batch
+from batchgrow.optimizer import optimizer_by_batch
 from batchgrow.plan import (
     FixedPlan,
     Plan,
     Recipe,
-    curves,
     follow,
     from_megatron,
     grow,
     hybrid,
     ramp,
 )
-from batchgrow.plan.coupling import coupling_of
 
 log = logging.getLogger(__name__)
 
@@ -96,8 +95,7 @@ def make_plan(config: ConfigDict, num_examples: int) -> Plan:
         if recipe[field] is None:
             raise ValueError(f"recipe.{field} is not set")
     name = config.optimizer.name
-    momentum = recipe.momentum if _has_momentum(name) else 0.0
-    if plan.momentum is not None and not _has_momentum(name):
+    if plan.momentum is not None and not has_momentum(name):
         raise ValueError(
             f"plan.momentum {plan.momentum}: the optimizer {name!r} has no momentum; set "
             "plan.momentum to None or choose another optimizer"
@@ -106,14 +104,14 @@ def make_plan(config: ConfigDict, num_examples: int) -> Plan:
         "batch_multiple": plan.batch_multiple or config.ghost_batch_size or 1,
         "max_batch_size": plan.max_batch_size,
         "initial_multiple": plan.initial_multiple,
-        "momentum": plan.momentum,
+        "momentum": plan_momentum(config),
         "exponent": plan.exponent,
         "ladder": plan.ladder,
     }
     try:
         reference = Recipe(
             batch_size=recipe.batch_size,
-            momentum=momentum,
+            momentum=make_momentum(recipe, name),
             curve=make_curve(recipe, name),
             num_examples=num_examples,
             num_epochs=recipe.num_epochs,
@@ -149,15 +147,6 @@ def _plan_of(recipe: Recipe, plan: ConfigDict, options: dict[str, Any]) -> Fixed
     raise ValueError(f"unknown plan.name {plan.name!r}; choose {', '.join(PLANS)}")
 
 
-def _has_momentum(name: str) -> bool:
-    if ":" in name:
-        return "momentum" in parameters(find(name, {}, "optimizer.name"))
-    if name not in OPTIMIZERS:
-        known = ", ".join(OPTIMIZERS)
-        raise ValueError(f"unknown optimizer.name {name!r}; choose {known} or module:function")
-    return coupling_of(name).uses_momentum
-
-
 def optimizer_of(
     config: ConfigDict, plan: Plan, momentum: float
 ) -> optax.GradientTransformation | Callable[[int], optax.GradientTransformation]:
@@ -175,7 +164,11 @@ def optimizer_of(
     del fields["average_epochs"]
     if ":" not in name:
         return optimizer_by_batch(
-            name, batch_size=plan.recipe.batch_size, exponent=plan.exponent, **fields
+            name,
+            batch_size=plan.recipe.batch_size,
+            exponent=plan.exponent,
+            changing_momentum=plan.momentum_curve is not None,
+            **fields,
         )
     function = find(name, {}, "optimizer.name")
     for field in ("weight_decay", "clip_norm"):
@@ -227,72 +220,6 @@ def _follow(config: ConfigDict, recipe: Recipe, options: dict[str, Any]) -> Plan
         decide_every_epochs=plan.decide_every_epochs,
         **{name: options[name] for name in names},
     )
-
-
-def make_curve(recipe: ConfigDict, optimizer: str) -> curves.Curve:
-    """Returns the learning-rate curve of `config.recipe`.
-
-    Raises:
-      ValueError: for an unknown curve, or without a learning rate for this optimizer.
-    """
-    rate = recipe.learning_rate
-    if rate is None:
-        rate = recipe.learning_rates.get(optimizer)
-    if ":" in recipe.curve:
-        fields = recipe.to_dict() | {"learning_rate": rate}
-        curve = call(
-            find(recipe.curve, {}, "recipe.curve"), fields, f"recipe.curve {recipe.curve!r}"
-        )
-        if not callable(curve):
-            raise ValueError(
-                f"recipe.curve {recipe.curve!r} returns a {type(curve).__name__}; return a "
-                "function from the epoch to the learning rate"
-            )
-        own: Any = curve
-        return curves.with_warmup(own, recipe.warmup_epochs, recipe.warmup_learning_rate)
-    if rate is None or not rate > 0:
-        known = ", ".join(recipe.learning_rates) or "no optimizer"
-        raise ValueError(
-            f"recipe.learning_rate {recipe.learning_rate} must be above 0; set it, because this "
-            f"config has a learning rate for {known} and none for {optimizer}"
-        )
-    match recipe.curve:
-        case "constant":
-            curve = curves.constant(rate)
-        case "step":
-            _warn_of_late_steps(recipe.boundaries_epochs, recipe.num_epochs)
-            curve = curves.step(rate, recipe.boundaries_epochs, recipe.factor)
-        case "exponential":
-            curve = curves.exponential(rate, recipe.decay_rate)
-        case "inverse_time":
-            curve = curves.inverse_time(rate, recipe.decay_rate)
-        case "cosine":
-            final, start = recipe.final_learning_rate, recipe.decay_start_epochs
-            curve = curves.cosine(rate, recipe.num_epochs, final, start)
-        case "polynomial":
-            final = recipe.final_learning_rate
-            curve = curves.polynomial(rate, recipe.num_epochs, recipe.power, final)
-        case "wsd":
-            final = recipe.final_learning_rate
-            curve = curves.wsd(rate, recipe.num_epochs, recipe.decay_epochs, recipe.power, final)
-        case _:
-            known = ", ".join(CURVES)
-            raise ValueError(
-                f"unknown recipe.curve {recipe.curve!r}; choose {known} or module:function"
-            )
-    return curves.with_warmup(curve, recipe.warmup_epochs, recipe.warmup_learning_rate)
-
-
-def _warn_of_late_steps(boundaries_epochs: Sequence[float], num_epochs: float) -> None:
-    """Warns of boundaries after the end of the run, which cause neither a step nor a growth."""
-    late = [epoch for epoch in boundaries_epochs if epoch >= num_epochs > 0]
-    if late:
-        log.warning(
-            "recipe.boundaries_epochs: the steps at %s are after recipe.num_epochs %g; nothing "
-            "happens there",
-            ", ".join(f"{epoch:g}" for epoch in late),
-            num_epochs,
-        )
 
 
 def make_noise_probe(config: ConfigDict, num_examples: int) -> NoiseProbe | None:

@@ -20,6 +20,7 @@ from batchgrow.optimizer import DECAY_ON, OPTIMIZERS
 from batchgrow.run.folder import flatten
 
 CURVES = ("constant", "step", "exponential", "inverse_time", "cosine", "polynomial", "wsd")
+MOMENTUM_CURVES = ("constant", "one_cycle")
 PLANS = ("decay", "hybrid", "grow", "ramp", "follow")
 
 MOST = 2**53  # The largest whole number up to which all are exact as floats.
@@ -162,6 +163,9 @@ FIELDS = (
     Field("data.num_train_examples", None, maybe(whole(1, 2**40)), "checked; None: any number"),
     Field("data.num_test_examples", None, maybe(whole(1, 2**40)), "checked; None: any number"),
     Field("model.name", "", TEXT, "name in batchgrow/models, or module:Class of Flax Linen or NNX"),
+    Field(
+        "model.ghost_momentum", None, maybe(DECAY), "of running statistics, per ghost; None: 0.9"
+    ),
     Field("ghost_batch_size", None, maybe(whole(1, 2**31)), "examples that share batch statistics"),
     Field(
         "optimizer.name", "momentum", one_of(*OPTIMIZERS, own=True), "optimizer or module:function"
@@ -184,6 +188,13 @@ FIELDS = (
     Field("recipe.num_epochs", None, maybe(number(above=0, most=1e9)), "epochs; must be set"),
     Field("recipe.batch_size", None, maybe(whole(1, 2**40)), "on all devices; must be set"),
     Field("recipe.momentum", 0.9, DECAY, "momentum, or b1 of adam, adamw and lamb"),
+    Field(
+        "recipe.momentum_curve",
+        "constant",
+        one_of(*MOMENTUM_CURVES, own=True),
+        "one_cycle: falls until warmup_epochs and rises to the end",
+    ),
+    Field("recipe.lowest_momentum", 0.85, DECAY, 'of "one_cycle"'),
     Field("recipe.curve", "step", one_of(*CURVES, own=True), "curve of the learning rate"),
     Field("recipe.learning_rate", None, maybe(POSITIVE), "initial; None: by learning_rates"),
     Field("recipe.boundaries_epochs", (), numbers(POSITIVE), 'epochs where "step" changes'),
@@ -201,6 +212,12 @@ FIELDS = (
     ),
     Field("plan.initial_multiple", 1.0, POSITIVE, "factor of the first batch and learning rate"),
     Field("plan.momentum", None, maybe(DECAY), "for SGD the batch follows it; None: the recipe's"),
+    Field(
+        "plan.momentum_rise_epochs",
+        0.0,
+        NOT_NEGATIVE,
+        "epochs of a linear rise to plan.momentum; 0: it holds from the start",
+    ),
     Field("plan.exponent", None, maybe(number(0, 1)), "p in lr ~ batch^p; None: the optimizer's"),
     Field(
         "plan.batches", "", TEXT, 'for "ramp": "EXAMPLE:BATCH ..." or "START INCREMENT EXAMPLES"'

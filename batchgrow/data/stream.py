@@ -26,10 +26,15 @@ class Stream:
 
     Args:
       num_examples: size N of the data set.
-      seed: determines the permutations.
+      seed: determines the permutations; at least 0 and below 2**32.
+
+    Raises:
+      ValueError: for another seed. From 2**32 on, one seed's epochs would be another's.
     """
 
     def __init__(self, num_examples: int, seed: int):
+        if not 0 <= seed < 2**32:
+            raise ValueError(f"seed={seed} must be at least 0 and below 2**32")
         self.num_examples = num_examples
         self.seed = seed
 

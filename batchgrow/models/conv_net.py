@@ -22,6 +22,7 @@ class ConvNet(nn.Module):
     ghost_batch_size: int
     axis_name: str | None = None
     dtype: Any = jnp.float32
+    ghost_momentum: float = 0.9
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
@@ -32,6 +33,7 @@ class ConvNet(nn.Module):
             ghost_batch_size=self.ghost_batch_size,
             use_running_average=not train,
             axis_name=self.axis_name,
+            momentum=self.ghost_momentum,
             dtype=self.dtype,
         )
         x = images.astype(self.dtype)

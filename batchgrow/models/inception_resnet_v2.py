@@ -65,6 +65,7 @@ class InceptionResNetV2(nn.Module):
     ghost_batch_size: int
     axis_name: str | None = None
     dtype: Any = jnp.float32
+    ghost_momentum: float = 0.9
     num_blocks: tuple[int, int, int] = (10, 20, 10)
     dropout: float = 0.2
 
@@ -80,6 +81,7 @@ class InceptionResNetV2(nn.Module):
             ghost_batch_size=self.ghost_batch_size,
             use_running_average=not train,
             axis_name=self.axis_name,
+            momentum=self.ghost_momentum,
             epsilon=1e-3,
             dtype=self.dtype,
         )

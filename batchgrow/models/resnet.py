@@ -32,6 +32,7 @@ class ResNet(nn.Module):
       axis_name: the mapped device axis, or None.
       dtype: the dtype of activations and convolutions; parameters and the last layer are
         float32.
+      ghost_momentum: the factor of the running statistics per ghost batch (see `GhostBatchNorm`).
     """
 
     depth: int
@@ -39,6 +40,7 @@ class ResNet(nn.Module):
     ghost_batch_size: int
     axis_name: str | None = None
     dtype: Any = jnp.float32
+    ghost_momentum: float = 0.9
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
@@ -57,6 +59,7 @@ class ResNet(nn.Module):
             ghost_batch_size=self.ghost_batch_size,
             use_running_average=not train,
             axis_name=self.axis_name,
+            momentum=self.ghost_momentum,
             dtype=self.dtype,
         )
         x = conv(64, (7, 7), strides=2, padding=3)(images.astype(self.dtype))

@@ -26,6 +26,7 @@ class WideResNet(nn.Module):
       ghost_batch_size: examples that share batch statistics.
       axis_name: the mapped device axis, or None.
       dtype: the dtype of activations and matrix products; parameters stay float32.
+      ghost_momentum: the factor of the running statistics per ghost batch (see `GhostBatchNorm`).
       stem_strides: the strides of the first convolution; 2 halves the resolution of all later
         layers. The network is then not a WRN, and needs a quarter of the computation.
     """
@@ -36,6 +37,7 @@ class WideResNet(nn.Module):
     ghost_batch_size: int
     axis_name: str | None = None
     dtype: Any = jnp.float32
+    ghost_momentum: float = 0.9
     stem_strides: int = 1
 
     @nn.compact
@@ -53,6 +55,7 @@ class WideResNet(nn.Module):
             ghost_batch_size=self.ghost_batch_size,
             use_running_average=not train,
             axis_name=self.axis_name,
+            momentum=self.ghost_momentum,
             dtype=self.dtype,
         )
         x = conv(16, (3, 3), strides=self.stem_strides, padding=1, name="stem")(

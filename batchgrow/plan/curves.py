@@ -156,6 +156,43 @@ def wsd(
     return Curve(lambda epoch: decay(max(0.0, epoch - start)), ())
 
 
+def one_cycle(
+    start: float, peak: float, num_epochs: float, peak_epochs: float, end: float | None = None
+) -> Curve:
+    """Returns a curve from `start` to `peak` to `end`, each way as half a cosine.
+
+    The one-cycle policy (Smith 2018, arXiv 1803.09820), in the form of PyTorch's `OneCycleLR`: the
+    learning rate rises to its peak and falls, and the momentum does the opposite:
+
+        learning_rate = one_cycle(0.004, 0.1, num_epochs=30, peak_epochs=9, end=1e-5)
+        momentum = one_cycle(0.95, 0.85, num_epochs=30, peak_epochs=9)
+
+    Args:
+      start: the value at epoch 0.
+      peak: the value at `peak_epochs`, which may be the lowest.
+      num_epochs: the epoch of `end`. From there on the curve is constant.
+      peak_epochs: above 0 and below `num_epochs`.
+      end: by default `start`.
+    """
+    end = start if end is None else end
+    for name, value in (("start", start), ("peak", peak), ("end", end)):
+        _check_learning_rate(name, value)
+    if not 0 < peak_epochs < num_epochs < math.inf:
+        raise ValueError(
+            f"peak_epochs={peak_epochs} must be above 0 and below num_epochs={num_epochs}"
+        )
+
+    def function(epoch: float) -> float:
+        if epoch < peak_epochs:
+            first, last, progress = start, peak, epoch / peak_epochs
+        else:
+            progress = min((epoch - peak_epochs) / (num_epochs - peak_epochs), 1.0)
+            first, last = peak, end
+        return last + (first - last) / 2 * (1 + math.cos(math.pi * progress))
+
+    return Curve(function, ())
+
+
 def with_warmup(
     curve: LearningRateCurve, warmup_epochs: float, initial_learning_rate: float = 0.0
 ) -> Curve:

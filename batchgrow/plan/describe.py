@@ -29,7 +29,10 @@ class Plan(Protocol):
     def known(self, history: Sequence[Segment] = ()) -> tuple[Segment, ...]: ...
     def learning_rates(self, segment: Segment, updates: np.ndarray | None = None) -> np.ndarray: ...
     def learning_rate_of(self, segment: Segment, update: int) -> float: ...
-    def noise_of(self, learning_rate: float, segment: Segment) -> float | None: ...
+    @property
+    def momentum_curve(self) -> Any: ...
+    def momentum_of(self, segment: Segment, update: int) -> float: ...
+    def noise_of(self, segment: Segment, update: int) -> float | None: ...
 
 
 def to_dict(
@@ -74,7 +77,8 @@ def table(plan: Plan, history: Sequence[Segment] = (), num_devices: int | None =
         if num_devices is not None:
             line["per device"] = f"{row['per_device_batch_size']:.6g}"
         line["learning rate"] = _span(row, "learning_rate")
-        line["momentum"] = f"{row['momentum']:g}"
+        changes = "momentum_start" in row
+        line["momentum"] = _span(row, "momentum") if changes else f"{row['momentum']:g}"
         noise = plan.recipe.coupling.noise
         if noise is not None:
             line[noise.replace("_", " ")] = _span(row, noise)
@@ -88,7 +92,8 @@ def table(plan: Plan, history: Sequence[Segment] = (), num_devices: int | None =
 
 
 def _row(plan: Plan, segment: Segment, num_devices: int | None) -> dict[str, Any]:
-    rates = [plan.learning_rate_of(segment, n) for n in (0, segment.num_updates - 1)]
+    both = (0, segment.num_updates - 1)
+    rates = [plan.learning_rate_of(segment, n) for n in both]
     row: dict[str, Any] = {
         "start_examples": segment.start_examples,
         "end_examples": segment.end_examples,
@@ -106,9 +111,11 @@ def _row(plan: Plan, segment: Segment, num_devices: int | None) -> dict[str, Any
     corners = _corners(plan, segment)
     if len(corners) > 2:
         row["learning_rates"] = corners
+    if plan.momentum_curve is not None:
+        row["momentum_start"], row["momentum_end"] = (plan.momentum_of(segment, n) for n in both)
     name = plan.recipe.coupling.noise
     if name is not None:
-        row[f"{name}_start"], row[f"{name}_end"] = (plan.noise_of(r, segment) for r in rates)
+        row[f"{name}_start"], row[f"{name}_end"] = (plan.noise_of(segment, n) for n in both)
     return row
 
 
@@ -146,7 +153,7 @@ def _noises(plan: Plan, segments: Sequence[Segment]) -> list[Any]:
             break
         segment = segments[bisect_right(starts, position) - 1]
         update = (position - segment.start_examples) // segment.batch_size
-        values.append(plan.noise_of(plan.learning_rate_of(segment, update), segment))
+        values.append(plan.noise_of(segment, update))
     return values
 
 

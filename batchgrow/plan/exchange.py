@@ -44,9 +44,11 @@ def to_rows(plan: FixedPlan) -> list[Row]:
     rows = []
     for index, segment in enumerate(plan.segments):
         position = segment.start_examples
-        for rate, updates in groupby(plan.learning_rates(segment).tolist()):
+        momenta = (plan.momentum_of(segment, n) for n in range(segment.num_updates))
+        pairs = zip(plan.learning_rates(segment).tolist(), momenta, strict=True)
+        for (rate, momentum), updates in groupby(pairs):
             count = len(list(updates))
-            rows.append(Row(index, position, count, segment.batch_size, rate, segment.momentum))
+            rows.append(Row(index, position, count, segment.batch_size, rate, momentum))
             position += count * segment.batch_size
     return rows
 

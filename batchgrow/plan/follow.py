@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from batchgrow.plan.curves import LearningRateCurve
 from batchgrow.plan.growth import batch_limit, check_exponent, nearest
 from batchgrow.plan.noise import NOISE_SCALE
 from batchgrow.plan.plan import FixedPlan, Plan, Segment
@@ -50,6 +51,11 @@ class FollowPlan(Plan):
         if not 0 <= self.exponent <= 1:
             raise ValueError(f"exponent={self.exponent} must be between 0 and 1")
 
+    @property
+    def momentum_curve(self) -> LearningRateCurve | None:
+        """The momentum of the recipe by the epoch, or None if it is a number."""
+        return self.recipe.momentum if callable(self.recipe.momentum) else None
+
     @cached_property
     def rungs(self) -> tuple[int, ...]:
         """The batch sizes that the plan may choose, rising."""
@@ -76,7 +82,7 @@ class FollowPlan(Plan):
         passed = (start + batch_size // 2) // self.decide_every
         decision = min((passed + 1) * self.decide_every, end)
         num_updates = max(1, math.floor((decision - start) / batch_size + 0.5))
-        return Segment(start, num_updates, batch_size, self.recipe.momentum, start)
+        return Segment(start, num_updates, batch_size, self.recipe.momentum_at(start), start)
 
     def known(self, history: Sequence[Segment] = ()) -> tuple[Segment, ...]:
         """Returns `history`: no other segment is decided."""
@@ -165,4 +171,5 @@ def from_run(recipe: Recipe, plan: Mapping[str, Any], exponent: float = 1.0) -> 
             merged[-1] = last._replace(num_updates=last.num_updates + new.num_updates)
         else:
             merged.append(new)
-    return FixedPlan(recipe, tuple(merged), exponent)
+    curve = recipe.momentum if callable(recipe.momentum) else None
+    return FixedPlan(recipe, tuple(merged), exponent, momentum_curve=curve)

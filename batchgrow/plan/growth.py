@@ -22,8 +22,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from batchgrow.plan.descent import Descent, find_descent
+from batchgrow.plan.momentum import at_momentum, highest_momentum
 from batchgrow.plan.plan import FixedPlan, Plan, Segment
-from batchgrow.plan.recipe import Recipe, check_momentum, check_whole
+from batchgrow.plan.recipe import Momentum, Recipe, check_momentum, check_whole, momentum_at
 
 # A rung of a smooth curve has at least this number times 1 / (1 - m) updates, unless the user sets
 # max_batch_size. With fewer, the momentum lags behind the curve. On a noisy quadratic with a cosine
@@ -52,7 +53,7 @@ def grow(
     *,
     max_batch_size: float | None = None,
     initial_multiple: float = 1.0,
-    momentum: float | None = None,
+    momentum: Momentum | None = None,
     exponent: float | None = None,
     ladder: float = 2.0,
     batch_multiple: int = 1,
@@ -80,7 +81,9 @@ def grow(
       initial_multiple: the factor of the first batch size (Sec. 5.2). The learning rate follows.
       momentum: m of the plan, by default m0 of the recipe. If the momentum of the optimizer sums
         gradients, the batch size is multiplied by (1 - m0) / (1 - m), which leaves the learning
-        rate unchanged (Sec. 5.2). If it averages them, as Adam's b1, nothing else changes.
+        rate unchanged (Sec. 5.2). If it averages them, as Adam's b1, nothing else changes. A
+        function of the epoch is a momentum that changes during the run: where it rises, the batch
+        grows by the same factor.
       exponent: the power of B / B0 in the learning rate, 0 to 1; by default that of the optimizer:
         1 for SGD and momentum, 1/2 for Adam (see `batchgrow.plan.coupling`). 1/2 is also Seesaw's
         rule (arXiv 2510.14717): where the recipe divides the learning rate by a, the plan divides
@@ -102,17 +105,16 @@ def grow(
     [256, 512, 1024]
     """
     check_recipe(recipe)
-    coupling = recipe.coupling
     momentum = recipe.momentum if momentum is None else momentum
     _check_options(initial_multiple, momentum, ladder, batch_multiple, num_growths)
-    gain = coupling.gain(momentum) / coupling.gain(recipe.momentum)
+    followed, gain = at_momentum(recipe, momentum)
     first = recipe.batch_size * initial_multiple * gain
     limit = batch_limit(recipe, max_batch_size, nearest(first, batch_multiple), batch_multiple)
     batch_size = min(first, limit)  # Not rounded, so that factors multiply exactly.
     batch_sizes = {0: nearest(batch_size, batch_multiple)}
     bound = _limit_rule(max_batch_size) if first > limit else ""
-    descent = find_descent(recipe)
-    for fall in _falls(recipe, descent, ladder):
+    descent, highest = find_descent(followed), highest_momentum(recipe, momentum)
+    for fall in _falls(followed, descent, ladder):
         if len(batch_sizes) - 1 == num_growths:
             bound = bound or ("" if num_growths == 0 else f"num_growths={num_growths}")
             break
@@ -121,7 +123,7 @@ def grow(
         if batch_size == limit:
             break
         grown = min(batch_size * fall.factor, limit)
-        if max_batch_size is None and fall.rung_examples * (1 - momentum) < (
+        if max_batch_size is None and fall.rung_examples * (1 - highest) < (
             RUNG_TIME_CONSTANTS * grown
         ):
             bound = f"{RUNG_TIME_CONSTANTS}/(1 - momentum) updates in each rung of the curve"
@@ -151,17 +153,19 @@ def grow(
             f"multiple of {batch_multiple}; the learning rate follows",
             *warnings,
         )
-    return FixedPlan(recipe, segments, exponent, bound, warnings)
+    curve = momentum if callable(momentum) else None
+    return FixedPlan(recipe, segments, exponent, bound, warnings, curve)
 
 
 def _check_options(
     initial_multiple: float,
-    momentum: float,
+    momentum: Momentum,
     ladder: float,
     batch_multiple: int,
     num_growths: int | None,
 ) -> None:
-    check_momentum(momentum)
+    if not callable(momentum):
+        check_momentum(momentum)
     check_whole("batch_multiple", batch_multiple)
     if not 0 < initial_multiple < math.inf:
         raise ValueError(f"initial_multiple={initial_multiple} must be finite and above 0")
@@ -174,7 +178,7 @@ def _check_options(
 def check_segments(recipe: Recipe, segments: Sequence[Segment]) -> tuple[str, ...]:
     """Returns one line for each thing that makes a plan differ from its recipe in practice."""
     warnings = []
-    usual = recipe.batch_size / (1 - recipe.momentum)
+    usual = recipe.batch_size / (1 - highest_momentum(recipe, recipe.momentum))
     larger = [s for s in segments if s.batch_size / (1 - s.momentum) > usual]
     short = [s for s in larger if s.num_updates * (1 - s.momentum) < FEW_TIME_CONSTANTS]
     if short:
@@ -313,7 +317,7 @@ def _falls_to(recipe: Recipe, descent: Descent, level: float) -> int:
 
 
 def make_segments(
-    batch_sizes: dict[int, int], recipe: Recipe, jumps: tuple[int, ...], momentum: float
+    batch_sizes: dict[int, int], recipe: Recipe, jumps: tuple[int, ...], momentum: Momentum
 ) -> tuple[Segment, ...]:
     """Returns segments of whole updates. `batch_sizes` maps nominal starts to batch sizes.
 
@@ -336,7 +340,9 @@ def make_segments(
         if last and last.batch_size == batch_size and last.nominal_start_examples >= last_jump:
             segments[-1] = last._replace(num_updates=last.num_updates + num_updates)
         else:
-            segments.append(Segment(position, num_updates, batch_size, momentum, nominal_start))
+            first = float(momentum_at(momentum, nominal_start / recipe.num_examples))
+            segments.append(Segment(position, num_updates, batch_size, first, nominal_start))
         position = segments[-1].end_examples
     # A run shorter than half a batch still makes one update.
-    return tuple(segments) or (Segment(0, 1, batch_sizes[0], momentum, 0),)
+    first = float(momentum_at(momentum, 0.0))
+    return tuple(segments) or (Segment(0, 1, batch_sizes[0], first, 0),)

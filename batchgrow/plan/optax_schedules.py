@@ -26,8 +26,13 @@ def from_optax(
     num_examples: int,
     num_updates: int,
     optimizer: str = "momentum",
+    tokens_per_example: int | None = None,
+    unit: str = "updates",
 ) -> Recipe:
     """Returns the recipe of a run that used `schedule` for `num_updates` of one batch size.
+
+    Updates of a fixed number of tokens are updates of `batch_size` = tokens per update /
+    tokens per example.
 
     >>> cosine = optax.cosine_decay_schedule(0.1, decay_steps=1000)
     >>> recipe = from_optax(
@@ -37,7 +42,8 @@ def from_optax(
     (4.0, 0.05)
 
     Args:
-      schedule: takes the number of updates, which may be a fraction, and returns the learning rate.
+      schedule: takes the number of updates, or of tokens seen, and returns the learning rate. The
+        number may be a fraction.
         It is compiled and runs on the CPU, because an accelerator would first finish the updates in
         its queue.
       batch_size: B0, for which the schedule was tuned.
@@ -45,17 +51,25 @@ def from_optax(
       num_examples: N, the size of the training set.
       num_updates: the updates of the whole run.
       optimizer: for which the schedule was tuned, for example "adamw" (see `Recipe`).
+      tokens_per_example: the length of a sequence, so that plans also count tokens.
+      unit: what the schedule counts: "updates" of `batch_size` examples, or "tokens" seen.
 
     Raises:
       TypeError: if `schedule` is not a JAX function of a real number that returns a scalar.
-      ValueError: as `Recipe`.
+      ValueError: as `Recipe`; for an unknown unit, or "tokens" without `tokens_per_example`.
     """
+    if unit not in ("updates", "tokens"):
+        raise ValueError(f"unknown unit {unit!r}; choose updates, tokens")
+    if unit == "tokens" and tokens_per_example is None:
+        raise ValueError("unit='tokens': set tokens_per_example, the length of a sequence")
+    tokens = tokens_per_example if unit == "tokens" else None
     _check_schedule(schedule)
     compiled = jax.jit(jax.vmap(schedule))
     device = _cpu()
 
     def learning_rates(epochs: np.ndarray) -> np.ndarray:
-        counts = epochs * num_examples / batch_size
+        examples = epochs * num_examples
+        counts = examples / batch_size if tokens is None else examples * tokens
         # One epoch alone is padded too: XLA rounds differently for other shapes.
         chunks = np.pad(counts, (0, -len(counts) % CHUNK)).reshape(-1, CHUNK)
         with jax.default_device(device):
@@ -67,7 +81,9 @@ def from_optax(
 
     num_epochs = num_updates * batch_size / num_examples
     curve = Curve(learning_rate, on_array=learning_rates)
-    return Recipe(batch_size, momentum, curve, num_examples, num_epochs, optimizer)
+    return Recipe(
+        batch_size, momentum, curve, num_examples, num_epochs, optimizer, tokens_per_example
+    )
 
 
 def to_optax(plan: FixedPlan) -> optax.Schedule:

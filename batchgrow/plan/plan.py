@@ -3,7 +3,7 @@
 A plan chooses the batch size B and the momentum m. The learning rate follows from the recipe's own
 batch size B0, momentum m0 and curve, so that the effective step stays the recipe's:
 
-    learning_rate(t) = curve(t) * (B(t) / B0)**p * gain(m0) / gain(m)
+    learning_rate(t) = curve(t) * (B(t) / B0)**p * gain(m0(t)) / gain(m(t))
 
 For SGD with momentum p = 1 and gain(m) = 1 / (1 - m), which keeps the noise scale. For Adam p = 1/2
 and gain = 1 (see `batchgrow.plan.coupling`). An update takes the curve at the mean position of the
@@ -26,7 +26,8 @@ from typing import Any
 import numpy as np
 
 from batchgrow.plan import describe
-from batchgrow.plan.recipe import Recipe, accumulation_epochs, noise_scale_exact
+from batchgrow.plan.curves import LearningRateCurve
+from batchgrow.plan.recipe import Recipe, accumulation_epochs, momentum_at, noise_scale_exact
 from batchgrow.plan.segments import Point, Segment
 
 
@@ -45,6 +46,7 @@ class Plan(abc.ABC):
 
     recipe: Recipe
     exponent: float
+    momentum_curve: LearningRateCurve | None = None  # by the epoch; None: that of each segment
     bound: str = ""  # The rule that limits the largest batch size; "" if nothing does.
     warnings: tuple[str, ...] = ()  # What makes the plan differ from the recipe in practice.
 
@@ -114,7 +116,7 @@ class Plan(abc.ABC):
         starts = segment.start_examples + segment.batch_size * updates
         middles = np.minimum(starts + self._lead(segment), self.recipe.end_examples - 1)
         nominal = np.maximum(middles, np.maximum(starts, segment.nominal_start_examples))
-        return self._scaled(self.recipe.learning_rates_at(nominal), segment)
+        return self._scaled(self.recipe.learning_rates_at(nominal), segment, nominal)
 
     def to_dict(
         self, history: Sequence[Segment] = (), num_devices: int | None = None
@@ -130,8 +132,10 @@ class Plan(abc.ABC):
         """Returns update number `update` of the segment."""
         start = segment.start_examples + update * segment.batch_size
         learning_rate = self.learning_rate_of(segment, update)
-        setting = (segment.batch_size, segment.momentum, self.recipe.num_examples)
-        name, value = self.recipe.coupling.noise, self.noise_of(learning_rate, segment)
+        momentum = self.momentum_of(segment, update)
+        setting = (segment.batch_size, momentum, self.recipe.num_examples)
+        coupling = self.recipe.coupling
+        name, value = coupling.noise, coupling.measure(learning_rate, *setting)
         is_scale = name == "noise_scale"
         return Point(
             start_examples=start,
@@ -140,7 +144,7 @@ class Plan(abc.ABC):
             epoch=start / self.recipe.num_examples,
             batch_size=segment.batch_size,
             learning_rate=learning_rate,
-            momentum=segment.momentum,
+            momentum=momentum,
             noise_scale=value if is_scale else None,
             noise_scale_exact=noise_scale_exact(learning_rate, *setting) if is_scale else None,
             diffusion=value if name == "diffusion" else None,
@@ -149,26 +153,41 @@ class Plan(abc.ABC):
 
     def learning_rate_of(self, segment: Segment, update: int) -> float:
         """Returns the learning rate of update number `update` of a segment."""
+        nominal = self._nominal(segment, update)
+        return float(self._scaled(self.recipe.learning_rate_at(nominal), segment, nominal))
+
+    def momentum_of(self, segment: Segment, update: int) -> float:
+        """Returns the momentum of update number `update` of a segment."""
+        if self.momentum_curve is None:
+            return segment.momentum
+        nominal = self._nominal(segment, update)
+        return float(momentum_at(self.momentum_curve, nominal / self.recipe.num_examples))
+
+    def noise_of(self, segment: Segment, update: int) -> float | None:
+        """Returns the noise scale or the diffusion of an update; None without either."""
+        rate, momentum = self.learning_rate_of(segment, update), self.momentum_of(segment, update)
+        measure = self.recipe.coupling.measure
+        return measure(rate, segment.batch_size, momentum, self.recipe.num_examples)
+
+    def _nominal(self, segment: Segment, update: int) -> int:
+        """Returns the position whose learning rate and momentum the update takes."""
         start = segment.start_examples + update * segment.batch_size
         middle = min(start + self._lead(segment), self.recipe.end_examples - 1)
-        nominal = max(middle, start, segment.nominal_start_examples)
-        return self._scaled(self.recipe.learning_rate_at(nominal), segment)
+        return max(middle, start, segment.nominal_start_examples)
 
     def _lead(self, segment: Segment) -> int:
         """Examples from the start of an update to the mean start of those that it replaces."""
         return max(0, segment.batch_size - self.recipe.batch_size) // 2
 
-    def _scaled(self, on_curve: Any, segment: Segment) -> Any:
+    def _scaled(self, on_curve: Any, segment: Segment, nominal: Any) -> Any:
         growth = (segment.batch_size / self.recipe.batch_size) ** self.exponent
         if not self.recipe.coupling.sums_momentum:
             return on_curve * growth
-        return on_curve * growth * ((1 - segment.momentum) / (1 - self.recipe.momentum))
-
-    def noise_of(self, learning_rate: float, segment: Segment) -> float | None:
-        """Returns the noise scale or the diffusion at this learning rate; None without either."""
-        size, momentum = segment.batch_size, segment.momentum
-        measure = self.recipe.coupling.measure
-        return measure(learning_rate, size, momentum, self.recipe.num_examples)
+        epochs = nominal / self.recipe.num_examples
+        momentum = momentum_at(self.momentum_curve or segment.momentum, epochs)
+        return (
+            on_curve * growth * ((1 - momentum) / (1 - momentum_at(self.recipe.momentum, epochs)))
+        )
 
 
 @dataclass(frozen=True)
@@ -181,6 +200,7 @@ class FixedPlan(Plan):
       exponent: as in `Plan`.
       bound: the rule that limits the largest batch size; "" if nothing does.
       warnings: a line for each thing that makes the plan differ from the recipe in practice.
+      momentum_curve: the momentum by the epoch; None: each segment has its own.
     """
 
     recipe: Recipe
@@ -188,6 +208,7 @@ class FixedPlan(Plan):
     exponent: float = 1.0
     bound: str = ""
     warnings: tuple[str, ...] = ()
+    momentum_curve: LearningRateCurve | None = None
 
     @property
     def num_updates(self) -> int:

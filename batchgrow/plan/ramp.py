@@ -25,7 +25,7 @@ from batchgrow.plan.growth import (
     nearest,
 )
 from batchgrow.plan.plan import FixedPlan
-from batchgrow.plan.recipe import Recipe, check_momentum, check_whole
+from batchgrow.plan.recipe import Momentum, Recipe, check_momentum, check_whole
 
 # (first example, batch size) of each stage, in order; the first is at example 0.
 Stages = Sequence[tuple[int, int]]
@@ -39,7 +39,7 @@ def ramp(
     batches: Stages | BatchCurve,
     *,
     exponent: float | None = 0.0,
-    momentum: float | None = None,
+    momentum: Momentum | None = None,
     ladder: float = 2.0,
     batch_multiple: int = 1,
 ) -> FixedPlan:
@@ -52,7 +52,7 @@ def ramp(
         for whole k of any sign, that is at most the function.
       exponent: p in learning rate = curve * (B / recipe.batch_size)^p. With 0 the learning rate
         does not follow the batch. None: the optimizer's exponent, which keeps the effective step.
-      momentum: m of the plan, by default that of the recipe.
+      momentum: m of the plan, by default that of the recipe; a number or a function of the epoch.
       ladder: a number above 1, for a function.
       batch_multiple: batch sizes are rounded to the nearest multiple of this number.
 
@@ -64,7 +64,8 @@ def ramp(
     check_recipe(recipe)
     check_whole("batch_multiple", batch_multiple)
     momentum = recipe.momentum if momentum is None else momentum
-    check_momentum(momentum)
+    if not callable(momentum):
+        check_momentum(momentum)
     if not 1 < ladder < math.inf:
         raise ValueError(f"ladder={ladder} must be a finite number above 1")
     stages = _stages_of(recipe, batches, ladder) if callable(batches) else check_stages(batches)
@@ -76,7 +77,8 @@ def ramp(
     changes = set(sizes.values()) != {recipe.batch_size}
     segments = make_segments(sizes, recipe, find_descent(recipe).jumps, momentum)
     exponent = check_exponent(recipe, exponent, changes)
-    return FixedPlan(recipe, segments, exponent, "", check_segments(recipe, segments))
+    curve = momentum if callable(momentum) else None
+    return FixedPlan(recipe, segments, exponent, "", check_segments(recipe, segments), curve)
 
 
 def check_stages(stages: Stages) -> tuple[tuple[int, int], ...]:

@@ -12,6 +12,7 @@ optimizers.
 import math
 from dataclasses import dataclass
 from numbers import Integral
+from typing import Any
 
 import numpy as np
 
@@ -36,13 +37,35 @@ def accumulation_epochs(batch_size: int, momentum: float, num_examples: int) -> 
     return batch_size / (num_examples * (1 - momentum))
 
 
+Momentum = float | LearningRateCurve  # A number, or a function of the epoch.
+
+
+def momentum_at(momentum: Momentum, epochs: Any) -> Any:
+    """Returns the momentum at an epoch, or at each of an array of epochs.
+
+    Raises:
+      ValueError: if it is not at least 0 and below 1.
+    """
+    if not callable(momentum):
+        return momentum
+    found = evaluate(momentum, np.atleast_1d(epochs))
+    wrong = np.flatnonzero(~((found >= 0) & (found < 1)))
+    if wrong.size:
+        raise ValueError(
+            f"momentum is {found[wrong[0]]} at epoch {np.atleast_1d(epochs)[wrong[0]]:g}: it must "
+            "be at least 0 and below 1"
+        )
+    return found.reshape(np.shape(epochs))
+
+
 @dataclass(frozen=True)
 class Recipe:
     """Hyper-parameters that are known to work with a fixed batch size.
 
     Attributes:
       batch_size: B0, the examples of one update on all devices together.
-      momentum: m0, at least 0 and below 1. For Adam, b1.
+      momentum: m0, at least 0 and below 1; or a function of the epoch that returns it, as in
+        one-cycle recipes. For Adam, b1.
       curve: the learning rate as a function of the epoch, which is a real number. It is called
         once per update. `from_optax` makes a recipe from a schedule that counts updates.
       num_examples: N, the size of the training set.
@@ -57,7 +80,7 @@ class Recipe:
     """
 
     batch_size: int
-    momentum: float
+    momentum: Momentum
     curve: LearningRateCurve
     num_examples: int
     num_epochs: float
@@ -67,7 +90,8 @@ class Recipe:
     def __post_init__(self) -> None:
         check_whole("batch_size", self.batch_size)
         check_whole("num_examples", self.num_examples)
-        check_momentum(self.momentum)
+        if not callable(self.momentum):
+            check_momentum(self.momentum)
         coupling_of(self.optimizer)
         if self.tokens_per_example is not None:
             check_whole("tokens_per_example", self.tokens_per_example)
@@ -93,6 +117,10 @@ class Recipe:
     def end_examples(self) -> int:
         """The number of examples after which the recipe ends."""
         return round(self.num_epochs * self.num_examples)
+
+    def momentum_at(self, examples_seen: int) -> float:
+        """Returns the recipe's own momentum after `examples_seen` examples."""
+        return float(momentum_at(self.momentum, examples_seen / self.num_examples))
 
     def learning_rate_at(self, examples_seen: int) -> float:
         """Returns the recipe's own learning rate after `examples_seen` examples.

@@ -15,7 +15,7 @@ class Segment(NamedTuple):
       start_examples: examples seen before the first update.
       num_updates: at least 1.
       batch_size: B, the examples of one update on all devices together.
-      momentum: m.
+      momentum: m; of a plan whose momentum changes, that of the first update.
       nominal_start_examples: where the recipe puts the start.
     """
 

@@ -131,6 +131,7 @@ def _segments(group: PlanGroup) -> list[Facts]:
     """The plan's segments, with the median speed and share of peak of the finished runs."""
     summaries = [run.summary["segments"] for run in group.finished if run.summary]
     num_examples = group.plan["num_examples"]
+    tokens = group.plan.get("tokens_per_example")
     segments = []
     for index, segment in enumerate(group.plan["segments"]):
         measured = [summary[index] for summary in summaries if index < len(summary)]
@@ -139,6 +140,7 @@ def _segments(group: PlanGroup) -> list[Facts]:
             | {
                 "start_epoch": segment["start_examples"] / num_examples,
                 "end_epoch": segment["end_examples"] / num_examples,
+                "tokens": tokens and tokens * (segment["end_examples"] - segment["start_examples"]),
                 **{
                     name: _median([segment.get(name) for segment in measured])
                     for name in ("examples_per_second", "share_of_peak")

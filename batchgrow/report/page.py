@@ -171,7 +171,9 @@ def _noise(plans: Sequence[Facts]) -> str | None:
 
 
 def _segments_table(plans: Sequence[Facts]) -> str:
-    header = ["Plan", "Epochs", "Updates", "Batch size", "Learning rate", "Momentum"]
+    counts_tokens = any(segment["tokens"] for plan in plans for segment in plan["segments"])
+    header = ["Plan", "Epochs", *(["Tokens"] if counts_tokens else [])]
+    header += ["Updates", "Batch size", "Learning rate", "Momentum"]
     noise = _noise(plans)
     header += [*([noise.replace("_", " ").capitalize()] if noise else []), "Examples/s"]
     known = any(segment["share_of_peak"] for plan in plans for segment in plan["segments"])
@@ -181,6 +183,7 @@ def _segments_table(plans: Sequence[Facts]) -> str:
         (
             plan["plan"],
             f"{segment['start_epoch']:.4g} to {segment['end_epoch']:.4g}",
+            *([wording.count(segment["tokens"])] if counts_tokens else []),
             wording.count(segment["num_updates"]),
             wording.count(segment["batch_size"]),
             wording.start_and_end(segment, "learning_rate"),
