@@ -104,7 +104,7 @@ def constant_plan(plan: Plan, batch_size: int, learning_rate: float, num_updates
         curve=curves.constant(learning_rate),
         num_epochs=num_updates * batch_size / num_examples,
     )
-    return FixedPlan(recipe, (Segment(0, num_updates, batch_size, recipe.momentum, 0),))
+    return FixedPlan(recipe, (Segment(0, num_updates, batch_size, recipe.momentum_at(0), 0),))
 
 
 def branch_points(

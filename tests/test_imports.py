@@ -60,7 +60,12 @@ def test_no_cycles():
         ),
         (
             "batchgrow.plan.plan",
-            ("batchgrow.plan.recipe", "batchgrow.plan.segments", "batchgrow.plan.describe"),
+            (
+                "batchgrow.plan.recipe",
+                "batchgrow.plan.segments",
+                "batchgrow.plan.describe",
+                "batchgrow.plan.curves",
+            ),
         ),
         ("batchgrow.names", ()),
         ("batchgrow.models", ("batchgrow.models", "batchgrow.names")),

@@ -176,12 +176,11 @@ def test_a_run_gives_each_update_its_momentum(tmp_path, updates_per_dispatch) ->
 def test_configs_name_momenta() -> None:
     cycle = make_config({"recipe.momentum_curve": "one_cycle", "recipe.warmup_epochs": 0.2})
     assert make_plan(cycle, 1437).at(0).momentum == 0.9
-    rise = make_config(
-        {"plan.momentum": 0.95, "plan.momentum_rise_epochs": 0.1, "plan.max_batch_size": 512}
-    )
-    plan = make_plan(rise, 1437)
-    assert plan.at(0).momentum < 0.92 and plan.at(700).momentum == 0.95
-    assert max(plan.batch_sizes()) == 256  # 4 for the step, 2 for the momentum
+    changes = {"plan.momentum": 0.96, "plan.momentum_rise_epochs": 1.0, "recipe.num_epochs": 10.0}
+    changes |= {"recipe.boundaries_epochs": (5.0,), "plan.max_batch_size": 512}
+    plan = make_plan(make_config(changes), 1437)
+    assert plan.at(0).momentum < 0.91 and plan.at(2000).momentum == 0.96
+    assert plan.batch_sizes() == (32, 64, 256)  # 2 for the momentum, then 4 for the step
 
 
 @pytest.mark.parametrize(
