@@ -1,10 +1,23 @@
 """`experiments.rounding`: on other devices an update is equal up to rounding."""
 
 import json
+import pathlib
 import subprocess
 import sys
 
 import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def test_the_table_is_the_recorded_run():
+    page = (ROOT / "docs/mathematics.md").read_text()
+    for row in json.loads((ROOT / "experiments/results/rounding.json").read_text())["rows"]:
+        distances = [value for name, value in row.items() if name.startswith("after_")]
+        cells = [f"{v:.2f}" if v >= 1e-3 else f"{v:.1e}" if v else "0" for v in distances]
+        cells += [f"{100 * row['train_loss']:.1f} %", f"{100 * row['test_accuracy']:.2f} points"]
+        assert f"| {row['run']} | {' | '.join(cells)} |" in page
+
 
 
 @pytest.mark.slow
