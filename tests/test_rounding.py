@@ -19,7 +19,6 @@ def test_the_table_is_the_recorded_run():
         assert f"| {row['run']} | {' | '.join(cells)} |" in page
 
 
-
 @pytest.mark.slow
 def test_an_update_is_equal_up_to_rounding_and_the_same_devices_give_the_same_bits():
     command = [sys.executable, "-m", "experiments.rounding", "--config=configs/digits.py", "--json"]
