@@ -101,15 +101,10 @@ def nearest_batch_sizes(
     batch_size: int, num_devices: int, ghost_batch_size: int
 ) -> tuple[int, ...]:
     """Returns the nearest sizes below (if any) and above that can be laid out."""
-
-    def possible(size: int) -> bool:
-        return any(True for _ in every_layout(size, num_devices, ghost_batch_size))
-
-    # Any multiple of both works, so the search ends within one of them.
+    # The multiples of both, and no others.
     span = math.lcm(num_devices, ghost_batch_size)
-    below = next((s for s in range(batch_size - 1, 0, -1) if possible(s)), None)
-    above = next(s for s in range(batch_size + 1, batch_size + span + 1) if possible(s))
-    return (above,) if below is None else (below, above)
+    below, above = (batch_size - 1) // span * span, (batch_size // span + 1) * span
+    return (below, above) if below else (above,)
 
 
 def make_mesh(num_devices: int | None = None) -> Mesh:

@@ -76,6 +76,8 @@ def test_a_batch_that_does_not_divide_names_the_nearest():
         possible_layouts(100, 8, 16)
     with pytest.raises(ValueError, match="nearest that can: 16 "):
         possible_layouts(4, 8, 16)
+    with pytest.raises(ValueError, match="nearest that can: 1600000112 "):
+        possible_layouts(4, 100_000_007, 16)  # found at once
 
 
 def test_too_small_a_limit_names_the_smallest_microbatch():
