@@ -59,7 +59,7 @@ def test_exponents_of_the_best_batch_in_closed_form():
     verdict = optimal_batch.judge(trials)
     for number in verdict.numbers:
         assert number.ours == pytest.approx(1, abs=1e-6)
-        assert number.low <= number.ours + 1e-9 and number.ours - 1e-9 <= number.high
+        assert number.low == pytest.approx(1, abs=1e-3) == number.high
     # A run that diverged is left out of its point.
     without = [
         trial._replace(run=None) if trial.labels["batch"] == 1 else trial for trial in trials
@@ -167,7 +167,7 @@ def test_mnist_learns_from_a_part_of_it(variant, tmp_path):
     config.run.tensorboard = config.run.progress = False
     train(make_experiment(config), str(tmp_path))
     summary = json.loads((tmp_path / "summary.json").read_text())
-    assert summary["final"]["test_accuracy"] > 0.75
+    assert summary["final"]["test_accuracy"] > 0.6
 
 
 @needs_mnist

@@ -173,7 +173,7 @@ def test_the_command_measures_two_runs(tmp_path):
     for facts in found["runs"].values():
         assert facts["sharpness"]["0.001"] > facts["sharpness"]["0.0005"] > 0
         assert len(facts["eigenvalues"]) == 5 and facts["eigenvalues"][0] > 0
-        assert facts["distance"][-1][0] == 89
+        assert facts["distance"][-1][0] == 90
     place, train = found["line"]["place"], found["line"]["train_loss"]
     assert place == [-0.5, 0.0, 0.5, 1.0, 1.5]
     # The ends of the line are the solutions: their losses are those measured by themselves.

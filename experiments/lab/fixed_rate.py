@@ -6,6 +6,7 @@ from experiments.lab.setups import small_mnist
 from experiments.lab.study import Arm, Number, Study, Trial, Verdict, chart, line, paired, values_of
 
 BATCHES = (16, 32, 64, 128, 256, 512, 1024, 2048)
+CLOSE = 0.01  # of accuracy
 RATE, SMALLEST, LARGEST, MIDDLE = 0.025, BATCHES[0], BATCHES[-1], 256
 
 
@@ -65,16 +66,23 @@ def judge(trials: Sequence[Trial]) -> Verdict:
 
     def points(part: str, rate: str, batch: int) -> str:
         ours = by_what[f"{part} accuracy at batch {batch} minus at {SMALLEST}, {rate} rate"]
-        return "a diverged run" if ours is None else f"{100 * ours:+.1f}"
+        return "an unknown number of" if ours is None else f"{100 * ours:+.1f}"
 
+    kept = SMALLEST
+    for batch in BATCHES[1:]:
+        ours = loss("test", "scaled", batch).ours
+        if ours is None or ours < -CLOSE:
+            break
+        kept = batch
     return Verdict(
         numbers,
         charts,
         f"From batch {SMALLEST} to {LARGEST} at a fixed rate of {RATE:g}, training accuracy "
         f"changes by {points('train', 'fixed', LARGEST)} points and test accuracy by "
-        f"{points('test', 'fixed', LARGEST)}; with the rate scaled with the batch, test accuracy "
-        f"changes by {points('test', 'scaled', MIDDLE)} points at batch {MIDDLE} and by "
-        f"{points('test', 'scaled', LARGEST)} at {LARGEST}.",
+        f"{points('test', 'fixed', LARGEST)}. With the rate scaled with the batch, test accuracy "
+        f"is within {100 * CLOSE:g} point up to batch {kept} (at {MIDDLE}: "
+        f"{points('test', 'scaled', MIDDLE)}, fixed {points('test', 'fixed', MIDDLE)}); at "
+        f"{LARGEST} the step is too large and the change is {points('test', 'scaled', LARGEST)}.",
     )
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from scipy import special, stats
 
 from experiments.lab.setups import part_of_mnist, small_mnist, updates_of
 from experiments.lab.study import (
@@ -35,7 +36,6 @@ PREDICTED = {
 }
 NAMES = {"rate": "lr", "examples": "N", "momentum": "1/(1-m)"}
 METRIC = "test_loss"
-RESAMPLES = 400
 
 
 def config() -> Any:
@@ -76,7 +76,7 @@ def best_batch(losses: Mapping[int, float]) -> float | None:
     It is None if the lowest loss is at the first or the last batch that did not diverge.
 
     Args:
-      losses: batch -> mean loss.
+      losses: batch -> loss.
     """
     batches = sorted(losses)
     lowest = min(range(len(batches)), key=lambda i: losses[batches[i]], default=0)
@@ -87,62 +87,41 @@ def best_batch(losses: Mapping[int, float]) -> float | None:
     return float(2 ** np.clip(-b / (2 * a), *np.log2([near[0], near[-1]]))) if a > 0 else None
 
 
-def slope_of(bests: Mapping[float, float | None], axis: str) -> float | None:
-    """The exponent of the best batch in what it should be proportional to."""
-    found = [(PREDICTED[axis](value), best) for value, best in bests.items() if best]
-    if len(found) < 3:
+def slope_of(points: Sequence[tuple[float, float]]) -> tuple[float, float, float] | None:
+    """The exponent p of y ~ x^p with its 95% t-interval; None for fewer than three points."""
+    if len(points) < 3:
         return None
-    log_x, log_best = np.log(np.array(found)).T
-    return float(np.polyfit(log_x, log_best, 1)[0])
+    x, y = np.log(np.array(points)).T
+    fit = stats.linregress(x, y)
+    half = float(special.stdtrit(len(points) - 2, 0.975) * fit.stderr)
+    return float(fit.slope), float(fit.slope) - half, float(fit.slope) + half
 
 
 def judge(trials: Sequence[Trial]) -> Verdict:
     seeds = sorted({trial.seed for trial in trials})
-    losses = {
-        (axis, value, batch): values_of(trials, METRIC, **(BASE | {axis: value, "batch": batch}))
-        for axis, values in AXES.items()
-        for value in values
-        for batch in BATCHES
-    }
-
-    def bests(axis: str, chosen: Sequence[int]) -> dict[float, float | None]:
-        found = {}
-        for value in AXES[axis]:
-            of_batch = {batch: losses[axis, value, batch] for batch in BATCHES}
-            found[value] = best_batch(
-                {
-                    batch: float(np.mean([of_seed[seed] for seed in chosen]))
-                    for batch, of_seed in of_batch.items()
-                    if all(seed in of_seed for seed in chosen)
-                }
-            )
-        return found
+    bests: dict[str, dict[float, list[float]]] = {}  # axis -> value -> one of each seed
+    for axis, values in AXES.items():
+        for value in values:
+            of_batch = {
+                batch: values_of(trials, METRIC, **(BASE | {axis: value, "batch": batch}))
+                for batch in BATCHES
+            }
+            found = [
+                best_batch({b: losses[seed] for b, losses in of_batch.items() if seed in losses})
+                for seed in seeds
+            ]
+            bests.setdefault(axis, {})[value] = [best for best in found if best is not None]
 
     numbers, charts, said = [], [], []
-    rng = np.random.default_rng(0)
-    for axis in AXES:
-        slope = slope_of(bests(axis, seeds), axis)
-        resampled = [
-            slope_of(bests(axis, list(rng.choice(seeds, len(seeds)))), axis)
-            for _ in range(RESAMPLES)
-        ]
-        ends = [value for value in resampled if value is not None]
-        low, high = np.quantile(ends, (0.025, 0.975)) if slope is not None else (None, None)
-        numbers.append(
-            Number(
-                f"exponent of the best batch in {NAMES[axis]}",
-                slope,
-                low if low is None else float(low),
-                high if high is None else float(high),
-                len(seeds),
-                "1",
-                "read",
-            )
-        )
-        bounds = f" ({low:.2f} to {high:.2f})" if slope is not None else ""
-        said.append(f"{NAMES[axis]} {'unknown' if slope is None else f'{slope:.2f}'}{bounds}")
+    for axis, found in bests.items():
+        points = [(PREDICTED[axis](v), best) for v, some in found.items() for best in some]
+        slope = slope_of(points)
+        what = f"exponent of the best batch in {NAMES[axis]}"
+        numbers.append(Number(what, *(slope or (None,)), n=len(points), source="1", sure="read"))
+        shown = "unknown" if slope is None else "{:.2f} ({:.2f} to {:.2f})".format(*slope)
+        said.append(f"{NAMES[axis]} {shown}")
         charts.append(_chart(trials, axis))
-    charts.append(_best_chart({axis: bests(axis, seeds) for axis in AXES}))
+    charts.append(_best_chart(bests))
     return Verdict(
         numbers,
         charts,
@@ -159,15 +138,16 @@ def _chart(trials: Sequence[Trial], axis: str) -> dict[str, Any]:
     return chart(f"Test loss by batch, for each {axis}", "batch", METRIC, lines)
 
 
-def _best_chart(bests: Mapping[str, Mapping[float, float | None]]) -> dict[str, Any]:
+def _best_chart(bests: Mapping[str, Mapping[float, Sequence[float]]]) -> dict[str, Any]:
     lines = []
     for axis, found in bests.items():
         base = PREDICTED[axis](BASE[axis])
-        points = {PREDICTED[axis](value) / base: [best] for value, best in found.items() if best}
+        points = {PREDICTED[axis](value) / base: some for value, some in found.items()}
         lines.append(measured_line(f"against {NAMES[axis]}", points))
     start = bests["rate"][BASE["rate"]]
     if start:
-        lines.append(reference("proportional", [(x, start * x) for x in (0.5, 1.0, 2.0, 4.0)]))
+        mean = float(np.mean(start))
+        lines.append(reference("proportional", [(x, mean * x) for x in (0.5, 1.0, 2.0, 4.0)]))
     return chart(
         "Best batch against what it should follow",
         "lr, N or 1/(1-m), relative to the base",
@@ -185,6 +165,6 @@ STUDY = Study(
     seeds=3,
     judge=judge,
     note="One hidden layer of 100 ReLUs (theirs: 800), 2,000 updates for every batch, the batch "
-    "with the lowest test loss at the end by a parabola in the logarithm of the batch. Intervals "
-    "are bootstrapped over seeds.",
+    "with the lowest test loss at the end by a parabola in the logarithm of the batch, for each "
+    "seed. n counts these batches; the interval is that of the slope of a straight line.",
 )
