@@ -1,5 +1,6 @@
 """The laboratory: every experiment's grid, the engine, and what is recorded."""
 
+import dataclasses
 import json
 import math
 import os
@@ -55,7 +56,8 @@ def test_exponents_of_the_best_batch_in_closed_form():
         best = 0.032 * label["rate"] * label["examples"] / (1 - label["momentum"])
         for seed in range(3):
             loss = 0.1 + 0.01 * math.log2(label["batch"] / best) ** 2 + 1e-6 * seed
-            trials.append(study.Trial(label, seed, a_run(test_loss=loss), {}))
+            run = a_run(test_loss=loss, test_accuracy=1 - loss)
+            trials.append(study.Trial(label, seed, run, {}))
     verdict = optimal_batch.judge(trials)
     for number in verdict.numbers:
         assert number.ours == pytest.approx(1, abs=1e-6)
@@ -65,6 +67,45 @@ def test_exponents_of_the_best_batch_in_closed_form():
         trial._replace(run=None) if trial.labels["batch"] == 1 else trial for trial in trials
     ]
     assert optimal_batch.judge(without).numbers[0].ours == pytest.approx(1, abs=1e-6)
+
+
+def a_trained_run(plan, rng) -> Run:
+    """A run of this plan as the experiments read it, with made-up numbers."""
+    rows = []
+    for index, segment in enumerate(plan.segments):
+        before = sum(other.num_updates for other in plan.segments[:index])
+        for t in sorted({1, 2, 4, 10, 50, segment.num_updates} & {*range(segment.num_updates + 1)}):
+            rows.append(
+                {
+                    "segment": index,
+                    "updates": before + t,
+                    "batch_size": segment.batch_size,
+                    "examples_per_second": 1000.0 * segment.batch_size,
+                    "distance": 1 + math.log(before + t) + 0.01 * rng.random(),
+                    "step_norm": 1.0 + rng.random(),
+                }
+            )
+    final = {f"{part}_{name}": 0.9 for part in ("train", "test") for name in ("loss", "accuracy")}
+    made = a_run(**{name: value + 0.01 * rng.random() for name, value in final.items()})
+    return dataclasses.replace(made, rows=tuple(rows))
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_comes_to_a_verdict(name, tmp_path):
+    """Also where a seed of one arm has diverged."""
+    found, rng = study.find_study(name), np.random.default_rng(0)
+    measured = {"sharpness": {"0.001": 2.0, "0.0005": 1.0}, "eigenvalues": [3.0]}
+    trials = []
+    for cell in study.cells(found, "runs", seeds=2):
+        plan = make_plan(cell.config, cell.config.data.num_train_examples)
+        trials.append(study.Trial(cell.arm.labels, cell.seed, a_trained_run(plan, rng), measured))
+    for chosen in (trials, [trials[0]._replace(run=None, measured={}), *trials[1:]]):
+        result = study.record(name, found, chosen, "command")
+        assert all(chart["lines"] for chart in result["charts"])
+        assert "nan" not in result["finding"] and result["finding"].endswith(".")
+        assert "unknown" not in result["finding"] or name == "optimal_batch"
+        (tmp_path / f"{name}.json").write_text(json.dumps(result, allow_nan=False))
+    assert found.claim in page.page(tmp_path)
 
 
 def test_no_best_batch_at_the_edge():

@@ -6,9 +6,11 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, NullFormatter
 
+from batchgrow.report.axes import plain_log_ticks
 from batchgrow.report.drawing import INK, LINES, PALETTE, Panel
 from batchgrow.report.runs import PlanGroup, identity, interval, label_of
 from batchgrow.run.folder import flatten
@@ -154,10 +156,16 @@ def _draw(axes: Axes, found: Facts) -> None:
             look |= {"marker": "o", "markersize": 5}
         if line.get("is_reference"):
             look = {"color": INK, "linestyle": "--", "linewidth": 1.2}
-        axes.plot(xs, [p["mean"] for p in points], label=label, **look)
-        low = [p["mean"] if p["low"] is None else p["low"] for p in points]
-        high = [p["mean"] if p["high"] is None else p["high"] for p in points]
-        axes.fill_between(xs, low, high, color=colour, alpha=0.18, linewidth=0)
+        means = np.array([p["mean"] for p in points])
+        low = np.array([p["mean"] if p["low"] is None else p["low"] for p in points])
+        high = np.array([p["mean"] if p["high"] is None else p["high"] for p in points])
+        if numeric:
+            axes.plot(xs, means, label=label, **look)
+            axes.fill_between(xs, low, high, color=colour, alpha=0.18, linewidth=0)
+        else:  # Nothing lies between two names.
+            aside = np.array(xs) + 0.15 * (index - (len(lines) - 1) / 2)
+            look |= {"linestyle": "", "capsize": 4}
+            axes.errorbar(aside, means, [means - low, high - means], label=label, **look)
     if not numeric:
         axes.xaxis.set_major_locator(FixedLocator(list(at.values())))
         axes.xaxis.set_major_formatter(FixedFormatter([str(place) for place in places]))
@@ -172,6 +180,7 @@ def _draw(axes: Axes, found: Facts) -> None:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}%"))
     elif _is_wide(means):
         axes.set_yscale("log")
+        plain_log_ticks(axes)
     axes.set(xlabel=_words(found["x"]), ylabel=_words(found["y"]))
 
 

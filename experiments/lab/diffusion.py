@@ -72,7 +72,7 @@ def judge(trials: Sequence[Trial]) -> Verdict:
         distances = np.array([course(trial)[1] for trial in chosen]).T
         samples = {int(t): list(d) for t, d in zip(updates, distances, strict=True)}
         for axis in ("fixed", "sqrt") if batch == BATCHES[0] else (rate,):
-            lines[axis].append(measured_line(label, samples))
+            lines[axis].append(measured_line(f"{label}, {axis} rate", samples))
     better = sum(of_log > of_power for of_log, of_power in power)
     charts = [
         chart(f"Distance from the start, {name}", "updates", "distance", lines[axis])

@@ -18,7 +18,7 @@ Bands and intervals are 95% t-intervals over seeds unless a sentence says otherw
 source that was not checked in the source itself is marked as unverified. Where a note says so, the
 network or the data is smaller than the source's; our number then stands beside theirs and is no
 reproduction of it. `python -m experiments.lab --page` makes this page from
-`experiments/results/lab/`.
+`experiments/results/lab/`, where the wall times are those of a machine that did other work too.
 """
 
 
@@ -73,6 +73,6 @@ def _how(result: dict[str, Any]) -> str:
     commits = ", ".join(commit[:7] for commit in result["commits"])
     return (
         f"`python -m experiments.lab {result['name']}`: {runs} runs{diverged}, "
-        f"{len(result['seeds'])} seeds, {wording.duration(result['wall_seconds'])} of training on "
-        f"{devices.get('count')} × {devices.get('platform')}; {versions}; commit {commits}."
+        f"{len(result['seeds'])} seeds, on {devices.get('count')} × {devices.get('platform')}; "
+        f"{versions}; commit {commits}."
     )
