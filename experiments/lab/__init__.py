@@ -10,6 +10,7 @@ EXPERIMENTS = (
     "update_time",
     "fixed_rate",
     "constant_noise",
+    "constant_noise_cifar10",
     "optimal_batch",
     "sharp_minima",
     "diffusion",
