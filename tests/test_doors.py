@@ -219,6 +219,18 @@ def test_csv_with_classes_and_several_targets(tmp_path):
     np.testing.assert_allclose(experiment.train_data.arrays["y"].std(0), 1, atol=1e-6)
 
 
+def test_another_task_needs_no_new_section(tmp_path):
+    write_csv(tmp_path / "a.csv")
+    changes = {"data.test_share": 0.2, "data.target": "y", "task.name": "regression"}
+    experiment = make_experiment(make_config(f"csv:{tmp_path}/a.csv", changes))
+    assert type(experiment.task).__name__ == "Regression"
+    changes["task.augment"] = "flip"
+    with pytest.raises(
+        ValueError, match="'regression' has no field task.augment; it has mean, std"
+    ):
+        make_experiment(make_config(f"csv:{tmp_path}/a.csv", changes))
+
+
 def test_columns_of_a_csv_are_chosen_and_the_last_is_the_target(tmp_path):
     write_csv(tmp_path / "a.csv")
     name = f"csv:{tmp_path}/a.csv"

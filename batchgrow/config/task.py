@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from batchgrow.config.fields import FIELDS
 from batchgrow.layout import AXIS_NAME
 from batchgrow.models import MODELS, make_model
 from batchgrow.names import check_types, find, parameters, takes_any
@@ -14,6 +15,8 @@ from batchgrow.tasks.regression import Regression
 # An ml_collections.ConfigDict, whose fields no type checker knows.
 ConfigDict = Any
 
+# The defaults of fields under task, which every config starts with.
+CLASSIFICATION = {field.name: field.default for field in FIELDS if field.name.startswith("task.")}
 TASKS: dict[str, Callable[..., Task]] = {
     "classification": Classification,
     "language": LanguageModel,
@@ -37,8 +40,7 @@ def make_task(
     facts = facts or {}
     make = find(config.task.name, TASKS, "task.name")
     takes = parameters(make)
-    fields = {name: value for name, value in config.task.to_dict().items() if name != "name"}
-    fields = _filled(fields, takes, facts)
+    fields = _filled(_task_fields(config, make), takes, facts)
     if "model" in takes:
         model = model_fields(config, facts)
         if "num_classes" in takes and model.get("num_classes") is not None:
@@ -56,6 +58,26 @@ def make_task(
         return make(**fields)
     except TypeError as error:
         raise ValueError(f"task {config.task.name!r}: {error}") from error
+
+
+def _task_fields(config: ConfigDict, make: Callable[..., Task]) -> dict[str, Any]:
+    """Returns `config.task`, where fields of classification that nobody has set may be left over.
+
+    Raises:
+      ValueError: for a field that the task does not have.
+    """
+    takes = parameters(make)
+    fields = {name: value for name, value in config.task.to_dict().items() if name != "name"}
+    for name, value in list(fields.items()):
+        if name in takes or takes_any(make):
+            continue
+        if value != CLASSIFICATION.get(f"task.{name}"):
+            known = ", ".join(name for name in takes if name != "model")
+            raise ValueError(
+                f"task {config.task.name!r} has no field task.{name}; it has {known or 'none'}"
+            )
+        del fields[name]
+    return fields
 
 
 def model_fields(config: ConfigDict, facts: Mapping[str, Any]) -> dict[str, Any]:
