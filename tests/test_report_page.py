@@ -261,3 +261,17 @@ def test_two_settings_make_two_comparisons_on_one_page(tmp_path, monkeypatch):
     assert page.count("<figure>") == 14 and page.count('href="#comparison') == 2
     ids = re.findall(r'\bid="([^"]+)"', page)
     assert len(ids) == len(set(ids))
+
+
+def test_segments_show_tokens_and_a_momentum_that_changes(tmp_path, monkeypatch):
+    monkeypatch.setattr(drawing, "png", lambda _: b"")
+    run = make_run(tmp_path / "run", "hybrid", 0)
+    plan = json.loads((tmp_path / "run/plan.json").read_text())
+    plan["tokens_per_example"] = 1000
+    plan["segments"][0] |= {"momentum_start": 0.95, "momentum_end": 0.85}
+    (tmp_path / "run/plan.json").write_text(json.dumps(plan))
+    report.write_report([report.read_run(run.path)], str(tmp_path / "out"))
+    page = (tmp_path / "out" / "index.html").read_text()
+    examples = plan["segments"][0]["end_examples"]
+    assert ">Tokens</th>" in page and f"{1000 * examples:,}" in page
+    assert "0.95 → 0.85" in page

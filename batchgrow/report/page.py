@@ -187,7 +187,7 @@ def _segments_table(plans: Sequence[Facts]) -> str:
             wording.count(segment["num_updates"]),
             wording.count(segment["batch_size"]),
             wording.start_and_end(segment, "learning_rate"),
-            f"{segment['momentum']:g}",
+            wording.momentum(segment),
             *([wording.start_and_end(segment, noise)] if noise else []),
             wording.count(segment["examples_per_second"]),
             *([wording.percent(segment["share_of_peak"], 1)] if known else []),

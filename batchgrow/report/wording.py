@@ -180,6 +180,13 @@ def environment(run: Mapping[str, Any]) -> str:
     return f"{where}; {what}; commit {run.get('commit') or 'unknown'}"
 
 
+def momentum(segment: Mapping[str, Any]) -> str:
+    """'0.9', or '0.95 → 0.85' if it changes within the segment."""
+    if "momentum_start" in segment:
+        return start_and_end(segment, "momentum")
+    return f"{segment['momentum']:g}"
+
+
 def start_and_end(segment: Mapping[str, Any], field: str) -> str:
     """'0.1', or '0.1 → 0.02' if the field changes within the segment."""
     start, end = f"{segment[field + '_start']:.4g}", f"{segment[field + '_end']:.4g}"
