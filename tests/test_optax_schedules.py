@@ -108,6 +108,7 @@ def of_whole_updates(count):
         (with_if, "concrete number of updates, for example in a Python `if`: use jnp.where"),
         (to_optax(decay(recipe(SCHEDULES["cosine"]))), "a plan from to_optax, which has no single"),
         (of_whole_updates, "must accept a fractional number of updates, but it raises: Indexer"),
+        (optax.piecewise_constant_schedule(0.1, {3 * 10**9: 0.5}), "as a real number, .* 3e9"),
         (lambda count: jnp.ones(3) * count, "must return a scalar"),
         (0.1, "schedule=0.1 must be a function of the number of updates"),
     ],
@@ -150,8 +151,8 @@ def test_a_schedule_of_tokens_is_the_schedule_of_its_updates():
     rates = [[point.learning_rate for point in plan.points()] for plan in plans]
     np.testing.assert_allclose(*rates, rtol=1e-3, atol=1e-7)
     assert "tokens" in plans[1].table()
-    long = optax.piecewise_constant_schedule(0.1, {1_500_000_000: 0.5})
-    plan = grow(recipe(long, tokens_per_example=100_000, unit="tokens"), max_batch_size=40)
+    long = optax.piecewise_constant_schedule(0.1, {3e9: 0.5})
+    plan = grow(recipe(long, tokens_per_example=200_000, unit="tokens"), max_batch_size=40)
     assert [segment.start_examples for segment in plan.segments] == [0, 15_000]
 
 

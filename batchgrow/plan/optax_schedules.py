@@ -137,6 +137,11 @@ def _check_schedule(schedule: Any) -> None:
             "schedule cannot be traced by JAX because it needs a concrete number of updates, for "
             "example in a Python `if`: use jnp.where, or optax.join_schedules"
         ) from error
+    except OverflowError as error:
+        raise TypeError(
+            "schedule has a whole number that int32 cannot hold: write it as a real number, for "
+            "example 3e9"
+        ) from error
     except TypeError as error:
         reason = str(error).partition("\n")[0]
         raise TypeError(
