@@ -1,0 +1,82 @@
+"""Measurements that are made once, in order, until the time is up, and shown on a page."""
+
+import json
+
+import pytest
+
+from experiments import gpu_tables, recording
+from experiments.recording import Measurement, markdown_table, page, record
+
+RESULT = {
+    "rows": [{"batch_size": 128, "ratio": 1.17}, {"batch_size": 640, "ratio": None}],
+    "notes": ["as README has it"],
+    "devices": {"kind": "a device", "count": 1},
+    "versions": {"jax": "0.10.2"},
+    "commit": "abc",
+    "command": "python -m experiments.bench",
+}
+ALL = [Measurement(name, (name, "--json")) for name in ("first", "second", "third")]
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """The names of the measurements that were made; "second" fails."""
+    names = []
+
+    def measure(measurement, seconds):
+        if seconds <= 0:
+            return None, "no time left"
+        names.append(measurement.name)
+        return (None, "exit status 1") if measurement.name == "second" else (RESULT, "")
+
+    monkeypatch.setattr(recording, "_measure", measure)
+    return names
+
+
+def test_what_is_there_is_not_measured_again(made, tmp_path, capsys):
+    assert record(ALL, tmp_path, minutes=1) == 1
+    assert made == ["first", "second", "third"]
+    assert "second: exit status 1" in capsys.readouterr().err
+    assert record(ALL, tmp_path, minutes=1) == 1
+    assert made == ["first", "second", "third", "second"]
+    assert json.loads((tmp_path / "third.json").read_text()) == RESULT
+
+
+def test_nothing_starts_when_the_time_is_up(made, tmp_path):
+    assert record(ALL, tmp_path, minutes=0) == 3
+    assert made == []
+
+
+def test_the_page_has_every_table(made, tmp_path):
+    record(ALL, tmp_path, minutes=1)
+    (tmp_path / "cifar10_hybrid.json").write_text('{"comparisons": []}')
+    text = page(tmp_path)
+    assert text == (tmp_path / "tables.md").read_text() or "cifar10_hybrid" in text
+    assert "1 x a device, jax 0.10.2, commit abc" in text and "- as README has it" in text
+    assert "[cifar10_hybrid.json](cifar10_hybrid.json)" in text
+
+
+def test_a_table_in_markdown():
+    assert markdown_table(RESULT["rows"]).splitlines() == [
+        "| batch_size | ratio |",
+        "| --- | --- |",
+        "| 128 | 1.17 |",
+        "| 640 |  |",
+    ]
+
+
+def test_the_last_line_of_a_command_is_its_result():
+    """A real command, and one that refuses its flags."""
+    digits = "--config=configs/digits.py:increasing_batch"
+    result, reason = recording._measure(Measurement("plan", ("plan", digits, "--json")), 300)
+    assert reason == "" and result["num_updates"] > 100
+    assert recording._measure(Measurement("plan", ("plan", "--no")), 300) == (None, "exit status 2")
+
+
+def test_the_most_telling_measurement_is_first(monkeypatch):
+    flags = {"workdir": "w", "data_dir": "d"}
+    for name, value in flags.items():
+        monkeypatch.setattr(gpu_tables, f"_{name.upper()}", type("Flag", (), {"value": value}))
+    names = [x.name for x in gpu_tables.measurements()]
+    assert names[:2] == ["bench_growth", "cifar10_increasing_batch"]
+    assert len(names) == len(set(names)) == 10
