@@ -13,6 +13,7 @@ from batchgrow.layout import make_mesh
 from batchgrow.targets import forecast, program
 from batchgrow.targets.compile import Compiled, Compiler
 from batchgrow.targets.machines import GENERATIONS, parse
+from configs import cifar10
 
 GIB = 2**30
 
@@ -32,6 +33,21 @@ def test_wrong_names(name, message):
     with pytest.raises(ValueError, match=f"--target={name}: {message}") as raised:
         parse(name)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "devices"),
+    [("v2:8x16", 256), ("v2:2x2x1", 8), ("v5e:16x16", 256), ("tpu7x:2x2x1", 8), ("h100:16", 16)],
+)
+def test_number_of_devices(name, devices):
+    """As libtpu's topologies have them."""
+    assert parse(name).num_devices == devices
+
+
+def test_a_batch_that_cannot_be_laid_out_is_told_before_anything_is_compiled(monkeypatch):
+    monkeypatch.setattr(forecast, "check_compiler", lambda target: None)
+    with pytest.raises(ValueError, match="batch size 128 cannot be laid out on 256 devices"):
+        forecast.forecast(cifar10.get_config("hybrid"), parse("v5e:16x16"), 50_000)
 
 
 def test_names():

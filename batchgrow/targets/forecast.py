@@ -11,7 +11,7 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache, partial
 from typing import Any
 
-from batchgrow.config import ConfigDict, make_experiment, make_plan
+from batchgrow.config import ConfigDict, check_layouts, make_experiment, make_plan
 from batchgrow.experiment import Experiment
 from batchgrow.plan import FixedPlan, Plan, decay
 from batchgrow.targets.compile import compile_update, compiler_versions
@@ -42,7 +42,8 @@ def forecast(
     Returns:
       Plain values: `updates` as from `compile_update`, by batch size; `segments` of the plan, with
       `seconds`; the `seconds` of the run and `decay_seconds` of the recipe without growth on the
-      same target, None where they are not estimated; and the `versions` of the compiler.
+      same target; and the `versions` of the compiler. Seconds are None where they are not
+      estimated.
 
     Raises:
       ValueError: if the compiler for the target is not installed, or a batch size cannot be laid
@@ -51,8 +52,14 @@ def forecast(
     check_compiler(target)
     plan = make_plan(config, num_examples)
     multiple = config.plan.batch_multiple or config.ghost_batch_size or 1
-    recipe_plan = decay(plan.recipe, batch_multiple=multiple)
-    sizes = list(dict.fromkeys((*plan.batch_sizes(), *recipe_plan.batch_sizes())))
+    check_layouts(plan, target.num_devices, config)
+    recipe_plan: Plan | None = decay(plan.recipe, batch_multiple=multiple)
+    try:
+        check_layouts(recipe_plan, target.num_devices, config)
+    except ValueError:  # a plan that starts with a larger batch
+        recipe_plan = None
+    plans = [x for x in (plan, recipe_plan) if x is not None]
+    sizes = list(dict.fromkeys(size for x in plans for size in x.batch_sizes()))
     cache = str(pathlib.Path(cache_dir or CACHE_DIR).expanduser())
     compile_one = partial(_compile_one, pickle.dumps(config), target.name, cache)
     os.environ["JAX_PLATFORMS"] = "cpu"  # for the processes: no device is used
@@ -65,7 +72,7 @@ def forecast(
         "updates": updates,
         "segments": _segments(plan, updates),
         "seconds": _seconds(plan, updates),
-        "decay_seconds": _seconds(recipe_plan, updates),
+        "decay_seconds": recipe_plan and _seconds(recipe_plan, updates),
         "versions": compiler_versions(target),
     }
 

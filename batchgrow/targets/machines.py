@@ -1,5 +1,6 @@
 """Machines to compile for: generations of devices, and slices of them by name."""
 
+import math
 import os
 import re
 from dataclasses import dataclass
@@ -22,7 +23,8 @@ class Generation:
       platform: "tpu" or "cuda".
       device_kind: JAX's name of it.
       memory: bytes that a program may use on one device.
-      devices_per_host: JAX devices of a full host; a TPU v2, v3 or 7x chip is two devices.
+      devices_per_host: JAX devices of a full host.
+      devices_per_chip: JAX devices of a chip.
       clock: cycles per second in which the compiler counts; None where it counts none, or where the
         clock is not published.
       bandwidth: bytes per second that a device sends to its neighbours in all; None if unknown.
@@ -38,6 +40,7 @@ class Generation:
     bandwidth: float | None
     network: str
     source: str
+    devices_per_chip: int = 1
 
 
 # Memory: what the compiler of libtpu 0.0.42 calls available when it refuses a program. Devices per
@@ -56,11 +59,19 @@ def _tpu(
     bandwidth: float,
     network: str,
     source: str,
+    devices_per_chip: int = 1,
 ) -> Generation:
-    clock = gigahertz and 1e9 * gigahertz
-    source = f"memory: libtpu 0.0.42; clock and network: {source}"
-    memory = int(gib * GIB)
-    return Generation("tpu", kind, memory, devices_per_host, clock, bandwidth, network, source)
+    return Generation(
+        "tpu",
+        kind,
+        int(gib * GIB),
+        devices_per_host,
+        gigahertz and 1e9 * gigahertz,
+        bandwidth,
+        network,
+        f"memory: libtpu 0.0.42; clock and network: {source}",
+        devices_per_chip,
+    )
 
 
 def _sheet(name: str) -> str:
@@ -68,12 +79,12 @@ def _sheet(name: str) -> str:
 
 
 GENERATIONS = {
-    "v2": _tpu("TPU v2", 7.48, 8, 0.7, 124e9, "torus2", _CACM),
-    "v3": _tpu("TPU v3", 15.48, 8, 0.94, 164e9, "torus2", _CACM),
+    "v2": _tpu("TPU v2", 7.48, 8, 0.7, 124e9, "torus2", _CACM, 2),
+    "v3": _tpu("TPU v3", 15.48, 8, 0.94, 164e9, "torus2", _CACM, 2),
     "v5e": _tpu("TPU v5 lite", 15.75, 4, 1.5, 200e9, "torus2", _sheet("v5e")),
     "v5p": _tpu("TPU v5", 95.74, 4, 1.75, 600e9, "torus3", _sheet("v5p")),
     "v6e": _tpu("TPU v6 lite", 31.25, 4, 1.75, 400e9, "torus2", _sheet("v6e")),
-    "tpu7x": _tpu("TPU7x", 94.75, 8, None, 300e9, "torus3", _sheet("tpu7x")),
+    "tpu7x": _tpu("TPU7x", 94.75, 8, None, 300e9, "torus3", _sheet("tpu7x"), 2),
     "h100": Generation(
         "cuda",
         "NVIDIA H100",
@@ -121,6 +132,11 @@ class Target:
     name: str
     generation: Generation
     topology: tuple[int, ...]
+
+    @property
+    def num_devices(self) -> int:
+        """JAX devices of all hosts."""
+        return math.prod(self.topology) * self.generation.devices_per_chip
 
 
 def parse(name: str) -> Target:
