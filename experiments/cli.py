@@ -239,6 +239,8 @@ def _one_line(error: Exception, argv: list[str]) -> str:
         near = difflib.get_close_matches(error.flagname, list(flags.FLAGS), n=1)
         hint = f"; the nearest is --{near[0]}" if near else "; --help lists them"
         return f"--{error.flagname} is not a flag{hint}"
+    if "'get_config'" in text:
+        return "--config: the file has no function get_config"
     if isinstance(error, AttributeError | KeyError):
         field = re.search(r'instead of "(\w+)"', text) or re.search(r"'(\w+)", text)
         parts = ((arg, arg.split("=")[0].split(".")[1:]) for arg in argv)

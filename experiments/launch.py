@@ -14,6 +14,7 @@ Exit statuses:
 import contextlib
 import faulthandler
 import os
+import re
 import signal
 import sys
 import threading
@@ -198,6 +199,8 @@ def connect() -> None:
             "--coordinator_address, --num_processes and --process_id go together; "
             "or use --distributed on a cluster that JAX knows"
         )
+    if None not in explicit:
+        _check_connection(*explicit)
     # Left to itself JAX aborts the process where it can reach nobody, and so does one that dies
     # later; Python's own account of the abort would only bury what JAX says.
     faulthandler.disable()
@@ -214,6 +217,16 @@ def connect() -> None:
         raise kind(_cannot_join(str(error).strip().splitlines()[0])) from error
     finally:
         watch.cancel()
+
+
+def _check_connection(address: str, num_processes: int, process_id: int) -> None:
+    if not re.fullmatch(r".+:\d{1,5}", address):
+        raise ValueError(f"--coordinator_address {address!r} must be HOST:PORT of process 0")
+    if not 0 <= process_id < num_processes:
+        raise ValueError(
+            f"--process_id {process_id} must be 0 or more and less than --num_processes "
+            f"{num_processes}"
+        )
 
 
 def _after(seconds: float, action: Callable[[], None]) -> threading.Timer:

@@ -227,6 +227,30 @@ def test_bad_folders_are_one_line(command, tmp_path, busy_folder):
     assert sorted(p for p in busy_folder.iterdir() if p.name != ".lock") == before
 
 
+@pytest.mark.parametrize(
+    ("connection", "complaint"),
+    [
+        (("foo", 2, 0), "--coordinator_address 'foo' must be HOST:PORT of process 0"),
+        (("foo:", 2, 0), "--coordinator_address 'foo:' must be HOST:PORT of process 0"),
+        (("localhost:1", 2, 2), "--process_id 2 must be 0 or more and less than --num_processes 2"),
+        (("localhost:1", 0, 0), "--process_id 0 must be 0 or more and less than --num_processes 0"),
+    ],
+)
+def test_a_wrong_connection_is_one_line(command, tmp_path, connection, complaint):
+    names = ("coordinator_address", "num_processes", "process_id")
+    flags = [f"--{name}={value}" for name, value in zip(names, connection, strict=True)]
+    done = command("train", DIGITS, f"--workdir={tmp_path}/run", *flags, platform="cpu")
+    assert (done.status, done.err) == (2, f"error: {complaint}\n")
+
+
+@pytest.mark.parametrize("name", ["plan", "sweep"])
+def test_a_config_without_get_config_is_one_line(command, tmp_path, name):
+    (tmp_path / "empty.py").write_text("x = 1\n")
+    workdir = [] if name == "plan" else [f"--workdir={tmp_path}"]
+    done = command(name, f"--config={tmp_path}/empty.py", *workdir)
+    assert (done.status, done.err) == (2, "error: --config: the file has no function get_config\n")
+
+
 def test_divergence_has_an_exit_status_of_its_own(command, tmp_path):
     done = command(
         "train",
