@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 import simplejpeg
+import tensorstore
 from tiny import (
     NotInMemory,
     assert_close,
@@ -375,3 +376,13 @@ def test_a_label_of_jpegs_that_is_not_a_class_stops_the_first_update(tmp_path):
     with pytest.raises(BadRecordError, match="label is [5-9], but task.num_classes is 5; set"):
         train(jpeg_experiment({}, num_classes=5), str(tmp_path))
     assert not read_rows(tmp_path)
+
+
+def test_no_checkpoint_collects_the_metrics_that_tensorstore_never_frees(tmp_path, monkeypatch):
+    collected = []
+    name = "experimental_collect_matching_metrics"
+    monkeypatch.setattr(tensorstore, name, lambda path: collected.append(path) or [])
+    run_tiny(tmp_path)
+    assert checkpoints(tmp_path) and not collected
+    tensorstore.experimental_collect_matching_metrics("/")  # afterwards it is there again
+    assert collected == ["/"]

@@ -27,6 +27,7 @@ from batchgrow.run.folder import (
     read_json,
     write_json,
 )
+from batchgrow.run.leaks import without_metrics
 from batchgrow.run.log import Clock, RunLog
 from batchgrow.run.noise_meter import NoiseMeter
 from batchgrow.run.progress import Progress
@@ -121,6 +122,7 @@ class Run:
         Raises:
           FolderError: if no checkpoint can be used, or another plan led to it.
         """
+        self._stack.enter_context(without_metrics())
         self._checkpoints = self._stack.enter_context(
             Checkpoints(
                 self._folder,
