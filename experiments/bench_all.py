@@ -1,4 +1,4 @@
-"""Runs every benchmark with its peers, and writes a page with the tables.
+"""Run every benchmark with its peers, and write a page with the tables.
 
     python -m experiments.bench_all [--data_dir=DIR] [--minutes=60]
 

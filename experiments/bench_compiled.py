@@ -1,4 +1,4 @@
-"""The compiler's cycles, memory and collectives of our update, beside hand-written Flax steps.
+"""Compare the compiler's cycles, memory and collectives of our update with hand-written Flax steps.
 
     python -m experiments.bench_compiled [--target=v5e:2x2] [--json]
 

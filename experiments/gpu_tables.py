@@ -1,4 +1,4 @@
-"""Fills the empty GPU cells of README: benchmarks and CIFAR-10 at full size, on one GPU.
+"""Fill the empty GPU cells of README: benchmarks and CIFAR-10 at full size, on one GPU.
 
     python -m experiments.gpu_tables --data_dir=DIR [--minutes=40]
 
