@@ -95,6 +95,10 @@ def branches(config: Any) -> list[dict[str, Any]]:
         raise FolderError(f"workdir {_WORKDIR.value} has no checkpoints; train the config there")
     length = _EXAMPLES.value or data.num_examples // 2
     room = [position for position in known if position + length <= plan.recipe.end_examples]
+    if not all(position.isdigit() for position in _AT.value):
+        raise ValueError(
+            f"--at={','.join(_AT.value)}: write positions in examples, as in 1440,2880"
+        )
     wanted = [int(position) for position in _AT.value] or room or known[:1]
     piece_size = piece_size_of(config)
     num_pieces = max(2, min(_NOISE.value, data.num_examples) // piece_size)
