@@ -105,8 +105,8 @@ def sharpness(
 ) -> float:
     """Returns the sharpness of Keskar et al. (2017), Sec. 2.2.2, in the full space (A = I).
 
-    It is 100 (max f(x + y) - f(x)) / (1 + f(x)) over the box |y_i| <= epsilon (|x_i| + 1), where
-    the maximum is what L-BFGS-B finds within `max_iterations`. It starts at a random point of the
+    It is 100 (max f(x + y) - f(x)) / (1 + f(x)) over the box abs(y_i) <= epsilon (abs(x_i) + 1).
+    The maximum is what L-BFGS-B finds within `max_iterations`. It starts at a random point of the
     box, because the gradient at a solution is almost 0.
 
     Args:

@@ -188,21 +188,23 @@ def _lock(values: flags.FlagValues) -> Any:
     config: Any = values["config"].value
     for name in config_flags.get_override_values(values["config"]):
         parser = values[f"config.{name}"].parser
-        is_new = parser.flag_type() == "config_literal"  # No type of a field says what it may be.
-        if is_new and not _is_own_field(config, name):
-            section, _, field = name.rpartition(".")
+        if parser.flag_type() != "config_literal":  # The parser of a field without a type.
+            continue
+        section, _, field = name.rpartition(".")
+        own = _own_fields(config, section)
+        if field not in own and "*" not in own:
             beside = config.get(section, {}) if section else config
-            near = difflib.get_close_matches(field, set(beside) - {field}, n=1)
+            near = difflib.get_close_matches(field, {*beside, *own} - {field}, n=1)
             hint = f"; the nearest is {near[0]!r}" if near else ""
             raise ValueError(f"--config.{name}: no such config field{hint}")
     config.lock()
     return config
 
 
-def _is_own_field(config: Any, name: str) -> bool:
-    from batchgrow.config.task import is_own_field  # It imports JAX.
+def _own_fields(config: Any, section: str) -> list[str]:
+    from batchgrow.config.task import own_fields  # It imports JAX.
 
-    return is_own_field(config, name)
+    return own_fields(config, section)
 
 
 def _config_files(argv: list[str]) -> list[str]:

@@ -171,6 +171,10 @@ def test_plan_warns_of_what_differs_from_the_recipe(command):
             "--config.model.chanels: no such config field; the nearest is 'channels'",
         ),
         (
+            [DIGITS, "--config.model.dtpye=bfloat16"],  # which only the class mentions
+            "--config.model.dtpye: no such config field; the nearest is 'dtype'",
+        ),
+        (
             [DIGITS, "--config.optimizer.nesterov=True"],
             "--config.optimizer.nesterov: no such config field",
         ),

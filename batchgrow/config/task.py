@@ -104,26 +104,26 @@ def model_fields(config: ConfigDict, facts: Mapping[str, Any]) -> dict[str, Any]
     return _filled(fields, parameters(find(fields["name"], MODELS, "model.name")), facts)
 
 
-def is_own_field(config: ConfigDict, name: str) -> bool:
-    """Whether a field that the config lacks, such as "model.width", belongs to what it names.
+def own_fields(config: ConfigDict, section: str) -> list[str]:
+    """The fields that a section may have because of what it names; "*" stands for any.
 
-    That is an argument of the model or the task, or of an optimizer or a curve of the user's own.
+    They are the arguments of the model or the task, or of an optimizer or a curve of the user's
+    own. The config need not mention them.
     """
-    section, _, field = name.partition(".")
     named: dict[str, tuple[str, Mapping[str, Any]]] = {
-        "model": ("model.name", MODELS),
-        "task": ("task.name", TASKS),
-        "optimizer": ("optimizer.name", {}),
-        "recipe": ("recipe.curve", {}),
+        "model": ("name", MODELS),
+        "task": ("name", TASKS),
+        "optimizer": ("name", {}),
+        "recipe": ("curve", {}),
     }
     if section not in named:
-        return False
-    of, known = named[section]
-    chosen = config[section][of.partition(".")[2]]
+        return []
+    field, known = named[section]
+    chosen = config[section][field]
     if ":" not in chosen and chosen not in known:
-        return False
-    taker = find(chosen, known, of)
-    return field in parameters(taker) or takes_any(taker)
+        return []
+    taker = find(chosen, known, f"{section}.{field}")
+    return [*parameters(taker), *("*" if takes_any(taker) else "")]
 
 
 def _filled(
