@@ -189,6 +189,6 @@ if __name__ == "__main__":
     flags.DEFINE_integer("batch_size", 64, "Images in a batch.")
     flags.DEFINE_integer("num_batches", 20, "Batches in a repetition.")
     flags.DEFINE_integer("repetitions", 7, "Repetitions of each pipeline.")
-    flags.DEFINE_bool("tf", False, "Measure tf.data too (pip install 'batchgrow[tf]').")
+    flags.DEFINE_bool("tf", False, "Measure tf.data too (pip install -e '.[tf]').")
     flags.DEFINE_bool("json", False, "Print one line of JSON instead of the table.")
     app.run(_main)
