@@ -52,5 +52,7 @@ def command() -> str:
     """The command line of this process, as one would type it."""
     main = sys.modules["__main__"]
     spec = getattr(main, "__spec__", None)
-    program = f"python -m {spec.name}" if spec else f"python {sys.argv[0]}"
+    program = (
+        f"python -m {spec.name.removesuffix('.__main__')}" if spec else f"python {sys.argv[0]}"
+    )
     return shlex.join([*program.split(), *sys.argv[1:]])
