@@ -6,7 +6,7 @@ from typing import Any
 from experiments.lab import fixed_rate
 from experiments.lab.study import Arm, Study, Trial, Verdict, chart, line, number, values_of
 
-RATES = (0.00625, 0.0125, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
+RATES = (0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
 BATCH_OF_RATE = 640
 TOLERANCE = 0.25  # of a loss
 
@@ -76,5 +76,5 @@ STUDY = Study(
     seeds=3,
     judge=judge,
     note="10,000 examples of MNIST, one hidden layer of 128 ReLUs, SGD without momentum, 10 epochs "
-    "for every batch, from 4 to 2,048. These runs are also those of the scaled rate above.",
+    "for every batch, from 16 to 2,048. These runs are also those of the scaled rate above.",
 )
