@@ -130,7 +130,7 @@ def _is_number(value: Any) -> bool:
 
 
 def panel(found: Facts) -> Panel:
-    """The figure: a line with a band of its interval for each entry of `lines`.
+    """The figure: a line for each entry of `lines`, with a band of its interval from n = 3 on.
 
     Args:
       found: as `swept` returns it. A "title" replaces the one made of x and y; a line with
@@ -157,8 +157,9 @@ def _draw(axes: Axes, found: Facts) -> None:
         if line.get("is_reference"):
             look = {"color": INK, "linestyle": "--", "linewidth": 1.2}
         means = np.array([p["mean"] for p in points])
-        low = np.array([p["mean"] if p["low"] is None else p["low"] for p in points])
-        high = np.array([p["mean"] if p["high"] is None else p["high"] for p in points])
+        # The interval of two values is 13 times their distance: it would hide the lines.
+        low = np.array([p["low"] if p["n"] > 2 else p["mean"] for p in points])
+        high = np.array([p["high"] if p["n"] > 2 else p["mean"] for p in points])
         if numeric:
             axes.plot(xs, means, label=label, **look)
             axes.fill_between(xs, low, high, color=colour, alpha=0.18, linewidth=0)

@@ -14,7 +14,8 @@ Each is an experiment with one command, and this page shows what it found: the c
 and the source's numbers beside ours. `python -m experiments.lab` lists the experiments;
 `python -m experiments.lab NAME --workdir=runs/lab` runs one. It can be stopped and started again.
 
-Bands and intervals are 95% t-intervals over seeds unless a sentence says otherwise. A number of a
+Bands, drawn from three seeds on, and intervals are 95% t-intervals over seeds unless a sentence
+says otherwise. A number of a
 source that was not checked in the source itself is marked as unverified. Where a note says so, the
 network or the data is smaller than the source's; our number then stands beside theirs and is no
 reproduction of it. `python -m experiments.lab --page` makes this page from
