@@ -191,7 +191,11 @@ def connect() -> None:
       ValueError: if the flags do not go together, or name no cluster.
       ConnectionError: if the others cannot be reached: a later start may find them.
     """
-    explicit = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    explicit = address, count, index = (
+        _COORDINATOR.value,
+        _NUM_PROCESSES.value,
+        _PROCESS_ID.value,
+    )
     if explicit == (None, None, None) and not _DISTRIBUTED.value:
         return
     if not _DISTRIBUTED.value and None in explicit:
@@ -199,8 +203,8 @@ def connect() -> None:
             "--coordinator_address, --num_processes and --process_id go together; "
             "or use --distributed on a cluster that JAX knows"
         )
-    if None not in explicit:
-        _check_connection(*explicit)
+    if address is not None and count is not None and index is not None:
+        _check_connection(address, count, index)
     # Left to itself JAX aborts the process where it can reach nobody, and so does one that dies
     # later; Python's own account of the abort would only bury what JAX says.
     faulthandler.disable()

@@ -94,7 +94,7 @@ def slope_of(points: Sequence[tuple[float, float]]) -> tuple[float, float, float
     if len(points) < 3:
         return None
     x, y = np.log(np.array(points)).T
-    fit = stats.linregress(x, y)
+    fit: Any = stats.linregress(x, y)
     half = float(special.stdtrit(len(points) - 2, 0.975) * fit.stderr)
     return float(fit.slope), float(fit.slope) - half, float(fit.slope) + half
 
