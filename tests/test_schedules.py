@@ -64,6 +64,15 @@ def test_wrong_arms_are_refused(arguments, message: str) -> None:
         arm_of(digits.get_config(), *arguments)
 
 
+def test_the_table_of_the_docs_is_the_recorded_one() -> None:
+    recorded = ROOT / "experiments/results/schedules_language_small.json"
+    page = (ROOT / "docs/mathematics.md").read_text()
+    for row in json.loads(recorded.read_text())["rows"]:
+        test = row["test"]
+        loss = f"{test['mean']:.3f} ± {test['stdev']:.3f}"
+        assert f"| `{row['arm']}` | {row['updates']:,} | {loss} |" in page
+
+
 @pytest.mark.slow
 def test_two_arms_are_trained_tabled_and_not_trained_again(tmp_path: pathlib.Path) -> None:
     command = [sys.executable, "-m", "experiments.schedules", "--config=configs/digits.py"]
