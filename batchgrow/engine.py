@@ -318,7 +318,8 @@ class Engine:
         too_large: list[tuple[Layout, int | None]] = []
         for layout in candidates[:1] if is_fixed else candidates:
             try:
-                executable = self._compile_lowered(self._lower_update(layout, max_updates))
+                lower = self._lowering(layout, max_updates)
+                executable = self._compile_lowered(lower())
             except jax.errors.JaxRuntimeError as error:  # the TPU compiler refuses by itself
                 if "RESOURCE_EXHAUSTED" not in str(error):
                     raise
@@ -343,7 +344,8 @@ class Engine:
             self._changing_momentum,
         )
 
-    def _lower_update(self, layout: Layout, max_updates: int) -> Any:
+    def _lowering(self, layout: Layout, max_updates: int) -> Callable[[], Any]:
+        """Returns the function that traces and lowers the update."""
         e, decay = self._experiment, None
         if e.average_epochs is not None:
             decay = math.exp(-layout.batch_size / (e.average_epochs * e.train_data.num_examples))
@@ -360,7 +362,8 @@ class Engine:
         batches = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct((*lead, *x.shape), x.dtype), self.feed.example
         )
-        return layouts.map_updates(partial(step.updates, update=update), self._mesh).lower(
+        return partial(
+            layouts.map_updates(partial(step.updates, update=update), self._mesh).lower,
             self.state,
             batches,
             jax.ShapeDtypeStruct((max_updates,), np.float32),

@@ -13,17 +13,16 @@ import dataclasses
 import gc
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 from absl import flags
-from scipy import special
 
 from batchgrow.experiment import Cadence, Experiment
 from batchgrow.plan import Point
 from batchgrow.step import TrainState
 from experiments import timing
+from experiments.slope import fit
 
 _ROWS = flags.DEFINE_integer("rows", 1000, "Rows of the long run.", lower_bound=20)
 _CALLS = flags.DEFINE_integer("calls", 20, "Runs in one process.", lower_bound=10)
@@ -31,8 +30,6 @@ _CALLS = flags.DEFINE_integer("calls", 20, "Runs in one process.", lower_bound=1
 BATCH_SIZE = 64
 UPDATES_PER_ROW = 4
 ROWS_PER_CALL = 3
-WARM_UP = 0.2
-BLOCKS = 20
 SELF = pathlib.Path("/proc/self")
 COUNTS: dict[str, Callable[[], float]] = {
     "memory_kb": lambda: int((SELF / "statm").read_text().split()[1]) * PAGE_KB,
@@ -56,30 +53,6 @@ class Samples:
     def rows(self, per: str) -> list[dict[str, Any]]:
         """A row of the table for each count."""
         return [{"count": name, "per": per} | fit(values) for name, values in self._samples.items()]
-
-
-def fit(values: Sequence[float]) -> dict[str, float]:
-    """The straight line through values at 0, 1, 2, ...
-
-    Returns:
-      The number of values, the first and the last after the warm-up, and the slope with the ends of
-      its 95 % interval.
-    """
-    kept = np.array(values[int(WARM_UP * len(values)) :], float)
-    blocks = np.array_split(np.arange(len(kept)), min(BLOCKS, len(kept)))
-    x, y = ([part[block].mean() for block in blocks] for part in (np.arange(len(kept)), kept))
-    x, y = np.array(x) - np.mean(x), np.array(y)
-    slope = float(x @ y / (x @ x))
-    rest, freedom = y - y.mean() - slope * x, len(blocks) - 2
-    half = float(special.stdtrit(freedom, 0.975) * np.sqrt(rest @ rest / freedom / (x @ x)))
-    return {
-        "samples": len(values),
-        "first": float(kept[0]),
-        "last": float(kept[-1]),
-        "slope": slope,
-        "low": slope - half,
-        "high": slope + half,
-    }
 
 
 def experiment(num_rows: int) -> Experiment:

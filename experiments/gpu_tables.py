@@ -17,12 +17,6 @@ from absl import flags
 from experiments import cli, recording
 from experiments.recording import Measurement
 
-_MINUTES = flags.DEFINE_float("minutes", 40.0, "When to stop.")
-_WORKDIR = flags.DEFINE_string("workdir", "runs/gpu_tables", "Folder of the training runs.")
-_DATA_DIR = flags.DEFINE_string(
-    "data_dir", None, "Where tensorflow_datasets keeps CIFAR-10 (default: $TFDS_DATA_DIR)."
-)
-
 VARIANTS = (
     "increasing_batch",
     "original",
@@ -33,8 +27,13 @@ VARIANTS = (
 )
 
 
-def measurements() -> list[Measurement]:
-    """All of them, the most telling first."""
+def measurements(workdir: pathlib.Path, data_dir: str | None) -> list[Measurement]:
+    """All of them, the most telling first.
+
+    Args:
+      workdir: folder of the training runs.
+      data_dir: where tensorflow_datasets keeps CIFAR-10, or None for its default.
+    """
     torch = ["--torch"] if importlib.util.find_spec("torch") else []
     growth = "--width=4 --batch_size=128 --factor=5 --dtype=bfloat16 --json"
     benchmarks = [
@@ -43,16 +42,14 @@ def measurements() -> list[Measurement]:
         Measurement("bench_step", ("bench_step", "--dtype=bfloat16", "--json")),
         Measurement("bench_imagenet", ("bench_imagenet", "--json")),
     ]
-    return (
-        benchmarks[:1] + [_training(VARIANTS[0])] + benchmarks[1:] + [*map(_training, VARIANTS[1:])]
-    )
+    trainings = [_training(v, workdir.absolute() / v, data_dir) for v in VARIANTS]
+    return benchmarks[:1] + trainings[:1] + benchmarks[1:] + trainings[1:]
 
 
-def _training(variant: str) -> Measurement:
-    workdir = pathlib.Path(_WORKDIR.value).absolute() / variant
+def _training(variant: str, workdir: pathlib.Path, data_dir: str | None) -> Measurement:
     arguments = ["sweep", "--config=configs/cifar10.py", f"--variants={variant}", "--seeds=1"]
-    if _DATA_DIR.value is not None:
-        arguments.append(f"--data_dir={_DATA_DIR.value}")
+    if data_dir is not None:
+        arguments.append(f"--data_dir={data_dir}")
     return Measurement(
         f"cifar10_{variant}",
         (*arguments, f"--workdir={workdir}"),
@@ -65,10 +62,16 @@ def main(_: list[str]) -> int:
     folder = recording.folder_of_device()
     if folder.name == "cpu":
         raise ValueError("there is no GPU here; see README for what runs on a CPU")
-    missing = recording.record(measurements(), folder, _MINUTES.value)
+    found = measurements(pathlib.Path(flags.FLAGS.workdir), flags.FLAGS.data_dir)
+    missing = recording.record(found, folder, flags.FLAGS.minutes)
     print(f"{folder / 'tables.md'}: {missing} measurements are missing")
     return 75 if missing else 0
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # the flags have the names of other commands' flags
+    flags.DEFINE_float("minutes", 40.0, "When to stop.")
+    flags.DEFINE_string("workdir", "runs/gpu_tables", "Folder of the training runs.")
+    flags.DEFINE_string(
+        "data_dir", None, "Where tensorflow_datasets keeps CIFAR-10 (default: $TFDS_DATA_DIR)."
+    )
     cli.run(main)

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.bench_slopes import fit
+from experiments.slope import fit
 
 COLUMNS = {
     "growth": {"update_ms", "compile_seconds", "naive_stall_ratio", "stall_ratio"},

@@ -1,5 +1,6 @@
 """Which layout a batch size is compiled for, by the memory of the device; and what is dropped."""
 
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -28,8 +29,9 @@ class FakeEngine(Engine):
         self._memory_limit = limit
         self.compiled: list[int] = []
 
-    def _lower_update(self, layout: Layout, max_updates: int) -> Any:
-        return SimpleNamespace(compile=lambda: self._compile(layout.microbatch_size))
+    def _lowering(self, layout: Layout, max_updates: int) -> Any:
+        compile_ = partial(self._compile, layout.microbatch_size)
+        return partial(SimpleNamespace, compile=compile_)
 
     def _compile(self, size: int) -> Any:
         self.compiled.append(size)

@@ -73,10 +73,7 @@ def test_the_last_line_of_a_command_is_its_result():
     assert recording._measure(Measurement("plan", ("plan", "--no")), 300) == (None, "exit status 2")
 
 
-def test_the_most_telling_measurement_is_first(monkeypatch):
-    flags = {"workdir": "w", "data_dir": "d"}
-    for name, value in flags.items():
-        monkeypatch.setattr(gpu_tables, f"_{name.upper()}", type("Flag", (), {"value": value}))
-    names = [x.name for x in gpu_tables.measurements()]
+def test_the_most_telling_measurement_is_first(tmp_path):
+    names = [x.name for x in gpu_tables.measurements(tmp_path, "d")]
     assert names[:2] == ["bench_growth", "cifar10_increasing_batch"]
     assert len(names) == len(set(names)) == 10

@@ -132,9 +132,8 @@ def label_of(run: Run, others: Sequence[Run], besides: str = "") -> str:
     different = [key for key in different if key != besides]
     short = {key: key.rpartition(".")[2] for key in different}
     named = [*short.values()]
-    words += [
-        f"{key if named.count(short[key]) > 1 else short[key]}={own[key]}" for key in different
-    ]
+    unclear = {*IGNORED_FIELDS, *(name for name in named if named.count(name) > 1)}
+    words += [f"{key if short[key] in unclear else short[key]}={own[key]}" for key in different]
     return " ".join(filter(None, words)) or run.experiment
 
 
