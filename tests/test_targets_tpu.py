@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import os
 import subprocess
 import sys
@@ -16,6 +17,11 @@ pytestmark = [
     ),
 ]
 GIB = 2**30
+DIGITS = (
+    "--config=configs/digits.py:increasing_batch",
+    "--config.model.dtype=bfloat16",  # the type of a TPU's published peak
+    "--target=v5e:2x2",
+)
 
 
 def plan(*flags: str, cache: str, status: int = 0) -> str:
@@ -36,8 +42,7 @@ def plan(*flags: str, cache: str, status: int = 0) -> str:
 def digits(tmp_path_factory):
     """The forecast of the digits on four devices, and the folder of its cache."""
     cache = str(tmp_path_factory.mktemp("home"))
-    flags = ("--config=configs/digits.py:increasing_batch", "--target=v5e:2x2")
-    return json.loads(plan(*flags, "--json", cache=cache)), cache
+    return json.loads(plan(*DIGITS, "--json", cache=cache)), cache
 
 
 def test_every_batch_size_is_compiled(digits):
@@ -46,7 +51,8 @@ def test_every_batch_size_is_compiled(digits):
     assert sizes == found["updates"].keys() == {"16", "80", "400"}
     for update in found["updates"].values():
         assert update["num_devices"] == 4
-        assert update["num_microbatches"] == 1
+        layout = update["num_microbatches"], update["microbatch_size"], update["num_devices"]
+        assert math.prod(layout) == update["batch_size"]
         assert 0 < update["memory_needed"] < update["memory_limit"] < 16 * GIB
         assert 0 < update["cycles"] < 1e7
         assert 0 < update["share_of_peak"] < 1
@@ -57,9 +63,8 @@ def test_every_batch_size_is_compiled(digits):
 
 def test_the_cache_says_the_same(digits):
     found, cache = digits
-    flags = ("--config=configs/digits.py:increasing_batch", "--target=v5e:2x2")
-    assert json.loads(plan(*flags, "--json", cache=cache)) == found
-    shown = plan(*flags, cache=cache)
+    assert json.loads(plan(*DIGITS, "--json", cache=cache)) == found
+    shown = plan(*DIGITS, cache=cache)
     assert "the compiler's estimate in cycles" in shown and "libtpu" in shown
 
 
