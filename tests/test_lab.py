@@ -183,6 +183,7 @@ def test_the_page_is_made_from_the_recorded_results():
         assert (ROOT / f"docs/laboratory/{path.stem}.png").exists()
 
 
+@pytest.mark.slow
 def test_the_command_lists_and_refuses_in_one_line():
     def command(*flags):
         line = [sys.executable, "-m", "experiments.lab", *flags]

@@ -138,6 +138,7 @@ def test_an_interrupted_run_takes_the_same_decisions(stops, undisturbed, tmp_pat
     assert_same(resumed, undisturbed)
 
 
+@pytest.mark.slow
 def test_every_dispatch_can_be_the_last_of_a_start(undisturbed, tmp_path):
     """So also the last one before each decision, and the first one after it."""
     positions = sorted(undisturbed.states)
@@ -157,6 +158,7 @@ def test_other_devices_take_the_same_decisions(undisturbed, tmp_path):
     assert [row["segment"] for row in resumed.rows] == [row["segment"] for row in undisturbed.rows]
 
 
+@pytest.mark.slow
 def test_a_killed_run_takes_the_same_decisions(undisturbed, tmp_path):
     """SIGKILL, in a process of its own, at places that no checkpoint has."""
     for after in (210, 460):

@@ -287,7 +287,13 @@ FOLLOW = {
 }
 
 
-@pytest.mark.parametrize("devices", [1, 8], ids=["same devices", "other devices"])
+@pytest.mark.parametrize(
+    "devices",
+    [
+        pytest.param(1, id="same devices"),
+        pytest.param(8, id="other devices", marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_that_follows_decides_the_same_after_stops(devices, tmp_path):
     whole = run_tiny(tmp_path / "whole", FOLLOW)
     sizes = [row["batch_size"] for row in whole.rows]

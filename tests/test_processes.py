@@ -310,6 +310,7 @@ def test_a_workdir_that_is_local_to_each_process_is_refused(tmp_path: pathlib.Pa
     assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
 
 
+@pytest.mark.slow
 def test_a_batch_for_fewer_devices_is_refused_by_all(tmp_path: pathlib.Path) -> None:
     changes = {"recipe.batch_size": 4, "ghost_batch_size": 4, "plan.name": "decay"}
     ended = run_processes(tmp_path / "run", CHANGES | changes)
@@ -321,6 +322,7 @@ def test_a_batch_for_fewer_devices_is_refused_by_all(tmp_path: pathlib.Path) -> 
     assert not (tmp_path / "run" / "config.json").exists()
 
 
+@pytest.mark.slow
 def test_a_process_refused_alone_does_not_leave_the_other_hanging(tmp_path: pathlib.Path) -> None:
     workdir = tmp_path / "run"
     workdir.mkdir()

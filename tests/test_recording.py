@@ -65,6 +65,7 @@ def test_a_table_in_markdown():
     ]
 
 
+@pytest.mark.slow
 def test_the_last_line_of_a_command_is_its_result():
     """A real command, and one that refuses its flags."""
     digits = "--config=configs/digits.py:increasing_batch"
