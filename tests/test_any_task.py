@@ -42,7 +42,11 @@ LAYOUTS = {
 
 # Regression has more layouts than language, which takes longer to compile.
 EVERY = [("regression", name) for name in LAYOUTS]
-EVERY += [("language", name) for name in ("two devices", "eight devices", "micro-batches")]
+EVERY += [("language", "eight devices")]
+EVERY += [
+    pytest.param("language", name, marks=pytest.mark.slow)
+    for name in ("two devices", "micro-batches")
+]
 
 
 def language(changes: dict[str, Any]) -> Experiment:

@@ -272,6 +272,7 @@ def test_divergence_has_an_exit_status_of_its_own(command, tmp_path):
     assert complaint.startswith("error: the loss is nan between updates 1 and 9 ")
 
 
+@pytest.mark.slow
 def test_a_preempted_run_says_nothing_more(tmp_path):
     """Python warned of semaphores that were left at the exit."""
     config = [DIGITS, "--config.model.channels=2", "--config.recipe.num_epochs=1000"]

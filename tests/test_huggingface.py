@@ -116,7 +116,13 @@ def test_micro_batches_do_not_change_training(tmp_path) -> None:
     np.testing.assert_allclose(*losses, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("stop", [13, PLAN.segments[0].num_updates, 24])
+@pytest.mark.parametrize(
+    "stop",
+    [
+        PLAN.segments[0].num_updates,
+        *(pytest.param(stop, marks=pytest.mark.slow) for stop in (13, 24)),
+    ],
+)
 def test_resume_in_the_middle_of_a_ramp(tmp_path, stop: int) -> None:
     """Inside a segment, at a growth, and after one."""
     whole, record = make_trainer(tmp_path / "whole", save_steps=1000)

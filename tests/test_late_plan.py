@@ -129,7 +129,14 @@ STOPS = {
 }
 
 
-@pytest.mark.parametrize("stops", STOPS.values(), ids=STOPS)
+@pytest.mark.parametrize(
+    "stops",
+    [
+        pytest.param(STOPS["inside segments"], id="inside segments"),
+        pytest.param(STOPS["crashes"], id="crashes", marks=pytest.mark.slow),
+        pytest.param(STOPS["before the first checkpoint"], id="before the first checkpoint"),
+    ],
+)
 def test_an_interrupted_run_takes_the_same_decisions(stops, undisturbed, tmp_path):
     for how, after in stops:
         interrupted(tmp_path, how, after)

@@ -193,7 +193,7 @@ _reference: list = []
 @pytest.mark.parametrize(
     "changes",
     [
-        {"run.updates_per_dispatch": 1},
+        pytest.param({"run.updates_per_dispatch": 1}, marks=pytest.mark.slow),
         {"run.num_devices": 8},
         {"run.num_devices": 2, "run.max_microbatch_size": 8},
         {"run.input": "streamed"},

@@ -336,6 +336,7 @@ def test_a_process_refused_alone_does_not_leave_the_other_hanging(tmp_path: path
     assert other.status not in (0, 75, 76)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("process", [0, 1])
 def test_nobody_answers(process: int, tmp_path: pathlib.Path) -> None:
     port = free_port()
