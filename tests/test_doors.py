@@ -549,7 +549,7 @@ def test_ghost_batch_norm_of_nnx_has_equal_bits(batch):
     np.testing.assert_array_equal(module(x), evaluating.apply(variables | updated, x))
 
 
-@pytest.mark.parametrize("num_devices", [1, 2])
+@pytest.mark.parametrize("num_devices", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_an_nnx_model_is_trained_as_the_linen_model_is(num_devices, tmp_path):
     np.savez(tmp_path / "a.npz", **ARRAYS)
     rows = {}

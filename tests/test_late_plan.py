@@ -134,7 +134,11 @@ STOPS = {
     [
         pytest.param(STOPS["inside segments"], id="inside segments"),
         pytest.param(STOPS["crashes"], id="crashes", marks=pytest.mark.slow),
-        pytest.param(STOPS["before the first checkpoint"], id="before the first checkpoint"),
+        pytest.param(
+            STOPS["before the first checkpoint"],
+            id="before the first checkpoint",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_an_interrupted_run_takes_the_same_decisions(stops, undisturbed, tmp_path):
@@ -155,6 +159,7 @@ def test_every_dispatch_can_be_the_last_of_a_start(undisturbed, tmp_path):
     assert_same(resumed, undisturbed)
 
 
+@pytest.mark.slow
 def test_other_devices_take_the_same_decisions(undisturbed, tmp_path):
     interrupted(tmp_path, "preempt", 200)
     interrupted(tmp_path, "preempt", 400, {"run.num_devices": 8})

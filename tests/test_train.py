@@ -159,7 +159,7 @@ def test_the_loss_is_traced_once_for_each_batch_size(updates_per_dispatch, tmp_p
     "changes",
     [
         {"run.updates_per_dispatch": 4},
-        {"run.input": "streamed"},
+        pytest.param({"run.input": "streamed"}, marks=pytest.mark.slow),
         {"run.input": "streamed", "run.updates_per_dispatch": 3, "run.num_devices": 2},
         {"run.compile_ahead": False, "run.eval_batch_size": 360},
     ],

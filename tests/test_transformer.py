@@ -15,7 +15,7 @@ TOKENS = np.random.default_rng(0).integers(0, 11, (3, 8)).astype(np.uint8)
 
 
 def initial(model, tokens=TOKENS):
-    return model.init(jax.random.key(0), tokens, train=False)
+    return jax.jit(lambda: model.init(jax.random.key(0), tokens, train=False))()
 
 
 def count(model):
