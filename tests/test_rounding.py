@@ -11,7 +11,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 
 def test_the_table_is_the_recorded_run():
-    page = (ROOT / "docs/mathematics.md").read_text()
+    page = (ROOT / "docs/rounding.md").read_text()
     for row in json.loads((ROOT / "experiments/results/rounding.json").read_text())["rows"]:
         distances = [value for name, value in row.items() if name.startswith("after_")]
         cells = [f"{v:.2f}" if v >= 1e-3 else f"{v:.1e}" if v else "0" for v in distances]

@@ -66,7 +66,7 @@ def test_wrong_arms_are_refused(arguments, message: str) -> None:
 
 def test_the_table_of_the_docs_is_the_recorded_one() -> None:
     recorded = ROOT / "experiments/results/schedules_language_small.json"
-    page = (ROOT / "docs/mathematics.md").read_text()
+    page = (ROOT / "docs/schedules.md").read_text()
     for row in json.loads(recorded.read_text())["rows"]:
         test = row["test"]
         loss = f"{test['mean']:.3f} ± {test['stdev']:.3f}"

@@ -92,7 +92,7 @@ def plain_log_ticks(
     axis.set_major_formatter(FuncFormatter(show))
     low, high = axis.get_view_interval()
     decades = np.log10(high / low)
-    if decades > 1.3:
+    if decades > 2:
         axis.set_minor_formatter(NullFormatter())
     else:
         axis.set_minor_formatter(FuncFormatter(show_1_2_5 if decades > 0.6 else show))

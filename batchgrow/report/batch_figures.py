@@ -34,12 +34,14 @@ def update_time_panel(
         axes.plot(grid, 1e3 * (fitted[0] + fitted[1] * grid), color=PALETTE[0], label="a + b B")
         axes.set(xscale="log", yscale="log")
         low, high = axes.get_xlim()
-        idle = min(max(idle_below, low), high)
-        axes.axvspan(low, idle, color=PALETTE[6], alpha=0.15, linewidth=0, label="hardware idle")
-        if wasted_above is not None:
-            start = min(max(wasted_above, low), high)
-            look = {"color": PALETTE[1], "alpha": 0.15, "linewidth": 0}
-            axes.axvspan(start, high, label="examples wasted", **look)
+        look = {"alpha": 0.15, "linewidth": 0}
+        if idle_below > low:
+            axes.axvspan(
+                low, min(idle_below, high), color=PALETTE[6], label="hardware idle", **look
+            )
+        if wasted_above is not None and wasted_above < high:
+            start = max(wasted_above, low)
+            axes.axvspan(start, high, color=PALETTE[1], label="examples wasted", **look)
         axes.set_xlim(low, high)
         plain_log_ticks(axes)
         _log_ticks_at(axes, sizes)
