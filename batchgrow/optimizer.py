@@ -11,6 +11,7 @@ What changes with the batch size is in `optimizer_by_batch`; its formulae are in
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -111,8 +112,8 @@ def make_optimizer(
       momentum: m of A <- m A + g for momentum, Nesterov and LARS; b1 for Adam, AdamW and LAMB.
       weight_decay: the coefficient lambda. lambda * w is added to the gradient; AdamW and LAMB, as
         published, add it after Adam's normalisation.
-      decay_on: "all" parameters, only "kernels" (without norms, biases and embeddings), or only
-        "matrices" (all parameters of two or more dimensions).
+      decay_on: "all" parameters but the scale of a fixed classifier, only "kernels" (without norms,
+        biases and embeddings), or only "matrices" (all parameters of two or more dimensions).
       b2: the decay rate of the second moment of Adam, AdamW and LAMB.
       rmsprop_decay: the factor of the mean square of RMSProp per update.
       rmsprop_bias_correction: whether the mean square of RMSProp is divided by 1 - decay^t. Without
@@ -143,8 +144,11 @@ def make_optimizer(
         raise ValueError(
             f"optimizer.debias_momentum: {name!r} does not need it; it is for momentum and nesterov"
         )
-    mask = {"all": None, "kernels": kernels, "matrices": matrices}[decay_on]
-    decay = optax.add_decayed_weights(weight_decay, mask)
+    if decay_on == "all":
+        decay = optax.stateless(partial(_add_decay, weight_decay))
+    else:
+        mask = {"kernels": kernels, "matrices": matrices}[decay_on]
+        decay = optax.add_decayed_weights(weight_decay, mask)
     adam = optax.scale_by_adam(b1=momentum, b2=b2, eps=epsilon)
     if changing_betas or changing_momentum:
         adam = scale_by_changing_adam(momentum, b2, epsilon)
@@ -184,6 +188,16 @@ def make_optimizer(
             links = [adam, decay, optax.masked(optax.scale_by_trust_ratio(), kernels)]
     chain = optax.chain(*links) if len(links) > 1 else links[0]
     return chain if clip_norm is None else optax.chain(optax.clip_by_global_norm(clip_norm), chain)
+
+
+def _add_decay(weight_decay: float, updates: Any, params: Params) -> Any:
+    """g + weight_decay * w, for all but `models.fixed_classifier`'s scale."""
+
+    def add(path: Any, g: jax.Array, w: jax.Array) -> jax.Array:
+        is_scale = bool(path) and getattr(path[-1], "key", None) == "logit_scale"
+        return g if is_scale else g + weight_decay * w
+
+    return jax.tree_util.tree_map_with_path(add, updates, params)
 
 
 class ChangingAdamState(NamedTuple):

@@ -1,10 +1,20 @@
-"""Random crops and flips against a plain numpy reference."""
+"""Random changes of images and the views of a test, against a plain numpy reference."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from batchgrow.data.augment import PADDING, augment, window
+from batchgrow.data.augment import (
+    LUMA,
+    PADDING,
+    augment,
+    cut_out,
+    erase,
+    jitter,
+    views,
+    window,
+)
 from batchgrow.step import example_keys
 
 SIZE, SHIFTS = 16, 2 * PADDING + 1
@@ -88,3 +98,107 @@ def test_windows_of_distant_positions_differ():
     positions = jnp.asarray([7, 7 + 2**16, 7 + 2**24, 7 + 2**31], jnp.uint32)
     rows, cols = window(example_keys(0, positions), 32, 32, "crop_flip")
     assert len({(*r.tolist(), *c.tolist()) for r, c in zip(rows, cols, strict=True)}) == 4
+
+
+def changed(function, images, positions, *args):
+    """The images as a function of `data.augment` changes them at these stream positions."""
+
+    @jax.jit
+    def at(images, positions):
+        return function(images, example_keys(0, positions), *args)
+
+    return np.asarray(at(jnp.asarray(images), jnp.asarray(positions, jnp.uint32)))
+
+
+CHANGES = [(jitter, (0.4, 0.4, 0.4)), (erase, 1.0), (cut_out, 7)]
+
+
+@pytest.mark.parametrize(("function", "amount"), CHANGES)
+def test_a_change_depends_on_seed_and_position_only(function, amount):
+    images, positions = drawn_images(12), np.arange(100, 112)
+    whole = changed(function, images, positions, amount)
+    np.testing.assert_array_equal(
+        whole[[11, 3]], changed(function, images[[11, 3]], positions[[11, 3]], amount)
+    )
+    assert not np.array_equal(whole, changed(function, images, positions + 12, amount))
+    assert whole.shape == images.shape and whole.dtype == images.dtype
+
+
+@pytest.mark.parametrize(
+    ("kind", "other"),
+    [
+        (0, lambda grey: 0 * grey),
+        (1, lambda grey: 0 * grey + grey.mean((1, 2, 3), keepdims=True)),
+        (2, lambda grey: grey),
+    ],
+)
+def test_one_colour_is_a_mixture_with_black_the_mean_or_grey(kind, other):
+    """The factor of each image, from its pixels that are not cut off, is uniform in 0.6 to 1.4."""
+    amounts = [0.0, 0.0, 0.0]
+    amounts[kind] = 0.4
+    images = 64 + drawn_images(200) // 2
+    seen = changed(jitter, images, np.arange(200), tuple(amounts)).astype(float)
+    whole = images.astype(float)
+    towards = other(whole @ np.array(LUMA)[:, None])
+    direction = whole - towards
+    inside = (seen > 0) & (seen < 255)
+    top = ((seen - towards) * direction * inside).sum((1, 2, 3))
+    factor = top / (direction**2 * inside).sum((1, 2, 3))
+    expected = np.clip(towards + factor[:, None, None, None] * direction, 0, 255)
+    assert np.abs(seen - expected).max() < 1
+    assert 0.59 < factor.min() < 0.65 and 1.35 < factor.max() < 1.41
+    assert abs(factor.mean() - 1) < 0.06
+
+
+def test_amount_zero_changes_no_colour():
+    images = drawn_images(9)
+    np.testing.assert_array_equal(changed(jitter, images, np.arange(9), (0.0,) * 3), images)
+
+
+def rectangle(mask: np.ndarray) -> tuple[slice, slice]:
+    """The smallest rectangle that holds every True."""
+    rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
+    return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+
+
+def test_erased_rectangles_have_the_papers_sizes():
+    """Half of the images, one rectangle each, its area and shape within the bounds."""
+    images = np.zeros((1000, 32, 32, 3), np.uint8)
+    seen = changed(erase, images, np.arange(1000), 0.5)
+    erased = [image.any(-1) for image in seen if image.any()]
+    assert abs(len(erased) - 500) < 3.3 * np.sqrt(250)
+    shares, aspects = [], []
+    for mask in erased:
+        rows, columns = rectangle(mask)
+        tall, wide = rows.stop - rows.start, columns.stop - columns.start
+        assert mask[rows, columns].all() and tall < 32 and wide < 32
+        shares.append(tall * wide / 32**2)
+        aspects.append(tall / wide)
+    assert 0.01 < min(shares) < 0.04 and 0.35 < max(shares) < 0.45
+    assert 0.2 < min(aspects) < 0.4 and 2.5 < max(aspects) < 5
+    values = seen[seen > 0]
+    assert abs(values.mean() - 128) < 1
+
+
+def test_cutout_is_a_square_that_may_leave_the_image():
+    """Every pixel may be its centre: of 16 x 16 pixels, 7 x 7 are set to zero at most."""
+    images = np.ones((2000, SIZE, SIZE, 2), np.float32)
+    masks = changed(cut_out, images, np.arange(2000), 7)[..., 0] == 0
+    squares = [rectangle(mask) for mask in masks]
+    assert all(mask[square].all() for mask, square in zip(masks, squares, strict=True))
+    places = {(rows.start, rows.stop, columns.start, columns.stop) for rows, columns in squares}
+    assert len(places) == SIZE**2
+    assert max(mask.sum() for mask in masks) == 49 and min(mask.sum() for mask in masks) == 16
+
+
+def test_views_are_the_crops_of_the_padded_image():
+    image = drawn_images(1)[0]
+    padded = np.pad(image, ((PADDING, PADDING), (PADDING, PADDING), (0, 0)), mode="reflect")
+    places = [(4, 4), (0, 0), (0, 8), (8, 0), (8, 8)]
+    crops = [padded[row : row + SIZE, column : column + SIZE] for row, column in places]
+    rows, columns = views(SIZE, SIZE, "crops_flips")
+    seen = [image[r][:, c] for r, c in zip(rows, columns, strict=True)]
+    np.testing.assert_array_equal(seen, [*crops, *(crop[:, ::-1] for crop in crops)])
+    for kind, number in (("one", 1), ("flip", 2)):
+        few = [image[r][:, c] for r, c in zip(*views(SIZE, SIZE, kind), strict=True)]
+        np.testing.assert_array_equal(few, [image, image[:, ::-1]][:number])

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from tiny import TinyNet
 
+from batchgrow.data.augment import views
 from batchgrow.tasks.classification import Classification, cross_entropy
 
 CLASSES = 3
@@ -81,3 +82,65 @@ def test_values_by_channel_must_be_as_many_as_channels():
     )
     with pytest.raises(ValueError, match="task.std has 2 values and the images have 3 channels"):
         Classification(MODEL, CLASSES, std=(1.0, 2.0)).check(make_split(channels=3), "train")
+
+
+def test_augmentations_are_for_training_and_stay_out_of_evaluation():
+    plain = Classification(MODEL, CLASSES)
+    examples, keys = make_split(channels=3), jax.random.split(jax.random.key(1), 6)
+    variables = plain.init(jax.random.key(0), examples)
+    for field in ({"brightness": 0.4}, {"random_erasing": 1.0}, {"cutout": 4}):
+        task = Classification(MODEL, CLASSES, **field)
+        task.check(examples, "train")
+        for train, keys_or_none in ((True, keys), (False, None)):
+            changed, same = (
+                t.loss(variables, examples, keys_or_none, train=train).losses for t in (task, plain)
+            )
+            assert np.allclose(changed, same) is not train
+
+
+def test_views_average_probabilities():
+    """The loss is that of the mean probabilities of the ten views; training is as before."""
+    examples = make_split()
+    one, ten = (Classification(MODEL, CLASSES, test_views=v) for v in ("one", "crops_flips"))
+    variables = one.init(jax.random.key(0), examples)
+    seen = [
+        jnp.asarray(examples["image"])[:, rows][:, :, columns]
+        for rows, columns in zip(*views(8, 8, "crops_flips"), strict=True)
+    ]
+    logits = [MODEL.apply(variables, image / 255.0, train=False) for image in seen]
+    mean = np.mean([jax.nn.softmax(found) for found in logits], axis=0)
+    found = ten.loss(variables, examples, None, train=False)
+    expected = -np.log(mean[np.arange(6), examples["label"]])
+    np.testing.assert_allclose(found.losses, expected, rtol=1e-5)
+    np.testing.assert_array_equal(found.metrics["correct"], mean.argmax(-1) == examples["label"])
+    assert found.model_state.keys() == {"batch_stats"}
+    keys = jax.random.split(jax.random.key(1), 6)
+    for a, b in zip(*(t.loss(variables, examples, keys, train=True) for t in (one, ten)), strict=True):
+        jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@pytest.mark.parametrize(
+    ("fields", "shape", "dtype", "message"),
+    [
+        ({"saturation": 0.1}, (8, 8, 1), np.uint8, "task.saturation 0.1 needs red, green and blue"),
+        ({"contrast": 0.1}, (8, 8, 3), np.float32, "task.contrast 0.1 needs pixels 0..255"),
+        ({"random_erasing": 0.5}, (8, 8, 3), np.float32, "task.random_erasing 0.5 needs pixels"),
+        ({"cutout": 2}, (8,), np.float32, r"task.cutout 2 needs images .* \(8,\); set it to 0"),
+        ({"test_views": "flip"}, (8,), np.uint8, "task.test_views 'flip' needs images"),
+        ({"test_views": "crops_flips"}, (4, 8, 1), np.uint8, "task.test_views 'crops_flips' refl"),
+    ],
+)
+def test_data_that_cannot_be_changed_like_this(fields, shape, dtype, message):
+    split = {"image": np.zeros((6, *shape), dtype), "label": make_split()["label"]}
+    with pytest.raises(ValueError, match=message):
+        Classification(MODEL, CLASSES, **fields).check(split, "train")
+
+
+def test_fields_out_of_their_range():
+    for fields, message in (
+        ({"brightness": 1.5}, "task.brightness 1.5 must be in 0..1"),
+        ({"cutout": -1}, "task.cutout -1 must be 0 or more"),
+        ({"test_views": "ten"}, "unknown task.test_views 'ten'; choose one, flip, crops_flips"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Classification(MODEL, CLASSES, **fields)

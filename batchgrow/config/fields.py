@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from batchgrow.data.augment import AUGMENTATIONS
+from batchgrow.data.augment import AUGMENTATIONS, VIEWS
 from batchgrow.data.records import ON_BAD_RECORD
 from batchgrow.experiment import INPUTS
 from batchgrow.optimizer import DECAY_ON, OPTIMIZERS
@@ -128,6 +128,7 @@ FLAG = Kind(bool, "True or False", lambda v: isinstance(v, bool))
 POSITIVE = number(above=0, most=1e30)
 NOT_NEGATIVE = number(least=0, most=1e30)
 DECAY = number(least=0, below=1)
+SHARE = number(least=0, most=1)
 
 FIELDS = (
     Field("name", "", TEXT, "name of the experiment in messages and in the report"),
@@ -142,6 +143,12 @@ FIELDS = (
         "task.std", None, maybe(numbers(POSITIVE)), "standard deviation of pixels; None: as mean"
     ),
     Field("task.label_smoothing", 0.0, DECAY, "probability spread evenly over all classes"),
+    Field("task.brightness", 0.0, SHARE, "largest change of brightness in training"),
+    Field("task.contrast", 0.0, SHARE, "largest change of contrast in training"),
+    Field("task.saturation", 0.0, SHARE, "largest change of saturation in training"),
+    Field("task.random_erasing", 0.0, SHARE, "probability of a rectangle of random pixels"),
+    Field("task.cutout", 0, whole(0, 2**14), "side in pixels of a square set to the mean; 0: none"),
+    Field("task.test_views", "one", one_of(*VIEWS), "views of a test image that are averaged"),
     Field("data.name", "", TEXT, "npz:, images:, text:, csv:PATH; hf:, tfds:NAME; module:function"),
     Field("data.train_split", "train", TEXT, "split to train on; replaces {split} in a path"),
     Field("data.test_split", "test", TEXT, "split to test on; replaces {split} in a path"),

@@ -14,14 +14,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-# The keys of the batch that a model is applied to, and how many masks they have given.
+# The keys of the batch that a model is applied to, and how often `example_keys` was called.
 _keys: ContextVar[list[Any] | None] = ContextVar("keys", default=None)
 
 
 def example_keys() -> jax.Array | None:
-    """Returns new typed PRNG keys `(examples,)` at each call, for `models.nnx.Dropout`.
+    """Returns new typed PRNG keys `(examples,)` at each call, for modules that draw by example.
 
-    None outside of `masks_by_example`.
+    None outside of `masks_by_example`. Not for the body of an `nn.scan`, whose steps would all get
+    the same keys.
     """
     state = _keys.get()
     if state is None:
@@ -42,7 +43,8 @@ def apply(
     """Calls `model(inputs, train=train)`.
 
     Args:
-      model: a Flax module. Its only random numbers are the masks of `nn.Dropout`.
+      model: a Flax module. Its only random numbers are the masks of `nn.Dropout` and those drawn
+        from `example_keys`.
       variables: {"params": ..., **model_state}.
       inputs: arrays `(examples, ...)`.
       keys: typed PRNG keys `(examples,)`, needed in training with dropout.

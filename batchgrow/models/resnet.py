@@ -11,7 +11,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from batchgrow.models.branches import Branches
 from batchgrow.models.convolution import Conv
+from batchgrow.models.fixed_classifier import classifier
 from batchgrow.models.ghost_batch_norm import GhostBatchNorm
 
 # N(0, sqrt(2 / (k k c_out))): He et al. (2015) with the fan out, as fb.resnet.torch draws it.
@@ -33,6 +35,13 @@ class ResNet(nn.Module):
       dtype: the dtype of activations and convolutions; parameters and the last layer are
         float32.
       ghost_momentum: the factor of the running statistics per ghost batch (see `GhostBatchNorm`).
+      classifier_dropout: the probability that an input of the last layer becomes 0.
+      branches: random factors of the blocks: "plain" for none, "stochastic_depth", "shake" or
+        "shake_drop" (see `models.branches`).
+      branch_level: what shares a factor: "batch", "image", "channel" or "pixel".
+      last_probability: P_L, the probability of the last block to be left as it is.
+      last_layer: "dense", "hadamard" or "orthonormal" (see
+        `models.fixed_classifier`).
     """
 
     depth: int
@@ -41,13 +50,18 @@ class ResNet(nn.Module):
     axis_name: str | None = None
     dtype: Any = jnp.float32
     ghost_momentum: float = 0.9
+    classifier_dropout: float = 0.0
+    branches: str = "plain"
+    branch_level: str = "image"
+    last_probability: float = 0.5
+    last_layer: str = "dense"
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
         """Images `(batch, height, width, 3)` to float32 logits `(batch, num_classes)`.
 
         Raises:
-          ValueError: if no network of this depth was published.
+          ValueError: if no network of this depth was published, or an option is unknown.
         """
         if self.depth not in _STAGES:
             known = ", ".join(map(str, sorted(_STAGES)))
@@ -62,6 +76,15 @@ class ResNet(nn.Module):
             momentum=self.ghost_momentum,
             dtype=self.dtype,
         )
+        branches = Branches(
+            self.branches,
+            sum(stages),
+            self.last_probability,
+            self.branch_level,
+            self.ghost_batch_size,
+            self.axis_name,
+        )
+        scale = partial(branches.scale, train=train and not self.is_initializing())
         x = conv(64, (7, 7), strides=2, padding=3)(images.astype(self.dtype))
         x = nn.relu(norm()(x))
         padding: Any = ((1, 1), (1, 1))  # flax takes pairs, though its annotation says `str`
@@ -69,33 +92,40 @@ class ResNet(nn.Module):
         for stage, num_blocks in enumerate(stages):
             for index in range(num_blocks):
                 strides = 2 if stage > 0 and index == 0 else 1
-                x = block(x, 64 * 2**stage, strides, conv, norm)
+                end = partial(scale, block=sum(stages[:stage]) + index + 1)
+                x = block(x, 64 * 2**stage, strides, conv, norm, end)
         x = x.astype(jnp.float32).mean((1, 2))
-        kernel_init = nn.initializers.normal(0.01)
-        return nn.Dense(self.num_classes, kernel_init=kernel_init, name="classifier")(x)
+        x = nn.Dropout(self.classifier_dropout, deterministic=not train)(x)
+        return classifier(self.last_layer, self.num_classes, nn.initializers.normal(0.01))(x)
 
 
-def _basic_block(x: jax.Array, channels: int, strides: int, conv: Any, norm: Any) -> jax.Array:
+def _basic_block(
+    x: jax.Array, channels: int, strides: int, conv: Any, norm: Any, end: Any
+) -> jax.Array:
     """3x3, 3x3."""
     y = nn.relu(norm()(conv(channels, (3, 3), strides=strides, padding=1)(x)))
     y = conv(channels, (3, 3), padding=1)(y)
-    return _add_shortcut(x, y, strides, conv, norm)
+    return _add_shortcut(x, y, strides, conv, norm, end)
 
 
-def _bottleneck(x: jax.Array, channels: int, strides: int, conv: Any, norm: Any) -> jax.Array:
+def _bottleneck(
+    x: jax.Array, channels: int, strides: int, conv: Any, norm: Any, end: Any
+) -> jax.Array:
     """1x1, 3x3, 1x1 with four times the channels."""
     y = nn.relu(norm()(conv(channels, (1, 1))(x)))
     y = nn.relu(norm()(conv(channels, (3, 3), strides=strides, padding=1)(y)))
     y = conv(4 * channels, (1, 1))(y)
-    return _add_shortcut(x, y, strides, conv, norm)
+    return _add_shortcut(x, y, strides, conv, norm, end)
 
 
-def _add_shortcut(x: jax.Array, y: jax.Array, strides: int, conv: Any, norm: Any) -> jax.Array:
-    """relu(norm(y) + x), x projected by a 1x1 convolution where the shapes differ.
+def _add_shortcut(
+    x: jax.Array, y: jax.Array, strides: int, conv: Any, norm: Any, end: Any
+) -> jax.Array:
+    """relu(end(norm(y)) + x), x projected by a 1x1 convolution where the shapes differ.
 
     The scale of norm(y) starts at zero, so that each block starts as the identity.
     """
-    y = norm(scale_init=nn.initializers.zeros)(y)
+    y = end(norm(scale_init=nn.initializers.zeros)(y))
     if x.shape != y.shape:
         x = norm()(conv(y.shape[-1], (1, 1), strides=strides)(x))
     return nn.relu(x + y)

@@ -1,7 +1,9 @@
 """Classification of images, rows of a table, or any other arrays."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -9,11 +11,21 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from batchgrow.data.augment import AUGMENTATIONS, PADDING, augment
+from batchgrow.data.augment import (
+    AUGMENTATIONS,
+    PADDING,
+    VIEWS,
+    augment,
+    cut_out,
+    erase,
+    jitter,
+    views,
+)
 from batchgrow.models.dropout import apply
 from batchgrow.tasks import Metric, Outputs, Variables
 
 Images = dict[str, jax.Array]
+COLOURS = ("brightness", "contrast", "saturation")
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +45,14 @@ class Classification:
       augment: how training images are augmented: "none", "flip" or "crop_flip" (see
         `data.augment`).
       label_smoothing: probability that training spreads evenly over all classes.
+      brightness, contrast, saturation: how far training changes the colours of images, 0..1 (see
+        `data.augment.jitter`).
+      random_erasing: the probability that a rectangle of a training image is replaced by random
+        pixels (see `data.augment.erase`).
+      cutout: the side in pixels of a square of each training image that is set to the mean; 0 for
+        none (see `data.augment.cut_out`).
+      test_views: the views of an image whose probabilities an evaluation averages: "one", "flip" or
+        "crops_flips" (see `data.augment.views`).
 
     Raises:
       ValueError: for a field out of its range.
@@ -44,6 +64,12 @@ class Classification:
     std: Sequence[float] | None = None
     augment: str = "none"
     label_smoothing: float = 0.0
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    random_erasing: float = 0.0
+    cutout: int = 0
+    test_views: str = "one"
 
     inputs = (("image", "x"), ("label", "y"))
     metrics = (Metric("accuracy", "higher", percent=True), Metric("loss", "lower"))
@@ -53,6 +79,15 @@ class Classification:
             raise ValueError(
                 f"unknown task.augment {self.augment!r}; choose {', '.join(AUGMENTATIONS)}"
             )
+        if self.test_views not in VIEWS:
+            raise ValueError(
+                f"unknown task.test_views {self.test_views!r}; choose {', '.join(VIEWS)}"
+            )
+        for name in (*COLOURS, "random_erasing"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"task.{name} {getattr(self, name)} must be in 0..1")
+        if self.cutout < 0:
+            raise ValueError(f"task.cutout {self.cutout} must be 0 or more")
         if self.num_classes < 2:
             raise ValueError(f"model.num_classes {self.num_classes} must be 2 or more")
         if not 0 <= self.label_smoothing < 1:
@@ -68,7 +103,8 @@ class Classification:
         Raises:
           ValueError: if the images do not fit the fields, or a label is not a class.
         """
-        shape = examples["image"].shape[1:]
+        images = examples["image"]
+        shape = images.shape[1:]
         channels = shape[-1]
         for name, values in (("mean", self.mean), ("std", self.std)):
             if values is not None and len(values) not in (1, channels):
@@ -76,17 +112,33 @@ class Classification:
                     f"task.{name} has {len(values)} values and the images have {channels} "
                     "channels; give one value for each channel, or one for all"
                 )
-        if self.augment != "none" and len(shape) != 3:
-            raise ValueError(
-                f"task.augment {self.augment!r} needs images (height, width, channels), but an "
-                f"example has shape {shape}; set it to 'none'"
-            )
-        if self.augment == "crop_flip" and min(shape[:2]) <= PADDING:
-            raise ValueError(
-                f"task.augment 'crop_flip' reflects {PADDING} pixels at each edge and needs images "
-                f"of {PADDING + 1} pixels a side or more, but these have {shape[0]} x {shape[1]}; "
-                "choose 'flip' or 'none'"
-            )
+        plain = {"augment": "none", "test_views": "one", "cutout": 0, "random_erasing": 0.0}
+        plain |= dict.fromkeys(COLOURS, 0.0)
+        for name, off in plain.items():
+            value = getattr(self, name)
+            if value == off:
+                continue
+            if len(shape) != 3:
+                raise ValueError(
+                    f"task.{name} {value!r} needs images (height, width, channels), but an example "
+                    f"has shape {shape}; set it to {off!r}"
+                )
+            if value in ("crop_flip", "crops_flips") and min(shape[:2]) <= PADDING:
+                raise ValueError(
+                    f"task.{name} {value!r} reflects {PADDING} pixels at each edge and needs images "
+                    f"of {PADDING + 1} pixels a side or more, but these have {shape[0]} x "
+                    f"{shape[1]}; choose 'flip' or {off!r}"
+                )
+            if name in (*COLOURS, "random_erasing") and images.dtype != np.uint8:
+                raise ValueError(
+                    f"task.{name} {value} needs pixels 0..255 of type uint8, but the images are "
+                    f"{images.dtype}; set it to 0"
+                )
+            if name in COLOURS and channels != 3:
+                raise ValueError(
+                    f"task.{name} {value} needs red, green and blue, but the images have "
+                    f"{channels} channels; set it to 0"
+                )
         least, most = examples["label"].min(), examples["label"].max()
         if least < 0:
             raise ValueError(
@@ -106,11 +158,11 @@ class Classification:
         self, variables: Variables, examples: Images, keys: jax.Array | None, *, train: bool
     ) -> Outputs:
         images, labels = examples["image"], examples["label"]
-        if keys is not None:
-            images = augment(images, keys, self.augment)
-        logits, model_state = apply(
-            self.model, variables, self._normalised(images), keys, train=train
-        )
+        if not train and self.test_views != "one":
+            logits, model_state = self._log_of_mean(variables, images)
+        else:
+            inputs = self._normalised(images) if keys is None else self._augmented(images, keys)
+            logits, model_state = apply(self.model, variables, inputs, keys, train=train)
         smoothing = self.label_smoothing if train else 0.0
         losses = cross_entropy(logits, labels, smoothing)
         return Outputs(losses, model_state, {"correct": jnp.argmax(logits, -1) == labels})
@@ -118,6 +170,31 @@ class Classification:
     def summarize(self, sums: Mapping[str, float]) -> dict[str, float]:
         count = sums["count"]
         return {"loss": sums["loss"] / count, "accuracy": sums["correct"] / count}
+
+    def _augmented(self, images: jax.Array, keys: jax.Array) -> jax.Array:
+        images = augment(images, keys, self.augment)
+        amounts = [getattr(self, name) for name in COLOURS]
+        if any(amounts):
+            images = jitter(images, keys, amounts)
+        if self.random_erasing:
+            images = erase(images, keys, self.random_erasing)
+        inputs = self._normalised(images)
+        return cut_out(inputs, keys, self.cutout) if self.cutout else inputs
+
+    def _log_of_mean(
+        self, variables: Variables, images: jax.Array
+    ) -> tuple[jax.Array, dict[str, Any]]:
+        """The logarithm of the mean probabilities of all views, and the model state."""
+
+        def log_of(view: tuple[jax.Array, jax.Array]) -> jax.Array:
+            seen = jnp.take(jnp.take(images, view[0], 1), view[1], 2)
+            logits, _ = apply(self.model, variables, self._normalised(seen), None, train=False)
+            return jax.nn.log_softmax(logits)
+
+        rows, columns = views(*images.shape[1:3], self.test_views)
+        found = jax.lax.map(log_of, (jnp.asarray(rows), jnp.asarray(columns)))
+        model_state = {name: tree for name, tree in variables.items() if name != "params"}
+        return jax.nn.logsumexp(found, 0) - math.log(len(rows)), model_state
 
     def _normalised(self, images: jax.Array) -> jax.Array:
         pixels = images.dtype == jnp.uint8
