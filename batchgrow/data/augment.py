@@ -85,7 +85,7 @@ def jitter(images: jax.Array, keys: jax.Array, amounts: Sequence[float]) -> jax.
         factors = 1 + jnp.asarray(amounts) * jax.random.uniform(of_factors, (3,), minval=-1)
         pixels = image.astype(jnp.float32)
         for kind in order:
-            grey = jnp.sum(pixels * jnp.asarray(LUMA), -1, keepdims=True)
+            grey = (pixels @ jnp.asarray(LUMA))[..., None]
             other = jnp.where(kind == 0, 0.0, jnp.where(kind == 1, grey.mean(), grey))
             pixels = jnp.clip(other + factors[kind] * (pixels - other), 0, 255)
         return jnp.round(pixels).astype(image.dtype)
@@ -117,10 +117,10 @@ def erase(images: jax.Array, keys: jax.Array, probability: float) -> jax.Array:
         fits = (tall < height) & (wide < width)
         first = jnp.argmax(fits)
         place = jax.random.uniform(keys[2], (2,))
-        inside = _between(place[0], tall[first], height)[:, None] & _between(
-            place[1], wide[first], width
-        )
-        inside &= fits[first] & jax.random.bernoulli(keys[3], probability)
+        rows = _between(place[0], tall[first], height)[:, None]
+        columns = _between(place[1], wide[first], width)[None, :]
+        inside = rows & columns & fits[first]
+        inside &= jax.random.bernoulli(keys[3], probability)
         noise = jax.random.bits(keys[4], image.shape, jnp.uint8)
         return jnp.where(inside[..., None], noise, image)
 

@@ -66,7 +66,7 @@ class FixedClassifier(nn.Module):
         matrix = (hadamard if self.kind == "hadamard" else orthonormal)(self.num_classes, features)
         x = x.astype(jnp.float32)
         x = x * lax.rsqrt(jnp.sum(x**2, -1, keepdims=True) + 1e-12)
-        return logit_scale * (x @ matrix.T) + bias
+        return logit_scale * (x @ matrix.T) + bias[None]
 
 
 def hadamard(rows: int, columns: int) -> jax.Array:

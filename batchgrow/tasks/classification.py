@@ -125,8 +125,8 @@ class Classification:
                 )
             if value in ("crop_flip", "crops_flips") and min(shape[:2]) <= PADDING:
                 raise ValueError(
-                    f"task.{name} {value!r} reflects {PADDING} pixels at each edge and needs images "
-                    f"of {PADDING + 1} pixels a side or more, but these have {shape[0]} x "
+                    f"task.{name} {value!r} reflects {PADDING} pixels at each edge and needs "
+                    f"images of {PADDING + 1} pixels a side or more, but these have {shape[0]} x "
                     f"{shape[1]}; choose 'flip' or {off!r}"
                 )
             if name in (*COLOURS, "random_erasing") and images.dtype != np.uint8:

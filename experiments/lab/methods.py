@@ -1,0 +1,187 @@
+"""Regularised networks by three plans: the rate decays, the batch grows once, the batch grows."""
+
+import dataclasses
+import math
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from configs import cifar10
+from experiments.lab.setups import only_at_the_end
+from experiments.lab.solutions import first_examples, opened
+from experiments.lab.study import (
+    Arm,
+    Facts,
+    Number,
+    Study,
+    Trial,
+    Verdict,
+    chart,
+    in_points,
+    line,
+    measured_line,
+    number,
+    paired,
+    values_of,
+)
+
+Changes = Mapping[str, Mapping[str, Any]]
+NUM_EXAMPLES, NUM_TESTED, NUM_EPOCHS = 10_000, 5_000, 8.0
+TRACED = {"trace.per_decade": 4, "run.keep_traced": True}  # to see the scale s over time
+OF_NETWORK: Changes = {
+    "plain": {},
+    "dropout": {"model.dropout": 0.3},
+    "ShakeDrop": {"model.branches": "shake_drop", "model.branch_norm": True},
+    "Hadamard": {"model.last_layer": "hadamard"} | TRACED,
+    "depth": {"model.branches": "stochastic_depth"},
+}
+OF_DATA: Changes = {
+    "cutout": {"task.cutout": 16},
+    "erasing": {"task.random_erasing": 0.5},
+    "colours": dict.fromkeys(("task.brightness", "task.contrast", "task.saturation"), 0.4),
+}
+METHODS = {**OF_NETWORK, **OF_DATA}
+PLANS = ("decay", "hybrid", "grow")
+VIEWS = ("one", "flip", "crops_flips")
+
+
+def config() -> Any:
+    """Batches of 32, and up to 800 where they grow; the rate falls by 5 twice."""
+    made = cifar10.get_config("decaying_lr,small")
+    made.data.train_split = f"train[:{NUM_EXAMPLES}]"
+    made.data.test_split = f"test[:{NUM_TESTED}]"
+    made.data.num_train_examples = NUM_EXAMPLES
+    made.data.num_test_examples = NUM_TESTED
+    made.recipe.num_epochs = NUM_EPOCHS
+    made.recipe.boundaries_epochs = (0.5 * NUM_EPOCHS, 0.75 * NUM_EPOCHS)
+    made.run.num_devices = 1
+    only_at_the_end(made)
+    return made
+
+
+def arms() -> list[Arm]:
+    return [
+        Arm({"method": method, "plan": plan}, {**changes, "plan.name": plan})
+        for method, changes in METHODS.items()
+        for plan in PLANS
+    ]
+
+
+def measure(folder: str) -> dict[str, Any]:
+    """Of plain runs the test accuracy by views, of fixed classifiers the scale s over time."""
+    method = os.path.basename(os.path.dirname(folder)).partition(",")[0]
+    if method == "method=Hadamard":
+        with opened(folder) as (_, positions, read):
+            scales = [read(at).params["classifier"]["logit_scale"] for at in positions]
+        return {"scales": [[at, float(s)] for at, s in zip(positions, scales, strict=True)]}
+    if method != "method=plain":
+        return {}
+    with opened(folder) as (experiment, positions, read):
+        state, examples = read(positions[-1]), first_examples(experiment.test_data, NUM_TESTED)
+    found = {}
+    for views in VIEWS:
+        task = dataclasses.replace(experiment.task, test_views=views)  # pyright: ignore
+
+        @jax.jit
+        def correct(examples: Any, task: Any = task) -> jax.Array:
+            return task.loss(state.evaluated, examples, None, train=False).metrics["correct"]
+
+        parts = np.split(np.arange(NUM_TESTED), NUM_TESTED // 1000)
+        found[views] = float(
+            np.mean(
+                [correct(jax.tree.map(lambda x, part=part: x[part], examples)) for part in parts]
+            )
+        )
+    return {"views": found}
+
+
+def judge(trials: Sequence[Trial]) -> Verdict:
+    accuracy = {
+        (arm.labels["method"], arm.labels["plan"]): values_of(trials, "test_accuracy", **arm.labels)
+        for arm in arms()
+    }
+    of_plan = {
+        (method, plan): paired(
+            f"{plan} minus decay, {method}", accuracy[method, "decay"], accuracy[method, plan]
+        )
+        for method in METHODS
+        for plan in PLANS[1:]
+    }
+    of_method = [
+        paired(
+            f"{method} minus plain, decay", accuracy["plain", "decay"], accuracy[method, "decay"]
+        )
+        for method in METHODS
+        if method != "plain"
+    ]
+    plain = [trial for trial in trials if "views" in trial.measured]
+    of_views = [
+        number(
+            f"{views} minus one view, plain, all plans",
+            [trial.measured["views"][views] - trial.measured["views"]["one"] for trial in plain],
+        )
+        for views in VIEWS[1:]
+    ]
+    numbers = [number(f"test accuracy, {m}, {p}", v.values()) for (m, p), v in accuracy.items()]
+
+    def panel(title: str, part: str, methods: Changes) -> Facts:
+        chosen = [trial for trial in trials if trial.labels["method"] in methods]
+        y = f"{part}_accuracy"
+        return chart(
+            title, "method", y, [line(chosen, plan, "method", y, plan=plan) for plan in PLANS]
+        )
+
+    charts = [
+        panel("Options of the network", "test", OF_NETWORK),
+        panel("Options of the task", "test", {"plain": {}, **OF_DATA}),
+        panel("Options of the network", "train", OF_NETWORK),
+    ]
+    scales = {
+        plan: _over_time([t.measured["scales"] for t in trials if _has_scales(t, plan)])
+        for plan in PLANS
+    }
+    if any(scales.values()):
+        lines = [measured_line(plan, samples) for plan, samples in scales.items()]
+        charts.append(chart("Scale of the fixed classifier", "epochs", "log s", lines))
+    said = [f"{method} {in_points(of_plan[method, 'grow'])}" for method in METHODS]
+    apart = [method for method in METHODS if _excludes_zero(of_plan[method, "grow"])]
+    return Verdict(
+        [*numbers, *of_plan.values(), *of_method, *of_views],
+        charts,
+        f"Growing instead of decaying changes test accuracy by, in points: {', '.join(said)}. The "
+        f"interval excludes 0 for {', '.join(apart) if apart else 'none'}.",
+    )
+
+
+def _excludes_zero(found: Number) -> bool:
+    return found.low is not None and found.high is not None and not found.low <= 0 <= found.high
+
+
+def _has_scales(trial: Trial, plan: str) -> bool:
+    return "scales" in trial.measured and trial.labels["plan"] == plan
+
+
+def _over_time(courses: Sequence[Sequence[tuple[int, float]]]) -> dict[float, list[float]]:
+    """Epochs -> log s of each run."""
+    found: dict[float, list[float]] = {}
+    for course in courses:
+        for at, scale in course:
+            found.setdefault(at / NUM_EXAMPLES, []).append(math.log(scale))
+    return found
+
+
+STUDY = Study(
+    claim="A growing batch matches a decaying rate when the network is regularised otherwise, too.",
+    source="Smith et al. 2018 for the plans; docs/methods.md has the source of each method",
+    config=config,
+    arms=arms(),
+    seeds=3,
+    judge=judge,
+    measure=measure,
+    note="10,000 examples of CIFAR-10 and 5,000 to test on, WRN-10-1 at half the resolution with "
+    "ghosts of 32, 8 epochs, batches from 32 to 800. So short a training underfits, so it cannot "
+    "show what a method is worth; it compares plans.",
+)
