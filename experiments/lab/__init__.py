@@ -17,4 +17,5 @@ EXPERIMENTS = (
     "train_longer",
     "accumulation",
     "annealing",
+    "methods",
 )

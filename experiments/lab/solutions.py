@@ -1,5 +1,7 @@
 """What is measured of the solution that a run folder holds. No flags."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -29,6 +31,17 @@ def load(folder: str, position: int | None = None) -> tuple[Experiment, Any]:
     Raises:
       ValueError: if the folder is no run folder, or has no such checkpoint.
     """
+    with opened(folder) as (experiment, positions, read):
+        return experiment, read(position or positions[-1])
+
+
+@contextmanager
+def opened(folder: str) -> Iterator[tuple[Experiment, list[int], Callable[[int], Any]]]:
+    """The experiment of a run folder, the positions of its checkpoints, and what reads a state.
+
+    Raises:
+      ValueError: if the folder is no run folder, or has no checkpoint.
+    """
     recorded = read_run(folder).config
     config = ConfigDict(_merged(base_config().to_dict(), recorded))
     experiment = make_experiment(config)
@@ -45,8 +58,7 @@ def load(folder: str, position: int | None = None) -> tuple[Experiment, Any]:
         positions = checkpoints.positions()
         if not positions:
             raise ValueError(f"{folder}: no checkpoint here; train first")
-        state, _ = checkpoints.read(position or positions[-1], engine.state)
-        return experiment, state
+        yield experiment, positions, lambda position: checkpoints.read(position, engine.state)[0]
 
 
 def _merged(default: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
