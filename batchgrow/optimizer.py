@@ -4,7 +4,8 @@ Every chain turns gradients into a direction d; `step.update` then sets w <- w -
 Momentum therefore accumulates gradients and never learning rates (form (9) of Goyal et al. 2017;
 Smith et al. 2018, Sec. 4), and nothing has to be corrected when the rate changes. L2 is coupled: it
 is added to the gradient, enters the momentum and scales with the learning rate. The decay of AdamW
-is decoupled: learning_rate * weight_decay * w is subtracted beside Adam's own step.
+is decoupled: learning_rate * weight_decay * w is subtracted beside Adam's own step. L1 adds l1 *
+sign(w) in the same place.
 
 What changes with the batch size is in `optimizer_by_batch`; its formulae are in
 `batchgrow.plan.coupling`.
@@ -40,6 +41,7 @@ def optimizer_by_batch(
     exponent: float,
     momentum: float,
     weight_decay: float,
+    l1: float = 0.0,
     betas_follow_batch: bool = False,
     decay_follows_batch: bool = True,
     b1_floor: float = 0.5,
@@ -52,13 +54,13 @@ def optimizer_by_batch(
     """Returns the chain for each batch size. All chains have the same state.
 
     Args:
-      name, momentum, weight_decay, b2, rmsprop_decay, epsilon, fields: as in `make_optimizer`, for
-        the batch size of the recipe.
+      name, momentum, weight_decay, l1, b2, rmsprop_decay, epsilon, fields: as in `make_optimizer`,
+        for the batch size of the recipe.
       batch_size: the batch size of the recipe.
       exponent: the exponent p of the plan, in learning rate ~ batch^p.
       betas_follow_batch: whether b1 and b2 of Adam, AdamW and LAMB and the decay rate of RMSProp
         keep their half-life in examples, and epsilon its proportion to the second moment.
-      decay_follows_batch: whether the decoupled weight decay keeps its time constant in examples.
+      decay_follows_batch: whether decoupled weight decay and L1 keep their effect per example.
       b1_floor, b2_floor: the decay rates do not fall below these.
     """
     coupling = coupling_of(name)
@@ -67,13 +69,14 @@ def optimizer_by_batch(
     def at(size: int) -> optax.GradientTransformation:
         growth = size / batch_size
         follow = decay_at if follows else _constant
-        decay = weight_decay
+        decay, sparsity = weight_decay, l1
         if decay_follows_batch and coupling.decoupled_decay:
-            decay = weight_decay_at(weight_decay, growth, exponent)
+            decay, sparsity = (weight_decay_at(x, growth, exponent) for x in (decay, sparsity))
         return make_optimizer(
             name,
             momentum=follow(momentum, growth, b1_floor),
             weight_decay=decay,
+            l1=sparsity,
             b2=follow(b2, growth, b2_floor),
             rmsprop_decay=follow(rmsprop_decay, growth, b1_floor),
             epsilon=epsilon_at(epsilon, growth) if follows else epsilon,
@@ -93,6 +96,7 @@ def make_optimizer(
     *,
     momentum: float,
     weight_decay: float,
+    l1: float = 0.0,
     decay_on: str = "all",
     b2: float = 0.999,
     rmsprop_decay: float = 0.9,
@@ -112,8 +116,11 @@ def make_optimizer(
       momentum: m of A <- m A + g for momentum, Nesterov and LARS; b1 for Adam, AdamW and LAMB.
       weight_decay: the coefficient lambda. lambda * w is added to the gradient; AdamW and LAMB, as
         published, add it after Adam's normalisation.
-      decay_on: "all" parameters but the scale of a fixed classifier, only "kernels" (without norms,
-        biases and embeddings), or only "matrices" (all parameters of two or more dimensions).
+      l1: the coefficient of L1. l1 * sign(w), with sign(0) = 0, is added where lambda * w is. It
+        makes weights small, but seldom exactly 0.
+      decay_on: weight decay and L1 act on "all" parameters but the scale of a fixed classifier,
+        only on "kernels" (without norms, biases and embeddings), or only on "matrices" (all
+        parameters of two or more dimensions).
       b2: the decay rate of the second moment of Adam, AdamW and LAMB.
       rmsprop_decay: the factor of the mean square of RMSProp per update.
       rmsprop_bias_correction: whether the mean square of RMSProp is divided by 1 - decay^t. Without
@@ -144,11 +151,9 @@ def make_optimizer(
         raise ValueError(
             f"optimizer.debias_momentum: {name!r} does not need it; it is for momentum and nesterov"
         )
-    if decay_on == "all":
-        decay = optax.stateless(partial(_add_decay, weight_decay))
-    else:
-        mask = {"kernels": kernels, "matrices": matrices}[decay_on]
-        decay = optax.add_decayed_weights(weight_decay, mask)
+    decay: Any = optax.stateless(partial(_add_decay, weight_decay, l1))
+    if decay_on != "all":
+        decay = optax.masked(decay, {"kernels": kernels, "matrices": matrices}[decay_on])
     adam = optax.scale_by_adam(b1=momentum, b2=b2, eps=epsilon)
     if changing_betas or changing_momentum:
         adam = scale_by_changing_adam(momentum, b2, epsilon)
@@ -190,14 +195,35 @@ def make_optimizer(
     return chain if clip_norm is None else optax.chain(optax.clip_by_global_norm(clip_norm), chain)
 
 
-def _add_decay(weight_decay: float, updates: Any, params: Params) -> Any:
-    """g + weight_decay * w, for all but `models.fixed_classifier`'s scale."""
+def _add_decay(weight_decay: float, l1: float, updates: Any, params: Params) -> Any:
+    """g + weight_decay * w + l1 * sign(w), for all but `models.fixed_classifier`'s scale."""
 
     def add(path: Any, g: jax.Array, w: jax.Array) -> jax.Array:
-        is_scale = bool(path) and getattr(path[-1], "key", None) == "logit_scale"
-        return g if is_scale else g + weight_decay * w
+        if path and getattr(path[-1], "key", None) == "logit_scale":
+            return g
+        g = g + weight_decay * w
+        return g + l1 * jnp.sign(w) if l1 else g
 
     return jax.tree_util.tree_map_with_path(add, updates, params)
+
+
+ByBatch = optax.GradientTransformation | Callable[[int], optax.GradientTransformation]
+
+
+def freeze(optimizer: ByBatch, frozen: Mask) -> ByBatch:
+    """Returns the optimizer, with a direction of zero for the frozen parameters.
+
+    Args:
+      optimizer: a chain, or a function of the batch size that returns one.
+      frozen: turns parameters into True for those that stay as they are.
+    """
+
+    def frozen_in(chain: optax.GradientTransformation) -> optax.GradientTransformation:
+        return optax.chain(chain, optax.masked(optax.set_to_zero(), frozen))
+
+    if isinstance(optimizer, optax.GradientTransformation):
+        return frozen_in(optimizer)
+    return lambda batch_size: frozen_in(optimizer(batch_size))
 
 
 class ChangingAdamState(NamedTuple):

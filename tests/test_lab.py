@@ -83,6 +83,7 @@ def a_trained_run(plan, rng) -> Run:
                     "examples_per_second": 1000.0 * segment.batch_size,
                     "distance": 1 + math.log(before + t) + 0.01 * rng.random(),
                     "step_norm": 1.0 + rng.random(),
+                    "gradient_noise_scale": 100.0 + rng.random(),
                 }
             )
     final = {f"{part}_{name}": 0.9 for part in ("train", "test") for name in ("loss", "accuracy")}
@@ -95,6 +96,9 @@ def test_every_experiment_comes_to_a_verdict(name, tmp_path):
     """Also where a seed of one arm has diverged."""
     found, rng = study.find_study(name), np.random.default_rng(0)
     measured = {"sharpness": {"0.001": 2.0, "0.0005": 1.0}, "eigenvalues": [3.0]}
+    measured |= {"auc": 0.9, "anova": 0.8}
+    measured |= {"test_probabilities": [[0.9, 0.1], [0.4, 0.6]], "test_labels": [0, 0]}
+    measured |= {"newest": 0.5, "probabilities": 0.5, "weights": 0.4}
     trials = []
     for cell in study.cells(found, "runs", seeds=2):
         plan = make_plan(cell.config, cell.config.data.num_train_examples)

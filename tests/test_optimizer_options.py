@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from batchgrow.optimizer import OPTIMIZERS, make_optimizer, optimizer_by_batch
+from batchgrow.optimizer import OPTIMIZERS, freeze, make_optimizer, optimizer_by_batch
+from batchgrow.plan.coupling import COUPLINGS
 
 M = 0.9
 
@@ -98,3 +99,48 @@ def test_decoupled_decay_keeps_its_time_constant_in_examples():
             )
             logs.append(np.log1p(-rate * float(direction)) / size)
         assert logs[1] == pytest.approx(logs[0], rel=1e-3)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_l1_is_a_gradient_of_its_own_where_weight_decay_is(name):
+    """l1 * sign(w) takes the place of lambda * w: before the accumulators, or after Adam's."""
+    params = {"kernel": jnp.array([[2.0, -3.0], [0.0, 5.0]]), "bias": jnp.array([1.0, -1.0])}
+    gradient = jax.tree.map(lambda w: 0.1 + 0 * w, params)
+    signs = jax.tree.map(jnp.sign, params)
+    options = {"momentum": M, "weight_decay": 0.0, "decay_on": "kernels"}
+
+    def direction(gradient, **more):
+        optimizer = make_optimizer(name, **{**options, **more})
+        return optimizer.update(gradient, optimizer.init(params), params)[0]
+
+    found = direction(gradient, l1=0.5)
+    if COUPLINGS[name].decoupled_decay and name != "lamb":  # LAMB scales the sum by a trust ratio.
+        expected = jax.tree.map(lambda d, s: d + 0.5 * s, direction(gradient), signs)
+    elif name != "lamb":
+        expected = direction(jax.tree.map(lambda g, s: g + 0.5 * s, gradient, signs))
+    else:
+        plain = direction(gradient, weight_decay=0.5)  # lambda * w and l1 * sign(w) share a place
+        assert not np.allclose(found["kernel"], plain["kernel"])
+        return
+    np.testing.assert_allclose(found["kernel"], expected["kernel"], rtol=1e-5)
+    np.testing.assert_allclose(found["bias"], direction(gradient)["bias"], rtol=1e-6)
+
+
+def test_decoupled_l1_keeps_its_effect_per_example():
+    """Four times the batch: half as many examples of rate at p = 0.5, so twice the coefficient."""
+    at = optimizer_by_batch(
+        "adamw", batch_size=32, exponent=0.5, momentum=M, weight_decay=0.0, l1=0.1
+    )
+    params, gradient = jnp.array([1.0, 1.0]), jnp.zeros(2)
+    found = [at(size).update(gradient, at(size).init(params), params)[0] for size in (32, 128)]
+    np.testing.assert_allclose(found, [[0.1, 0.1], [0.2, 0.2]], rtol=1e-6)
+
+
+def test_frozen_parameters_get_a_direction_of_zero():
+    params = {"a": jnp.ones(2), "b": jnp.ones(2)}
+    plain = make_optimizer("momentum", momentum=M, weight_decay=0.1)
+    optimizer = freeze(plain, lambda params: {"a": True, "b": False})
+    assert callable(freeze(lambda size: plain, lambda params: {"a": True, "b": False}))
+    direction, _ = optimizer.update(params, optimizer.init(params), params)
+    np.testing.assert_allclose(direction["a"], 0)
+    np.testing.assert_allclose(direction["b"], 1.1)

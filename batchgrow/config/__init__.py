@@ -17,9 +17,10 @@ from batchgrow.config.data import check_data, facts_of, open_data
 from batchgrow.config.fields import PLANS, check
 from batchgrow.config.recipe import has_momentum, make_curve, make_momentum, plan_momentum
 from batchgrow.config.task import make_task, model_fields
+from batchgrow.config.transfer import transferred
 from batchgrow.experiment import MAX_EXAMPLES, Cadence, Execution, Experiment, NoiseProbe
 from batchgrow.names import call, find, parameters
-from batchgrow.optimizer import optimizer_by_batch
+from batchgrow.optimizer import freeze, optimizer_by_batch
 from batchgrow.plan import (
     FixedPlan,
     Plan,
@@ -30,6 +31,7 @@ from batchgrow.plan import (
     hybrid,
     ramp,
 )
+from batchgrow.tasks.transfer import Transfer
 
 log = logging.getLogger(__name__)
 
@@ -57,19 +59,21 @@ def make_experiment(config: ConfigDict, *, to_read: bool = True) -> Experiment:
     task = make_task(config, facts=facts)
     check_data(task, train_data, "train")
     check_data(task, test_data, "test")
+    task = transferred(config, task, train_data.example, to_read=to_read)
     noise = make_noise_probe(config, train_data.num_examples)
     average_epochs = config.optimizer.average_epochs
     settings = json.loads(config.to_json())
     settings["model"] |= json.loads(json.dumps(model_fields(config, facts)))
     first = plan.next((), {})
     assert first is not None
+    optimizer = optimizer_of(config, plan, first.momentum)
     return Experiment(
         name=f"{config.name}:{config.variant}" if config.variant else config.name,
         task=task,
         train_data=train_data,
         test_data=test_data,
         plan=plan,
-        optimizer=optimizer_of(config, plan, first.momentum),
+        optimizer=freeze(optimizer, task.is_frozen) if isinstance(task, Transfer) else optimizer,
         cadence=make_cadence(config, train_data.num_examples, noise),
         seed=config.seed,
         ghost_batch_size=config.ghost_batch_size or 1,
@@ -171,7 +175,7 @@ def optimizer_of(
             **fields,
         )
     function = find(name, {}, "optimizer.name")
-    for field in ("weight_decay", "clip_norm"):
+    for field in ("weight_decay", "l1", "clip_norm"):
         if fields[field] and field not in parameters(function):
             raise ValueError(
                 f"optimizer.{field} is {fields[field]}, but {name} has no argument {field}; add "

@@ -149,7 +149,12 @@ FIELDS = (
     Field("task.random_erasing", 0.0, SHARE, "probability of a rectangle of random pixels"),
     Field("task.cutout", 0, whole(0, 2**14), "side in pixels of a square set to the mean; 0: none"),
     Field("task.test_views", "one", one_of(*VIEWS), "views of a test image that are averaged"),
-    Field("data.name", "", TEXT, "npz:, images:, text:, csv:PATH; hf:, tfds:NAME; module:function"),
+    Field(
+        "data.name",
+        "",
+        TEXT,
+        "npz:, images:, text:, csv:, series:PATH; hf:, tfds:NAME; module:function",
+    ),
     Field("data.train_split", "train", TEXT, "split to train on; replaces {split} in a path"),
     Field("data.test_split", "test", TEXT, "split to test on; replaces {split} in a path"),
     Field(
@@ -163,7 +168,12 @@ FIELDS = (
         "data.image_size", None, maybe(whole(1, 2**14)), "side in pixels; None: all have one size"
     ),
     Field("data.tokens", "characters", one_of("characters", "bytes"), "what a token of a text is"),
-    Field("data.context", None, maybe(whole(1, 2**24)), "tokens of a text that a model sees"),
+    Field(
+        "data.context",
+        None,
+        maybe(whole(1, 2**24)),
+        "tokens of a text, or rows of a series, that a model sees",
+    ),
     Field(
         "data.on_bad_record", "stop", one_of(*ON_BAD_RECORD), "bad records: stop, or take the next"
     ),
@@ -173,11 +183,15 @@ FIELDS = (
     Field(
         "model.ghost_momentum", None, maybe(DECAY), "of running statistics, per ghost; None: 0.9"
     ),
+    Field("init.run", None, maybe(TEXT), "run folder or checkpoint to start from; None: random"),
+    Field("init.layers", None, maybe(NAMES), 'layers to take, "*,!classifier"; None: all'),
+    Field("init.frozen", None, maybe(NAMES), 'layers that stay as they are, "*,!classifier"'),
     Field("ghost_batch_size", None, maybe(whole(1, 2**31)), "examples that share batch statistics"),
     Field(
         "optimizer.name", "momentum", one_of(*OPTIMIZERS, own=True), "optimizer or module:function"
     ),
     Field("optimizer.weight_decay", 0.0, NOT_NEGATIVE, "decoupled for adamw and lamb, else L2"),
+    Field("optimizer.l1", 0.0, NOT_NEGATIVE, "coefficient of L1, where weight decay acts"),
     Field("optimizer.decay_on", "all", one_of(*DECAY_ON), "kernels: no norms, biases, embeddings"),
     Field("optimizer.b2", 0.999, DECAY, "b2 of adam, adamw and lamb"),
     Field("optimizer.epsilon", 1e-8, NOT_NEGATIVE, "of adam, adamw, lamb, rmsprop, adagrad"),
@@ -265,7 +279,7 @@ FIELDS = (
     Field("run.tensorboard", True, FLAG, "whether to write an event file"),
     Field("run.progress", True, FLAG, "whether to show progress"),
 )
-SECTIONS = ("task", "data", "model", "optimizer", "recipe", "plan", "noise", "trace", "run")
+SECTIONS = ("task", "data", "model", "init", "optimizer", "recipe", "plan", "noise", "trace", "run")
 
 
 def base_config() -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from batchgrow.data.datasets import ArrayDataset, Dataset, SourceDataset
-from batchgrow.data.files import open_csv, open_images, open_npz, open_text
+from batchgrow.data.files import open_csv, open_images, open_npz, open_series, open_text
 from batchgrow.data.hugging_face import from_hugging_face, open_hugging_face
 from batchgrow.data.prepared import read_all
 from batchgrow.data.source import Part, Source, make_dataset
@@ -24,6 +24,7 @@ KINDS: dict[str, Callable[[Source, Part], Dataset]] = {
     "hf": open_hugging_face,
     "images": open_images,
     "npz": open_npz,
+    "series": open_series,
     "text": open_text,
 }
 
@@ -52,8 +53,8 @@ def open_part(source: Source, part: Part) -> Dataset:
       source: its `name` is one of
 
         - "digits", "diabetes", "tiny_shakespeare" or "python_topics";
-        - "npz:PATH" or a path that ends in .npz, "images:FOLDER", "text:PATH", "csv:PATH", in which
-          "{split}" stands for the name of the split;
+        - "npz:PATH" or a path that ends in .npz, "images:FOLDER", "text:PATH", "csv:PATH",
+          "series:PATH", in which "{split}" stands for the name of the split;
         - "hf:NAME", of Hugging Face;
         - "tfds:NAME" or another name: images of tensorflow_datasets;
         - "module:function" of your own, called with the name of the split. It returns a `Dataset`,

@@ -14,6 +14,7 @@ import numpy as np
 from batchgrow.data.datasets import Dataset
 from batchgrow.data.pictures import make_pictures
 from batchgrow.data.records import BadRecordError
+from batchgrow.data.series import divided, standardised
 from batchgrow.data.source import Part, Source, make_dataset, make_text_dataset
 
 PICTURES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
@@ -132,17 +133,19 @@ def open_csv(source: Source, part: Part) -> Dataset:
     Raises:
       ValueError: if a column is missing, or a cell is not a number.
     """
-    header, rows = _read_table(source.path("train"), source)
-    if source.has_paths:
-        other_header, tests = _read_table(source.path("test"), source)
-        if other_header != header:
-            raise ValueError(f"data.name {source.name!r}: the splits have different columns")
-        places = np.arange(len(rows)), len(rows) + np.arange(len(tests))
-        rows = rows + tests
-    else:
+    header, rows, border = _read_tables(source)
+    if border is None:
         places = source.indices(len(rows), "train"), source.indices(len(rows), "test")
-    features, targets = _features_and_targets(header, source)
-    x = _standardised(_numbers(rows, header, features, source), places[0])
+    else:
+        places = np.arange(border), np.arange(border, len(rows))
+    chosen, targets = _chosen_and_targets(header, source)
+    features = [name for name in chosen or header if name not in targets]
+    if not features:
+        raise ValueError(
+            f"data.columns {source.columns!r} and data.target {source.target!r} leave no column of "
+            f"{source.place} to predict from: {', '.join(header)}"
+        )
+    x = standardised(_numbers(rows, header, features, source), places[0])
     if any("label" in accepted for accepted in source.inputs):
         if len(targets) > 1:
             raise ValueError(
@@ -154,14 +157,47 @@ def open_csv(source: Source, part: Part) -> Dataset:
         y = np.array([numbers[cell] for cell in target])
     else:
         y = _numbers(rows, header, targets, source)
-        y = y if len(targets) == 1 else _standardised(y, places[0])
+        y = y if len(targets) == 1 else standardised(y, places[0])
     here = places[part == "test"]
     arrays = {"x": x[here], "y": y[here]}
     return make_dataset(arrays, replace(source, columns=None), part, whole=True)
 
 
-def _features_and_targets(header: list[str], source: Source) -> tuple[list[str], list[str]]:
-    """The columns of x and those of y."""
+def open_series(source: Source, part: Part) -> Dataset:
+    """Windows of `source.context` rows of a table with a header, which is in the order of time.
+
+    x is a window, and y has the columns of `source.target` in the row after it. The channels of x
+    are `source.columns` in this order; by default the targets come first and then all others. As in
+    `open_csv`, everything but a single target is standardised with the training rows. A test share
+    is taken from the end; its first windows begin in the training rows.
+
+    Raises:
+      ValueError: as `open_csv`, or if the context is not set or not shorter than a split.
+    """
+    if source.context is None:
+        raise ValueError("data.context is not set; set it to the number of rows that a model sees")
+    header, rows, border = _read_tables(source)
+    chosen, targets = _chosen_and_targets(header, source)
+    features = chosen or [*targets, *(name for name in header if name not in targets)]
+    x, y = (_numbers(rows, header, names, source) for names in (features, targets))
+    is_one = border is None
+    border = len(rows) - source.share(len(rows)) if border is None else border
+    return divided(x, y, source.context, border, looks_back=is_one)[part]
+
+
+def _read_tables(source: Source) -> tuple[list[str], list[Any], int | None]:
+    """The header, the rows of both parts, and where those of a test split of its own begin."""
+    header, rows = _read_table(source.path("train"), source)
+    if not source.has_paths:
+        return header, rows, None
+    other_header, tests = _read_table(source.path("test"), source)
+    if other_header != header:
+        raise ValueError(f"data.name {source.name!r}: the splits have different columns")
+    return header, rows + tests, len(rows)
+
+
+def _chosen_and_targets(header: list[str], source: Source) -> tuple[list[str], list[str]]:
+    """The columns of `source.columns`, and those of y."""
     chosen = _names(source.columns)
     targets = _names(source.target) or chosen[-1:]
     for field, names in (("columns", chosen), ("target", targets or [""])):
@@ -171,13 +207,7 @@ def _features_and_targets(header: list[str], source: Source) -> tuple[list[str],
                 f"data.{field} {getattr(source, field)!r} must name columns of {source.place}, "
                 f"each once, separated by commas: {', '.join(header)}"
             )
-    features = [name for name in chosen or header if name not in targets]
-    if not features:
-        raise ValueError(
-            f"data.columns {source.columns!r} and data.target {source.target!r} leave no column of "
-            f"{source.place} to predict from: {', '.join(header)}"
-        )
-    return features, targets
+    return chosen, targets
 
 
 def _names(text: str | None) -> list[str]:
@@ -224,11 +254,6 @@ def _numbers(rows: Any, header: list[str], names: list[str], source: Source) -> 
             "with data.columns"
         )
     return table
-
-
-def _standardised(table: np.ndarray, training: np.ndarray) -> np.ndarray:
-    mean, std = table[training].mean(0), table[training].std(0)
-    return (table - mean) / np.where(std > 0, std, 1.0)
 
 
 def _as_number(cell: str) -> tuple[float, str]:

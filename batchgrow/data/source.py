@@ -26,7 +26,7 @@ class Source:
       test_share: for a source with one split, the share of its examples to test on; None where
         training and test data are separate.
       data_dir: where tensorflow_datasets keeps its data; "" for its own default ($TFDS_DATA_DIR).
-      context: the number of tokens of a text that a model sees.
+      context: the tokens of a text or the rows of a series that a model sees.
       tokens: the tokens of a text: "characters" or "bytes".
       image_size: the side of decoded images in pixels; None if all have one size.
       target: the columns of a table to predict, separated by commas.

@@ -11,12 +11,14 @@ from batchgrow.models.ghost_batch_norm import GhostBatchNorm
 from batchgrow.models.inception_resnet_v2 import InceptionResNetV2
 from batchgrow.models.mlp import MLP
 from batchgrow.models.resnet import ResNet
+from batchgrow.models.socnn import SOCNN
 from batchgrow.models.transformer import Transformer
 from batchgrow.models.wide_resnet import WideResNet
 from batchgrow.names import check_types, find, parameters, takes_any
 
 __all__ = [
     "MLP",
+    "SOCNN",
     "ConvNet",
     "GhostBatchNorm",
     "InceptionResNetV2",
@@ -31,6 +33,7 @@ MODELS: dict[str, type[nn.Module]] = {
     "inception_resnet_v2": InceptionResNetV2,
     "mlp": MLP,
     "resnet": ResNet,
+    "socnn": SOCNN,
     "transformer": Transformer,
     "wide_resnet": WideResNet,
 }

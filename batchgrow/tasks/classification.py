@@ -167,6 +167,14 @@ class Classification:
         losses = cross_entropy(logits, labels, smoothing)
         return Outputs(losses, model_state, {"correct": jnp.argmax(logits, -1) == labels})
 
+    def probabilities(self, variables: Variables, examples: Images) -> jax.Array:
+        """Returns the probability of each class in evaluation, float32 `(examples, classes)`."""
+        images = examples["image"]
+        if self.test_views != "one":
+            return jnp.exp(self._log_of_mean(variables, images)[0])
+        logits, _ = apply(self.model, variables, self._normalised(images), None, train=False)
+        return jax.nn.softmax(logits)
+
     def summarize(self, sums: Mapping[str, float]) -> dict[str, float]:
         count = sums["count"]
         return {"loss": sums["loss"] / count, "accuracy": sums["correct"] / count}

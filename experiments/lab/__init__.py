@@ -18,4 +18,9 @@ EXPERIMENTS = (
     "accumulation",
     "annealing",
     "methods",
+    "transfer",
+    "series",
+    "stale",
+    "interactions",
+    "ensembles",
 )

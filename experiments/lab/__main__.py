@@ -50,9 +50,13 @@ def main(names: list[str]) -> int:
 def _run(name: str, found: study.Study) -> int:
     folder = epath.Path(_WORKDIR.value)
     grid = list(study.cells(found, str(folder / name), _SEEDS.value))
-    status = run_cells([(experiment_of(cell.config), cell.folder) for cell in grid])
-    if status or jax.process_index() != 0:
-        return status
+    for starts in (True, False):  # The runs that others start from come first.
+        part = [cell for cell in grid if starts == (cell.arm.start_from is None)]
+        status = run_cells([(experiment_of(cell.config), cell.folder) for cell in part])
+        if status:
+            return status
+    if jax.process_index() != 0:
+        return 0
     result = study.record(name, found, study.trials_of(found, grid), environment.command())
     study.write(result, folder / "results")
     print(f"{result['claim']}\n\n{text_table(study.table(result))}\n\n{result['finding']}")

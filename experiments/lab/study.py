@@ -13,7 +13,7 @@ from etils import epath
 
 from batchgrow.report import Run, drawing, read_run, swept
 from batchgrow.report.runs import interval
-from batchgrow.run.folder import flatten
+from batchgrow.run.folder import flatten, run_folder
 from experiments.grid import changed
 from experiments.lab import EXPERIMENTS
 
@@ -26,14 +26,21 @@ class Arm(NamedTuple):
     Attributes:
       labels: what tells it from the other arms, such as {"batch": 32}.
       changes: the fields that it changes, by their dotted names.
+      start_from: the labels of the arm whose run of the same seed it starts from, as `init.run`;
+        None for random parameters. That arm itself has no `start_from`.
     """
 
     labels: Mapping[str, Any]
     changes: Mapping[str, Any]
+    start_from: Mapping[str, Any] | None = None
 
     @property
     def folder(self) -> str:
-        return ",".join(f"{name}={value}" for name, value in self.labels.items())
+        return _folder(self.labels)
+
+
+def _folder(labels: Mapping[str, Any]) -> str:
+    return ",".join(f"{name}={value}" for name, value in labels.items())
 
 
 class Cell(NamedTuple):
@@ -151,7 +158,11 @@ def cells(study: Study, folder: str, seeds: int | None = None) -> Iterator[Cell]
         base.run.tensorboard = base.run.progress = False
     for seed in range(study.seeds if seeds is None else seeds):
         for arm in study.arms:
-            config = changed(copy.deepcopy(base), {"seed": seed, **arm.changes})
+            changes = {"seed": seed, **arm.changes}
+            if arm.start_from is not None:
+                source = os.path.join(folder, _folder(arm.start_from), str(seed))
+                changes["init.run"] = str(run_folder(source))
+            config = changed(copy.deepcopy(base), changes)
             yield Cell(arm, seed, config.lock(), os.path.join(folder, arm.folder, str(seed)))
 
 
@@ -185,7 +196,11 @@ def record(name: str, study: Study, trials: Sequence[Trial], command: str) -> Fa
         "charts": list(verdict.charts),
         "command": command,
         "config": flatten(study.config().to_dict()),
-        "arms": [{"labels": dict(arm.labels), "changes": dict(arm.changes)} for arm in study.arms],
+        "arms": [
+            {"labels": dict(arm.labels), "changes": dict(arm.changes)}
+            | ({} if arm.start_from is None else {"start_from": dict(arm.start_from)})
+            for arm in study.arms
+        ],
         "seeds": sorted({trial.seed for trial in trials}),
         "num_runs": len(runs),
         "num_diverged": len(trials) - len(runs),
@@ -272,6 +287,14 @@ def in_points(found: Number) -> str:
     if found.low is not None and found.high is not None:
         bounds = f" ({100 * found.low:+.2f} to {100 * found.high:+.2f})"
     return f"{100 * found.ours:+.2f}{bounds}"
+
+
+def signed(found: Number) -> str:
+    """A difference with its interval: "-0.042 (-0.060 to -0.024)"."""
+    if found.ours is None:
+        return "unknown"
+    bounds = "" if found.low is None else f" ({found.low:+.3f} to {found.high:+.3f})"
+    return f"{found.ours:+.3f}{bounds}"
 
 
 def reference(label: str, points: Iterable[tuple[float, float]]) -> Facts:
