@@ -105,6 +105,22 @@ def test_frozen_layers_keep_their_bits(source, tmp_path, optimizer):
     assert not np.array_equal(before[norm], after[norm])  # The statistics follow the data.
 
 
+def test_frozen_layers_have_no_gradient():
+    """So neither the clipped norm nor the measured noise counts them."""
+    experiment = make_experiment(make_config({"init.frozen": "*,!Dense_1"}))
+    task, examples = experiment.task, experiment.train_data.gather(np.arange(16))
+    variables = dict(task.init(jax.random.key(0), examples))
+
+    def loss(params):
+        return task.loss(variables | {"params": params}, examples, None, train=False).losses.mean()
+
+    gradient = by_name({"params": jax.grad(loss)(variables["params"])})
+    assert {name for name, value in gradient.items() if np.any(value)} == {
+        "params/Dense_1/kernel",
+        "params/Dense_1/bias",
+    }
+
+
 def test_a_run_outlives_its_source(source, tmp_path):
     """What a finished run holds can be looked at when the run that it started from is gone."""
     copy, folder = tmp_path / "copy", str(tmp_path / "run")
