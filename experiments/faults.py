@@ -45,7 +45,7 @@ RUNNING = {
     "full disk in the last checkpoint write": FULL,
     struck.GROWS: GROWTH,
 }
-# Before there is a run: one process dies, several notice when they train.
+# Before there is a run: one process ends at once, several notice when they train.
 PREPARATION = "SIGTERM in a preparation of data"
 # What is done to the files of a stopped run, or to its data.
 DAMAGE = ("truncated checkpoint", "flipped bit in a checkpoint", "cut metrics.jsonl")

@@ -5,7 +5,8 @@ Exit statuses:
   1    an error that is none of the below
   2    bad input: a flag, a config field, the run folder or the data; nothing was overwritten
   3    the training loss became infinite or NaN
-  75   preempted by SIGTERM or Ctrl-C; a checkpoint is written: start the same command again
+  75   preempted by SIGTERM or Ctrl-C, after a checkpoint or before training began: start the same
+       command again
   76   stopped before a growth, by --stop_at_growth: start it again, on more devices if you like
   130  a second Ctrl-C; the last checkpoint is one from before
   134  another process died: JAX aborts this one, and says so ("unhealthy", "leader task")
@@ -30,7 +31,7 @@ from absl import app, flags, logging
 from batchgrow.config import ConfigDict, make_experiment
 from batchgrow.data.prepared import download
 from batchgrow.experiment import Experiment, NonFiniteLoss, Outcome
-from batchgrow.run.signals import Preemption
+from batchgrow.run.signals import Preemption, stopping_at_once
 from batchgrow.train import train
 from experiments import cli
 
@@ -118,13 +119,17 @@ def status_of(experiment: Experiment, workdir: str, outcome: Outcome) -> int:
 
 
 def experiment_of(config: ConfigDict) -> Experiment:
-    """The experiment of a config with the flags of this file applied."""
+    """The experiment of a config with the flags of this file applied.
+
+    A SIGTERM or Ctrl-C while data is downloaded or read ends the process.
+    """
     with config.unlocked():
         if _DATA_DIR.value is not None:
             config.run.data_dir = _DATA_DIR.value
-    if _DOWNLOAD.value:
-        download(config.data.name.removeprefix("tfds:"), config.run.data_dir)
-    experiment = make_experiment(config)
+    with stopping_at_once(STATUS[Outcome.PREEMPTED]):
+        if _DOWNLOAD.value:
+            download(config.data.name.removeprefix("tfds:"), config.run.data_dir)
+        experiment = make_experiment(config)
     if _STOP.value:  # without a mark in the folder's config
         execution = replace(experiment.execution, stop_at_growth=True)
         experiment = replace(experiment, execution=execution)
@@ -209,6 +214,7 @@ def connect() -> None:
     # later; Python's own account of the abort would only bury what JAX says.
     faulthandler.disable()
     watch = _after(_TIMEOUT.value, _give_up)
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)  # JAX waits without asking Python
     try:
         jax.distributed.initialize(
             *explicit,
@@ -221,6 +227,7 @@ def connect() -> None:
         raise kind(_cannot_join(str(error).strip().splitlines()[0])) from error
     finally:
         watch.cancel()
+        signal.signal(signal.SIGINT, before)
 
 
 def _check_connection(address: str, num_processes: int, process_id: int) -> None:

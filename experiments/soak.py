@@ -11,7 +11,6 @@ say how many.
 import json
 import pathlib
 import random
-import signal
 import sys
 import tempfile
 import time
@@ -249,7 +248,7 @@ class _Disturbed:
             whole = set(codes) in ({faults.PREEMPTED}, {faults.FINISHED})
             return whole or (kind == faults.DAMAGED_DATA and refused)
         if kind == faults.PREPARATION and count == 1:
-            return codes == [-signal.SIGTERM] and untouched
+            return codes == [faults.PREEMPTED] and untouched
         text = said(self.workdir)
         told = "free space" in text and "Traceback" not in text
         if kind == faults.LAST[0]:

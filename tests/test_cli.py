@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 from typing import NamedTuple
@@ -245,6 +246,21 @@ def test_a_wrong_connection_is_one_line(command, tmp_path, connection, complaint
     flags = [f"--{name}={value}" for name, value in zip(names, connection, strict=True)]
     done = command("train", DIGITS, f"--workdir={tmp_path}/run", *flags, platform="cpu")
     assert (done.status, done.err) == (2, f"error: {complaint}\n")
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_the_wait_for_other_processes(tmp_path):
+    """JAX waits for minutes, and no handler of Python is called meanwhile."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"--coordinator_address=127.0.0.1:{server.getsockname()[1]}"
+        connection = [address, "--num_processes=2", "--process_id=1"]
+        flags = [DIGITS, f"--workdir={tmp_path}/run", *connection]
+        command = [sys.executable, "-m", "experiments.train", *flags]
+        with subprocess.Popen(command, cwd=ROOT) as process:
+            server.settimeout(120)
+            server.accept()[0].close()
+            process.send_signal(signal.SIGINT)
+            assert process.wait(60) == -signal.SIGINT  # 130 in a shell
 
 
 @pytest.mark.parametrize("name", ["plan", "sweep"])

@@ -2,6 +2,10 @@
 
 import json
 import pathlib
+import signal
+import socket
+import subprocess
+import sys
 
 import pytest
 
@@ -59,3 +63,48 @@ def test_a_damaged_file_is_one_line(damage, prepared, tmp_path):
         read_all("imagenet2012", "train", str(tmp_path))
     assert "\n" not in str(error.value) and "prepare it again" in str(error.value)
     assert json.loads(next(folder.rglob("dataset_info.json")).read_text())
+
+
+# A data set whose server takes the request and never answers.
+CONFIG = """
+import tensorflow_datasets as tfds
+from configs import digits
+
+class Unanswered(tfds.core.GeneratorBasedBuilder):
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+        features = tfds.features.FeaturesDict({{"label": tfds.features.ClassLabel(num_classes=2)}})
+        return tfds.core.DatasetInfo(builder=self, features=features)
+
+    def _split_generators(self, manager):
+        return {{"train": self._generate_examples(manager.download("{address}/file"))}}
+
+    def _generate_examples(self, path):
+        yield 0, {{"label": 0}}
+
+def get_config(variant=""):
+    config = digits.get_config("increasing_batch")
+    config.data.name = "unanswered"
+    return config
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_download_stops_at_the_first_signal(number, tmp_path):
+    data, workdir = tmp_path / "data", tmp_path / "run"
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+        (tmp_path / "config.py").write_text(CONFIG.format(address=address))
+        flags = [f"--config={tmp_path}/config.py", f"--data_dir={data}", f"--workdir={workdir}"]
+        command = [sys.executable, "-m", "experiments.train", "--download", *flags]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+            server.settimeout(120)
+            connection, _ = server.accept()
+            process.send_signal(number)
+            said, status = process.communicate(timeout=60)[1], process.returncode
+            connection.close()
+    assert status == 75, said
+    assert f"{number.name}: stopping; training has not begun" in said and "Traceback" not in said
+    assert not workdir.exists() and not list(data.glob("unanswered*/*"))

@@ -1,9 +1,11 @@
 """Signals: a run that is asked to stop ends after the same update on every process."""
 
+import contextlib
 import itertools
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
@@ -71,6 +73,35 @@ class Preemption:
         self._ask(number, frame)
         if jax.process_count() > 1:
             os.kill(os.getpid(), signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def stopping_at_once(status: int) -> Iterator[None]:
+    """While the context lasts, SIGTERM or SIGINT raises SystemExit; a second SIGINT exits at once.
+
+    For what comes before training: there is no update to finish and no state to save. Beside other
+    processes, or in another thread than the main one, the context changes nothing.
+
+    Args:
+      status: the exit status.
+    """
+    if jax.distributed.is_initialized() or (
+        threading.current_thread() is not threading.main_thread()
+    ):
+        yield
+        return
+
+    def stop(number: int, _: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
+        _say(f"{signal.Signals(number).name}: stopping; training has not begun")
+        raise SystemExit(status)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _say(text: str) -> None:
