@@ -1,17 +1,14 @@
-"""The programs on the devices: the compiled update of each batch size, and the evaluation."""
+"""The programs of an experiment on the devices: updates, evaluation, and measured noise."""
 
 import logging
-import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from batchgrow import layout as layouts
@@ -19,99 +16,14 @@ from batchgrow import noise, step
 from batchgrow.compile import CompileAhead
 from batchgrow.data.datasets import shapes_of
 from batchgrow.data.feed import EvaluationBatches, make_feed
-from batchgrow.devices import memory_in_use, memory_limit, memory_needed
+from batchgrow.devices import memory_in_use
 from batchgrow.experiment import Experiment
 from batchgrow.layout import AXIS_NAME, Layout
-from batchgrow.plan import Point, Segment
+from batchgrow.plan import Segment
 from batchgrow.step import TrainState
+from batchgrow.update import RUN_AHEAD, FittedUpdate, UpdateCompiler, UpdateProgram
 
 log = logging.getLogger(__name__)
-
-MAX_UPDATES = 16
-DISPATCH_EXAMPLES = 2048
-MEMORY_SHARE = 0.9  # of the device's limit; the rest is for fragmentation and other programs
-# Examples in one pass (or one ghost batch, if that is larger) where memory does not decide:
-CPU_PASS = 32  # fits into caches; whole batches of 800 take up to twice as long
-UNKNOWN_MEMORY_PASS = 4096  # on any other backend that does not report its memory
-RUN_AHEAD = 2  # dispatches that the host may be ahead of the devices
-
-
-@dataclass(frozen=True)
-class FittedUpdate:
-    """The compiled update of one batch size, in the first layout that fits the memory.
-
-    Attributes:
-      executable: makes several updates in one call (`step.updates`).
-      layout: how the batch of an update is laid out.
-      max_updates: the most updates that one call makes.
-      too_large: the layouts that were tried before, with the bytes that each needs; None where the
-        compiler refused without a number.
-    """
-
-    executable: Any
-    layout: Layout
-    max_updates: int
-    too_large: tuple[tuple[Layout, int | None], ...] = ()
-
-
-@dataclass(frozen=True)
-class UpdateProgram:
-    """The compiled update of one batch size, on devices.
-
-    Attributes:
-      executable: makes several updates in one call (`step.updates`).
-      layout: how the batch of an update is laid out.
-      max_updates: the most updates that one call makes.
-      mesh: the devices.
-      arrays: the part of the training set that the devices hold, or ().
-      changing_momentum: whether each update gets its own momentum.
-    """
-
-    executable: Any
-    layout: Layout
-    max_updates: int
-    mesh: Mesh
-    arrays: Any
-    changing_momentum: bool = False
-    _in_flight: deque[jax.Array] = field(default_factory=deque)
-
-    def positions(self, starts: Sequence[int]) -> np.ndarray:
-        """Returns the stream positions that this process feeds to updates that start at `starts`.
-
-        Returns int64 `(updates, micro-batches, local examples)`.
-        """
-        whole = np.array(starts)[:, None] + np.arange(self.layout.batch_size)
-        return layouts.local_examples(self.layout.split(whole), self.mesh)
-
-    def dispatch_positions(self, points: Sequence[Point]) -> np.ndarray:
-        """Returns `positions` of one call. The last update is repeated to fill the call.
-
-        The repeated updates are not run.
-        """
-        starts = [point.start_examples for point in points]
-        return self.positions(starts + starts[-1:] * (self.max_updates - len(starts)))
-
-    def __call__(self, state: TrainState, batches: Any, points: Sequence[Point]) -> TrainState:
-        """Starts the updates at `points`; waits only if the host is far ahead of the devices.
-
-        Args:
-          state: the state before the updates; its buffers are donated.
-          batches: host arrays for `dispatch_positions(points)`.
-          points: the updates, at most `max_updates`.
-        """
-        rates = np.zeros(self.max_updates, np.float32)
-        rates[: len(points)] = [point.learning_rate for point in points]
-        momenta = None
-        if self.changing_momentum:
-            momenta = np.zeros(self.max_updates, np.float32)
-            momenta[: len(points)] = [point.momentum for point in points]
-        scalars = (rates, np.int32(len(points)), momenta)
-        *arguments, momenta = layouts.host_arguments(batches, scalars, self.mesh)
-        state, token = self.executable(state, *arguments, self.arrays, momenta)
-        self._in_flight.append(token)
-        if len(self._in_flight) > RUN_AHEAD:
-            self._in_flight.popleft().block_until_ready()
-        return state
 
 
 class Engine:
@@ -137,7 +49,6 @@ class Engine:
         compile_lowered: Callable[[Any], Any] = lambda lowered: lowered.compile(),
     ):
         self._experiment, self._mesh = experiment, mesh
-        self._compile_lowered = compile_lowered
         self._execution = experiment.execution
         self._traces = experiment.cadence.trace_per_decade is not None
         self._start: Any = None
@@ -151,8 +62,9 @@ class Engine:
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=same),
             jax.eval_shape(self._create_state),
         )
-        self._memory_limit = memory_limit or _least_memory_limit(mesh)
-        self._changing_momentum = e.plan.momentum_curve is not None
+        self._compiler = UpdateCompiler(
+            e, mesh, self.feed, self.state, memory_limit, compile_lowered
+        )
         self._arrays: Any = None
         self._read_until = 0
         self._dispatched: int | None = None  # the batch size of the last dispatch
@@ -175,14 +87,20 @@ class Engine:
         return layouts.replicate(self._create_state(), self._mesh)
 
     def layouts(self, batch_size: int) -> tuple[Layout, ...]:
-        """Returns the layouts to try for a batch size, from the fewest micro-batches on.
+        """Returns the layouts to try for a batch size (see `UpdateCompiler.layouts`).
 
         Raises:
-          ValueError: if there is none (see `possible_layouts`).
+          ValueError: if there is none.
         """
-        most = self._execution.max_microbatch_size or self._default_microbatch_size()
-        ghost = self._experiment.ghost_batch_size
-        return layouts.possible_layouts(batch_size, self._mesh.size, ghost, most)
+        return self._compiler.layouts(batch_size)
+
+    def fit_update(self, batch_size: int) -> FittedUpdate:
+        """Compiles the update in the first layout that fits (see `UpdateCompiler.fit`).
+
+        Raises:
+          MemoryError: if no layout fits.
+        """
+        return self._compiler.fit(batch_size)
 
     def evaluation(self) -> Future:
         """Returns a future of the executable that evaluates one batch."""
@@ -298,87 +216,17 @@ class Engine:
             e.task, optimizer, example, e.seed, averages=averages, traces=self._traces
         )
 
-    def _default_microbatch_size(self) -> float:
-        """The default of `max_microbatch_size`; inf where memory decides."""
-        if self._memory_limit is not None:
-            return math.inf
-        platform = self._mesh.devices.flat[0].platform
-        most = CPU_PASS if platform == "cpu" else UNKNOWN_MEMORY_PASS
-        return max(most, self._experiment.ghost_batch_size)
-
-    def fit_update(self, batch_size: int) -> FittedUpdate:
-        """Compiles the first layout that fits the memory of the devices, by XLA's own analysis.
-
-        Raises:
-          MemoryError: if no layout fits.
-        """
-        candidates, limit = self.layouts(batch_size), self._memory_limit
-        is_fixed = self._execution.max_microbatch_size is not None
-        max_updates = self._max_updates(batch_size)
-        too_large: list[tuple[Layout, int | None]] = []
-        for layout in candidates[:1] if is_fixed else candidates:
-            try:
-                lower = self._lowering(layout, max_updates)
-                executable = self._compile_lowered(lower())
-            except jax.errors.JaxRuntimeError as error:  # the TPU compiler refuses by itself
-                if "RESOURCE_EXHAUSTED" not in str(error):
-                    raise
-                log.info("%s: %s", layout, str(error).splitlines()[0])
-                too_large.append((layout, None))
-                continue
-            need = memory_needed(executable)
-            if is_fixed or limit is None or need is None or need <= MEMORY_SHARE * limit:
-                return FittedUpdate(executable, layout, max_updates, tuple(too_large))
-            log.info("%s needs %.1f GiB of %.1f GiB", layout, need / 2**30, limit / 2**30)
-            too_large.append((layout, need))
-        raise self._too_little_memory(*too_large[-1])
-
     def _compile_update(self, batch_size: int) -> UpdateProgram:
-        fitted = self.fit_update(batch_size)
+        fitted = self._compiler.fit(batch_size)
+        momentum_changes = self._experiment.plan.momentum_curve is not None
         return UpdateProgram(
             fitted.executable,
             fitted.layout,
             fitted.max_updates,
             self._mesh,
             self._on_devices(),
-            self._changing_momentum,
+            momentum_changes,
         )
-
-    def _lowering(self, layout: Layout, max_updates: int) -> Callable[[], Any]:
-        """Returns the function that traces and lowers the update."""
-        e, decay = self._experiment, None
-        if e.average_epochs is not None:
-            decay = math.exp(-layout.batch_size / (e.average_epochs * e.train_data.num_examples))
-        update = partial(
-            step.update,
-            task=e.task,
-            optimizer=e.optimizer_at(layout.batch_size),
-            examples=self.feed.examples,
-            seed=e.seed,
-            average_decay=decay,
-            axis_name=AXIS_NAME,
-        )
-        lead = (max_updates, layout.num_microbatches, layout.batch_size // layout.num_microbatches)
-        batches = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct((*lead, *x.shape), x.dtype), self.feed.example
-        )
-        return partial(
-            layouts.map_updates(partial(step.updates, update=update), self._mesh).lower,
-            self.state,
-            batches,
-            jax.ShapeDtypeStruct((max_updates,), np.float32),
-            jax.ShapeDtypeStruct((), np.int32),
-            shapes_of(self.feed.arrays),
-            jax.ShapeDtypeStruct((max_updates,), np.float32) if self._changing_momentum else None,
-        )
-
-    def _max_updates(self, batch_size: int) -> int:
-        """How many updates one call makes: enough to hide its cost, few enough to stop soon."""
-        if self._execution.updates_per_dispatch is not None:
-            return self._execution.updates_per_dispatch
-        # Examples that the host sends arrive one update at a time.
-        is_resident = bool(jax.tree.leaves(self.feed.arrays))
-        return max(1, min(MAX_UPDATES, DISPATCH_EXAMPLES // batch_size)) if is_resident else 1
 
     def _on_devices(self) -> Any:
         """The part of the training set that the devices hold, or ()."""
@@ -421,25 +269,6 @@ class Engine:
         if before is not None and after is not None:
             text = "released batch size %d: device memory %.1f -> %.1f MiB"
             log.info(text, batch_size, before / 2**20, after / 2**20)
-
-    def _too_little_memory(self, layout: Layout, need: int | None) -> MemoryError:
-        """`need` is the memory in bytes, or None if the compiler refused."""
-        device, limit = self._mesh.devices.flat[0], self._memory_limit
-        needs = f"needs {need / 2**30:.1f} GiB" if need else "needs too much memory"
-        has = f"{limit / 2**30:.1f} GiB" if limit else "less"
-        return MemoryError(
-            f"batch size {layout.batch_size}: a micro-batch of {layout.microbatch_size} examples "
-            f"{needs}, and {device.device_kind} has {has}; use a smaller run.max_microbatch_size, "
-            "ghost batch, model or example"
-        )
-
-
-def _least_memory_limit(mesh: Mesh) -> int | None:
-    """Bytes of the device with the least memory, so that all processes choose the same layouts."""
-    limit = memory_limit(mesh.local_devices[0])
-    if limit is not None and jax.process_count() > 1:
-        limit = int(multihost_utils.process_allgather(np.int64(limit)).min())
-    return limit
 
 
 def _add_to(totals: dict[str, float], sums: Any) -> None:

@@ -9,24 +9,26 @@ import numpy as np
 import pytest
 from tiny import tiny_experiment
 
+from batchgrow.data.feed import make_feed
 from batchgrow.devices import memory_needed
 from batchgrow.engine import Engine
 from batchgrow.layout import Layout, make_mesh
+from batchgrow.update import UpdateCompiler
 
 GIB = 2**30
 
 
-class FakeEngine(Engine):
+class FakeCompiler(UpdateCompiler):
     """Compiles nothing; its executables need 1 GiB for each example of a pass.
 
     Attributes:
       compiled: the micro-batch sizes that were compiled.
     """
 
-    def __init__(self, limit: int | None, max_microbatch_size: int | None = None):
-        changes = {"run.max_microbatch_size": max_microbatch_size}
-        super().__init__(tiny_experiment(changes), make_mesh(1))
-        self._memory_limit = limit
+    def __init__(self, limit: int | None, max_microbatch_size: int | None = None, mesh: Any = None):
+        experiment = tiny_experiment({"run.max_microbatch_size": max_microbatch_size})
+        feed = make_feed(experiment.train_data, 0, "auto")
+        super().__init__(experiment, mesh or make_mesh(1), feed, {}, limit)  # type: ignore[arg-type]
         self.compiled: list[int] = []
 
     def _lowering(self, layout: Layout, max_updates: int) -> Any:
@@ -38,8 +40,8 @@ class FakeEngine(Engine):
         return SimpleNamespace(memory_analysis=lambda: fake_analysis(size))
 
 
-class RefusingEngine(FakeEngine):
-    """Its compiler refuses what does not fit, as TPU's does."""
+class RefusingCompiler(FakeCompiler):
+    """Refuses what does not fit, as TPU's compiler does."""
 
     def _compile(self, size: int) -> Any:
         self.compiled.append(size)
@@ -59,21 +61,21 @@ def fake_analysis(size: int) -> SimpleNamespace:
 
 def test_the_largest_pass_that_fits_is_taken():
     """128 examples in ghosts of 16, and 45 of 50 GiB to be used: 4 passes of 32."""
-    with FakeEngine(50 * GIB) as engine:
-        layout = engine.updates.get(128).layout
+    compiler = FakeCompiler(50 * GIB)
+    layout = compiler.fit(128).layout
     assert (layout.num_microbatches, layout.microbatch_size) == (4, 32)
-    assert engine.compiled == [128, 64, 32]
+    assert compiler.compiled == [128, 64, 32]
 
 
 def test_a_tenth_of_the_memory_is_left_free():
-    with FakeEngine(35 * GIB) as engine:  # 32 would fit, but not into 31.5
-        assert engine.updates.get(128).layout.microbatch_size == 16
+    # 32 would fit, but not into 31.5
+    assert FakeCompiler(35 * GIB).fit(128).layout.microbatch_size == 16
 
 
 def test_too_little_memory_for_one_ghost():
     message = "batch size 128: a micro-batch of 16 examples needs 16.0 GiB, .* has 10.0 GiB"
-    with FakeEngine(10 * GIB) as engine, pytest.raises(MemoryError, match=message):
-        engine.updates.get(128)
+    with pytest.raises(MemoryError, match=message):
+        FakeCompiler(10 * GIB).fit(128)
 
 
 @pytest.mark.parametrize(
@@ -82,24 +84,25 @@ def test_too_little_memory_for_one_ghost():
 def test_a_compiler_that_refuses_every_layout(limit, compiled):
     size = compiled[-1]
     message = f"128: a micro-batch of {size} examples needs too much memory, .* has 10.0 GiB"
-    with RefusingEngine(10 * GIB, limit) as engine, pytest.raises(MemoryError, match=message):
-        engine.updates.get(128)
-    assert engine.compiled == compiled
+    compiler = RefusingCompiler(10 * GIB, limit)
+    with pytest.raises(MemoryError, match=message):
+        compiler.fit(128)
+    assert compiler.compiled == compiled
 
 
 def test_a_limit_that_was_set_is_taken():
-    with FakeEngine(10 * GIB, 64) as engine:
-        assert engine.updates.get(128).layout.microbatch_size == 64
-    assert engine.compiled == [64]
+    compiler = FakeCompiler(10 * GIB, 64)
+    assert compiler.fit(128).layout.microbatch_size == 64
+    assert compiler.compiled == [64]
 
 
 @pytest.mark.parametrize(("platform", "size"), [("cpu", 32), ("gpu", 4096)])
 def test_unknown_memory_has_a_default(platform, size):
-    with FakeEngine(None) as engine:
-        devices = np.array([SimpleNamespace(platform=platform)])
-        engine._mesh = SimpleNamespace(size=1, devices=devices)  # type: ignore[assignment]
-        assert engine.layouts(size)[0].num_microbatches == 1
-        assert engine.layouts(2 * size)[0].num_microbatches == 2
+    device = SimpleNamespace(platform=platform, memory_stats=lambda: None)
+    mesh = SimpleNamespace(size=1, devices=np.array([device]), local_devices=[device])
+    compiler = FakeCompiler(None, mesh=mesh)
+    assert compiler.layouts(size)[0].num_microbatches == 1
+    assert compiler.layouts(2 * size)[0].num_microbatches == 2
 
 
 def test_release_frees_the_executable():
@@ -148,4 +151,4 @@ def test_memory_needed_counts_arguments_and_output():
 )
 def test_updates_of_one_call(changes, most):
     with Engine(tiny_experiment(changes), make_mesh(1)) as engine:
-        assert {size: engine._max_updates(size) for size in most} == most
+        assert {size: engine._compiler.max_updates(size) for size in most} == most

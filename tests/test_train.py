@@ -34,13 +34,13 @@ from batchgrow.data.datasets import ArrayDataset
 from batchgrow.data.jpeg_dataset import JpegDataset
 from batchgrow.data.records import BadRecordError
 from batchgrow.data.stream import Stream
-from batchgrow.engine import CPU_PASS
 from batchgrow.experiment import NonFiniteLoss, Outcome
 from batchgrow.layout import make_mesh
 from batchgrow.run.run import Run
 from batchgrow.tasks import Outputs
 from batchgrow.tasks.classification import Classification
 from batchgrow.train import train
+from batchgrow.update import CPU_PASS
 
 PLAN = make_plan(make_config(), 1437)
 NEVER = {"log_every_epochs": 100.0, "evaluate_every_epochs": 100.0}
