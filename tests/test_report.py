@@ -228,6 +228,18 @@ def test_a_verdict_has_the_metrics_unit_and_direction(
     assert row["verdict"].startswith(said) and row["verdict"].endswith(f": {best} is better")
 
 
+def test_equal_differences_have_no_interval(tmp_path):
+    """Of small test sets: the same one example more for both seeds proves nothing."""
+    finals = {"decaying_lr": (353 / 360, 354 / 360), "hybrid": (354 / 360, 355 / 360)}
+    made = [
+        make_run(tmp_path / f"{variant}{seed}", variant, seed, final=final)
+        for variant, of_seeds in finals.items()
+        for seed, final in enumerate(of_seeds)
+    ]
+    (row,) = report.facts(made)["comparisons"][0]["paired"]
+    assert row["verdict"] == "+0.28 points in each of 2 common seeds: no interval"
+
+
 def test_values_have_four_digits_and_deviations_two():
     def deviation(mean, stdev):
         return wording.mean_and_deviation({"mean": mean, "stdev": stdev}, LANGUAGE.metric)

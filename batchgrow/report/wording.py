@@ -150,6 +150,9 @@ def verdict(paired: Mapping[str, Any], metric: Metric) -> str:
     mean = difference(paired["mean"], metric)
     if paired["low"] is None:
         return f"{mean}, one common seed: no interval"
+    if math.isclose(paired["low"], paired["high"], rel_tol=1e-9):
+        # As of one test example more: equal differences of few seeds do not tell their spread.
+        return f"{mean} in each of {paired['n']} common seeds: no interval"
     low, high = (difference(paired[end], metric).removesuffix(" points") for end in ("low", "high"))
     found = f"{mean}, 95% interval {low} to {high}, {paired['n']} common seeds"
     if paired["low"] <= 0 <= paired["high"]:
