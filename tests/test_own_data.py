@@ -252,6 +252,10 @@ def test_tfds_is_a_name_with_or_without_its_prefix(tmp_path):
             make_experiment(make_config(name, changes))
 
 
+def of_two_arguments(split: str, more: int) -> dict[str, np.ndarray]:
+    return as_arrays(split)
+
+
 def broken_sources(folder: pathlib.Path) -> dict[str, tuple[str, dict[str, Any], str]]:
     """By what is wrong: data.name, changes of the config, and the message."""
     share = {"data.test_share": 0.25}
@@ -360,9 +364,9 @@ def broken_sources(folder: pathlib.Path) -> dict[str, tuple[str, dict[str, Any],
             "data.context is not set",
         ),
         "function": (
-            f"{HERE}:make_plan",
+            f"{HERE}:of_two_arguments",
             {},
-            "data.name 'test_own_data:make_plan'|missing 1 required",
+            "missing 1 required",
         ),
     }
 
