@@ -23,7 +23,7 @@ from experiments.lab.study import (
 )
 
 PLANS = ("decay", "grow")
-NUM_EXAMPLES, NUM_TEST, LAST = 5_000, 5_000, 4
+NUM_EXAMPLES, NUM_TEST, LAST = 2_500, 2_000, 4
 SIZES = (1, 2, 3)
 LATE = {"probabilities": "mean probabilities", "weights": "mean weights"}
 
@@ -34,7 +34,7 @@ def config() -> Any:
     made.data.num_train_examples = NUM_EXAMPLES
     made.data.test_split = f"test[:{NUM_TEST}]"
     made.data.num_test_examples = NUM_TEST
-    made.plan.max_batch_size = 800.0
+    made.plan.max_batch_size = 400.0
     only_at_the_end(made)
     made.run.checkpoint_every_epochs = 0.5
     made.run.keep_checkpoints = LAST

@@ -24,7 +24,7 @@ from experiments.lab.study import (
     signed,
 )
 
-PLANS = ("decay", "hybrid", "grow")
+PLANS = ("decay", "grow")
 L1 = 5e-5
 NUMBERS = tuple(range(1, len(FUNCTIONS) + 1))
 Pairs = set[tuple[int, int]]
@@ -118,7 +118,7 @@ def arms() -> list[Arm]:
         changes = splits | {"optimizer.l1": l1, "plan.name": plan}
         return Arm({"function": index, "l1": l1, "plan": plan}, changes)
 
-    kinds = [*((L1, plan) for plan in PLANS), (0.0, "decay")]
+    kinds = [*((L1, plan) for plan in PLANS), (0.0, PLANS[0])]
     return [arm(index, *kind) for kind in kinds for index in NUMBERS]
 
 
@@ -161,8 +161,8 @@ def judge(trials: Sequence[Trial]) -> Verdict:
         numbers,
         [chart("Ranking of the pairs", "function", "AUC", lines)],
         f"Over ten functions the weights rank the pairs with a mean AUC {signed(difference)} "
-        f"above that of the analysis of variance. L1 changes it by {signed(sparse)}. A hybrid "
-        f"plan and a growing batch instead of a falling rate change it by "
+        f"above that of the analysis of variance. L1 changes it by {signed(sparse)}. A "
+        "growing batch instead of a falling rate changes it by "
         f"{' and '.join(map(signed, by_plan.values()))}.",
     )
 

@@ -21,7 +21,7 @@ from experiments.lab.study import (
 PLANS = ("decay", "hybrid", "grow")
 AUXILIARY = (0.0, 0.01, 0.1)
 SOURCES = (16, 64)
-NUM_EPOCHS = 10.0
+NUM_EPOCHS = 6.0
 # Equal in parameters: 5,120, 5,009 and 4,996 with 16 sources, 6,656, 6,631 and 6,556 with 64.
 NETWORKS: dict[str, dict[int, dict[str, Any]]] = {
     "socnn": {sources: {"model.name": "socnn"} for sources in SOURCES},
@@ -148,6 +148,6 @@ STUDY = Study(
     seeds=3,
     judge=judge,
     note="10,000 generated observations, drawn once for each number of sources; losses are in "
-    "variances of the signal. One size of each network, 10 epochs and three fixed halvings of the "
+    "variances of the signal. One size of each network, 6 epochs and three fixed halvings of the "
     "rate, where the paper searches a grid and lowers the rate when the validation loss stalls.",
 )

@@ -21,8 +21,8 @@ from experiments.lab.study import (
     values_of,
 )
 
-NUM_BEFORE, NUM_AFTER, NUM_TEST = 12_500, 1_250, 5_000
-EPOCHS_BEFORE, EPOCHS_AFTER = 6.0, 16.0
+NUM_BEFORE, NUM_AFTER, NUM_TEST = 5_000, 1_000, 2_000
+EPOCHS_BEFORE, EPOCHS_AFTER = 6.0, 8.0
 PLANS = ("decay", "hybrid", "grow")
 STARTS = {
     "scratch": {},
