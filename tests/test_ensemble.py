@@ -39,6 +39,7 @@ def test_scores_by_hand():
     assert found.loss == pytest.approx(-np.log([0.5, 0.2, 0.9]).mean())
 
 
+@pytest.mark.slow
 def test_one_run_has_the_numbers_of_its_last_row(runs):
     experiment, several = averages.last(runs[0], 1)
     probabilities = averages.probabilities(experiment, several[0])
@@ -48,6 +49,7 @@ def test_one_run_has_the_numbers_of_its_last_row(runs):
     assert found.loss == pytest.approx(row["test_loss"], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_mean_weights_have_statistics_of_their_own(runs):
     experiment, several = averages.last(runs[0], 3)
     mean = averages.mean_weights(experiment, several)
@@ -64,6 +66,7 @@ def test_mean_weights_have_statistics_of_their_own(runs):
     assert not np.allclose(found, old, atol=1e-4 * scale)
 
 
+@pytest.mark.slow
 def test_the_table_of_two_runs(runs):
     rows = ensemble.rows_of(runs, 2)
     assert len(rows) == 3 * 3
@@ -80,11 +83,13 @@ def test_the_table_of_two_runs(runs):
     assert expected.loss <= np.mean([averages.score(p, labels).loss for p in each])
 
 
+@pytest.mark.slow
 def test_too_few_checkpoints(runs):
     with pytest.raises(ValueError, match="has 3 checkpoints and not 9; train with run.keep_check"):
         averages.last(runs[0], 9)
 
 
+@pytest.mark.slow
 def test_the_probabilities_of_a_task_are_those_of_its_loss(runs):
     experiment, (variables,) = averages.last(runs[0], 1)
     task = averages.task_of(experiment)

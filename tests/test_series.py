@@ -196,6 +196,7 @@ def test_the_noise_of_each_source():
         assert is_binary == (source % 4 < 2)
 
 
+@pytest.mark.slow
 def test_socnn_learns_a_series_of_ones_own(tmp_path):
     """From a CSV file to a trained run, through a growth of the batch."""
     time = np.arange(300)

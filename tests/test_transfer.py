@@ -80,7 +80,7 @@ def test_starts_from_the_layers_that_match(source):
     assert same(whole, theirs, theirs)
 
 
-@pytest.mark.parametrize("optimizer", ["momentum", "adamw"])
+@pytest.mark.parametrize("optimizer", ["momentum", pytest.param("adamw", marks=pytest.mark.slow)])
 def test_frozen_layers_keep_their_bits(source, tmp_path, optimizer):
     """Through a growth, with weight decay, L1 and the measured noise of the gradient."""
     changes = {
@@ -121,6 +121,7 @@ def test_frozen_layers_have_no_gradient():
     }
 
 
+@pytest.mark.slow
 def test_a_run_outlives_its_source(source, tmp_path):
     """What a finished run holds can be looked at when the run that it started from is gone."""
     copy, folder = tmp_path / "copy", str(tmp_path / "run")
