@@ -55,9 +55,10 @@ def arms() -> list[Arm]:
         return Arm(labels, changes)
 
     return [
-        *(arm("socnn", sources, auxiliary=a) for sources in SOURCES for a in AUXILIARY),
-        *(arm(network, sources) for sources in SOURCES for network in ("cnn", "lstm")),
-        *(arm(network, 16, plan) for network in NETWORKS for plan in PLANS[1:]),
+        *(arm(network, sources) for sources in SOURCES for network in NETWORKS),
+        *(arm("socnn", 16, auxiliary=a) for a in AUXILIARY[1:]),
+        *(arm(network, 16, "grow") for network in NETWORKS),
+        arm("socnn", 16, "hybrid"),
     ]
 
 
@@ -76,14 +77,10 @@ def judge(trials: Sequence[Trial]) -> Verdict:
         for network in ("cnn", "lstm")
     }
     helped = {
-        (weight, sources): paired(
-            f"auxiliary weight {weight} minus 0, {sources} sources",
-            *(
-                loss(network="socnn", sources=sources, plan="decay", auxiliary=a)
-                for a in (0.0, weight)
-            ),
+        weight: paired(
+            f"auxiliary weight {weight} minus 0, 16 sources",
+            *(loss(network="socnn", sources=16, plan="decay", auxiliary=a) for a in (0.0, weight)),
         )
-        for sources in SOURCES
         for weight in AUXILIARY[1:]
     }
     grown = {
@@ -101,16 +98,7 @@ def judge(trials: Sequence[Trial]) -> Verdict:
         for network in NETWORKS
     ]
     weights = [
-        line(
-            trials,
-            f"{sources} sources",
-            "auxiliary",
-            "test_loss",
-            network="socnn",
-            sources=sources,
-            plan="decay",
-        )
-        for sources in SOURCES
+        line(trials, "SOCNN", "auxiliary", "test_loss", network="socnn", sources=16, plan="decay")
     ]
     return Verdict(
         [*numbers, *against.values(), *helped.values(), *grown.values()],
@@ -122,8 +110,7 @@ def judge(trials: Sequence[Trial]) -> Verdict:
         f"{_all(against[n, 16] for n in ('cnn', 'lstm'))} with 16 sources and "
         f"{_all(against[n, 64] for n in ('cnn', 'lstm'))} with 64. The auxiliary weights "
         f"{AUXILIARY[1]} and {AUXILIARY[2]} change that of SOCNN by "
-        f"{_all(helped[w, 16] for w in AUXILIARY[1:])} and "
-        f"{_all(helped[w, 64] for w in AUXILIARY[1:])}. A growing batch instead of a falling rate "
+        f"{_all(helped.values())} with 16 sources. A growing batch instead of a falling rate "
         f"changes it by {_all(grown.values())} for {', '.join(NETWORKS)}.",
     )
 
