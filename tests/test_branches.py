@@ -133,7 +133,7 @@ def test_a_network_that_keeps_every_branch_is_the_plain_one(name):
         return logits, gradient
 
     kept = networks(branches="shake_drop", last_probability=1.0)[name]
-    assert_close(run(kept), run(plain), 1e-5)
+    assert_close(run(kept), run(plain), 1e-4)
 
 
 def test_what_cannot_be_right_is_refused():
@@ -200,11 +200,18 @@ def test_a_run_with_every_method_is_the_same_on_any_layout(tmp_path):
     for i, layout in enumerate(layouts):
         found, _ = run_tiny(tmp_path / str(i), METHODS | layout).results
         assert found.keys() == whole.keys()
-        for end, state in found.items():
-            assert_close(state.params, whole[end].params, 2e-3)
+        for end, state in found.items():  # Some biases have no gradient but rounding.
+            for a, b in zip(*map(jax.tree.leaves, (state.params, whole[end].params)), strict=True):
+                np.testing.assert_allclose(a, b, rtol=0, atol=1e-3)
     stopped = tmp_path / "stopped"
     run_tiny(stopped, METHODS, stop=lambda seen: seen > 160)
     assert checkpoints(stopped)
     resumed = run_tiny(stopped, METHODS).states
     last = max(whole)
+    assert (
+        np.abs(
+            whole[last].params["stem"]["kernel"] - whole[min(whole)].params["stem"]["kernel"]
+        ).max()
+        > 0.01
+    )
     jax.tree.map(np.testing.assert_array_equal, resumed[last].params, whole[last].params)

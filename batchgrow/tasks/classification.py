@@ -199,7 +199,8 @@ class Classification:
             logits, _ = apply(self.model, variables, self._normalised(seen), None, train=False)
             return jax.nn.log_softmax(logits)
 
-        rows, columns = views(*images.shape[1:3], self.test_views)
+        height, width = images.shape[1:3]
+        rows, columns = views(height, width, self.test_views)
         found = jax.lax.map(log_of, (jnp.asarray(rows), jnp.asarray(columns)))
         model_state = {name: tree for name, tree in variables.items() if name != "params"}
         return jax.nn.logsumexp(found, 0) - math.log(len(rows)), model_state
