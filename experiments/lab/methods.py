@@ -179,7 +179,7 @@ STUDY = Study(
     seeds=3,
     judge=judge,
     measure=measure,
-    note="10,000 examples of CIFAR-10 and 5,000 to test on, WRN-10-1 at a quarter of the resolution with "
-    "ghosts of 32, 4 epochs, batches from 32 to 800. So short a training underfits, so it cannot "
-    "show what a method is worth; it compares plans.",
+    note="10,000 examples of CIFAR-10 and 5,000 to test on, WRN-10-1 at a quarter of the "
+    "resolution with ghosts of 32, 4 epochs, batches from 32 to 800. So short a training "
+    "underfits, so it cannot show what a method is worth; it compares plans.",
 )
