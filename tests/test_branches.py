@@ -88,15 +88,15 @@ def test_levels_share_what_they_say(level):
             assert (np.asarray(found).reshape(4, -1) == found[::4, 0, 0, :1]).all()
 
 
-@pytest.mark.parametrize("level", ["batch", "pixel"])
-def test_factors_do_not_depend_on_the_layout(level):
-    """Of two micro-batches, and of 2 or 8 devices, which may share a ghost batch of 4."""
+@pytest.mark.parametrize(("level", "devices"), [("batch", (2, 8)), ("channel", (4,))])
+def test_factors_do_not_depend_on_the_layout(level, devices):
+    """Of two micro-batches, and of several devices; 8 of them share each ghost batch of 4."""
     whole = factors(make("shake_drop", level))
     halves = [factors(make("shake_drop", level), KEYS[i : i + 8]) for i in (0, 8)]
     np.testing.assert_array_equal(whole, np.concatenate(halves, axis=1))
     split = PartitionSpec(AXIS_NAME)
-    for num_devices in (2, 8):
-        branches = make("shake_drop", level, axis=AXIS_NAME)
+    branches = make("shake_drop", level, axis=AXIS_NAME)
+    for num_devices in devices:
         mapped = jax.shard_map(
             partial(factors, branches),
             mesh=make_mesh(num_devices),
