@@ -4,11 +4,13 @@
 
 One run of a tiny network writes --rows rows, each with an evaluation and a checkpoint; then
 --calls runs follow each other in the same process. After each row, and after each run, the process
-counts its resident memory, open files and threads (in Linux's /proc). `slope` is that of a straight
-line through the counts, with its 95 % interval; counts are averaged in up to 20 blocks first,
-because neighbours are alike. The first fifth is left out: it fills caches.
+counts its resident memory, the part of it that is allocated (the rest is code, and memory that
+glibc's malloc keeps for later), open files and threads. `slope` is that of a straight line through
+the counts, with its 95 % interval; counts are averaged in up to 20 blocks first, because neighbours
+are alike. The first fifth is left out: it fills caches.
 """
 
+import ctypes
 import dataclasses
 import gc
 import os
@@ -31,8 +33,29 @@ BATCH_SIZE = 64
 UPDATES_PER_ROW = 4
 ROWS_PER_CALL = 3
 SELF = pathlib.Path("/proc/self")
+
+
+class _Mallinfo2(ctypes.Structure):
+    """What glibc's `mallinfo2` returns, in bytes of all arenas."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd")
+        + ("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")
+    ]
+
+
+def allocated_kb() -> float:
+    """What the process has allocated and not freed."""
+    mallinfo2 = ctypes.CDLL(None).mallinfo2
+    mallinfo2.restype = _Mallinfo2
+    found = mallinfo2()
+    return (found.uordblks + found.hblkhd) / 1024
+
+
 COUNTS: dict[str, Callable[[], float]] = {
     "memory_kb": lambda: int((SELF / "statm").read_text().split()[1]) * PAGE_KB,
+    "allocated_kb": allocated_kb,
     "open_files": lambda: len(os.listdir(SELF / "fd")),
     "threads": lambda: len(os.listdir(SELF / "task")),
 }
@@ -88,8 +111,8 @@ def of_many_runs(calls: int) -> list[dict[str, Any]]:
 
 def main() -> str:
     """The table."""
-    if not SELF.exists():
-        raise ValueError("bench_slopes reads /proc/self, which only Linux has")
+    if not SELF.exists() or not hasattr(ctypes.CDLL(None), "mallinfo2"):
+        raise ValueError("bench_slopes needs Linux with glibc 2.33 or newer")
     rows = of_one_run(_ROWS.value) + of_many_runs(_CALLS.value)
     notes = [
         f"a row: {UPDATES_PER_ROW} updates of {BATCH_SIZE} examples, an evaluation and a "

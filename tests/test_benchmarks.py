@@ -83,10 +83,10 @@ def test_a_slope_is_found_within_its_interval() -> None:
 @pytest.mark.slow
 def test_slopes_are_those_of_memory_files_and_threads() -> None:
     rows = json.loads(run_benchmark("slopes", "--json"))["rows"]
-    counts = ("memory_kb", "open_files", "threads")
+    counts = ("memory_kb", "allocated_kb", "open_files", "threads")
     assert [(row["count"], row["per"]) for row in rows] == [
         (count, per) for per in ("row", "run") for count in counts
     ]
-    assert [row["samples"] for row in rows] == [20] * 3 + [10] * 3
+    assert [row["samples"] for row in rows] == [20] * 4 + [10] * 4
     for row in rows:
         assert row["low"] <= row["slope"] <= row["high"] and row["last"] > 0

@@ -8,6 +8,8 @@ import os
 import pathlib
 import random
 import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -158,6 +160,27 @@ def test_a_full_disk_in_the_last_checkpoint_write_ends_both(
     before = newest(workdir)
     assert faults.statuses(start(workdir, num_processes=2)) == [0, 0]
     assert 0 < before == resumed_at(workdir) < newest(workdir)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a file system")
+@pytest.mark.parametrize("inodes", [30, 56])
+def test_a_disk_without_inodes_ends_the_run(inodes: int, tmp_path: pathlib.Path) -> None:
+    """Threads of Orbax waited for 300 s for a folder that could not be made."""
+    options = f"size=64m,nr_inodes={inodes}"
+    mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(tmp_path)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("no file system can be mounted here")
+    fields = ("model.channels=2", "recipe.num_epochs=6.0", "run.checkpoint_every_epochs=0.2")
+    flags = ["--config=configs/digits.py:hybrid", *(f"--config.{field}" for field in fields)]
+    command = [sys.executable, "-m", "experiments.train", *flags, f"--workdir={tmp_path}/run"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    finally:
+        subprocess.run(["umount", "-l", str(tmp_path)], check=True)
+    assert done.returncode == 1, done.stderr
+    assert "could not be written (No space left on device); free space" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.slow

@@ -1,0 +1,120 @@
+"""Record what the compiler says of every variant of a config, for machines that are not here.
+
+    python -m experiments.forecasts --config=configs/imagenet_resnet50.py \\
+        --targets=v2:8x16,v5e:16x16,v6e:16x16
+
+As `experiments.plan --target` for each variant, or for those of --variants. The result for a target is
+experiments/results/forecasts/CONFIG_TARGET.json, written after each variant. What was compiled
+before is not compiled again, so an interrupted command can be started again.
+"""
+
+import json
+import pathlib
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from absl import flags
+
+from batchgrow.run import environment
+from batchgrow.targets.compile import compiler_versions
+from batchgrow.targets.forecast import GIB, check_compiler, forecast
+from batchgrow.targets.machines import Target, parse
+from batchgrow.text_table import text_table
+from experiments import cli
+from experiments.recording import RESULTS
+
+_CONFIG = flags.DEFINE_string("config", None, "configs/NAME.py, which has VARIANTS.", required=True)
+_TARGETS = flags.DEFINE_list("targets", None, "As --target of `experiments.plan`.", required=True)
+_VARIANTS = flags.DEFINE_list("variants", [], "Of the config; none for all.")
+_OUT = flags.DEFINE_string("out", str(RESULTS / "forecasts"), "Folder of the results.")
+_CACHE = flags.DEFINE_string("cache_dir", "", "As of `forecast`; what is there is not compiled.")
+
+
+def main(_: list[str]) -> int:
+    """Records each target; the status is 1 if a batch size does not fit the memory."""
+    targets = [parse(name) for name in _TARGETS.value]
+    for target in targets:
+        check_compiler(target)
+    variants = _VARIANTS.value or variants_of(_CONFIG.value)
+    configs = {x: cli.config_of(f"{_CONFIG.value}:{x}") for x in variants}
+    fits = True
+    for target in targets:
+        path = pathlib.Path(_OUT.value) / f"{_stem(_CONFIG.value)}_{_stem(target.name)}.json"
+        for variant, config in configs.items():
+            found = forecast_of(config, target)
+            write(path, target, variant, found)
+            print(f"{target.name} {variant}\n{table(found)}\n", flush=True)
+            fits &= not any("error" in x for x in found.get("updates", {}).values())
+    return int(not fits)
+
+
+def variants_of(file: str) -> Sequence[str]:
+    """The VARIANTS of a config file.
+
+    Raises:
+      ValueError: if it has none.
+    """
+    names: dict[str, Any] = {}
+    exec(compile(pathlib.Path(file).read_text(encoding="utf-8"), file, "exec"), names)
+    if "VARIANTS" not in names:
+        raise ValueError(f"--config={file} has no VARIANTS; name some by --variants")
+    return names["VARIANTS"]
+
+
+def forecast_of(config: Any, target: Target) -> dict[str, Any]:
+    """The forecast of a config, or {"refused"} with the reason if no layout is possible."""
+    try:
+        return forecast(
+            config,
+            target,
+            config.data.num_train_examples,
+            num_processes=1,
+            compares=False,
+            cache_dir=_CACHE.value,
+        )
+    except ValueError as error:
+        return {"refused": str(error)}
+
+
+def write(path: pathlib.Path, target: Target, variant: str, found: dict[str, Any]) -> None:
+    """Adds a variant to a file of the same compiler, or begins one."""
+    versions = compiler_versions(target)
+    whole: dict[str, Any] = {"target": target.name, "versions": versions, "variants": {}}
+    if path.exists():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        whole = before if before["versions"] == versions else whole
+    about = {"commit": environment.commit(), "command": environment.command()}
+    known = {k: v for k, v in found.items() if k not in ("target", "versions")}
+    whole["variants"][variant] = known | about
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+
+
+def table(found: dict[str, Any]) -> str:
+    """A forecast as text, one line for each batch size."""
+    if "refused" in found:
+        return found["refused"]
+    rows = [["batch", "layout", "GiB of", "", "ms", "minutes"]]
+    for size, update in found["updates"].items():
+        limit = f"{update['memory_limit'] / GIB:.2f}"
+        if "error" in update:
+            rows.append([str(size), "none fits", "", limit, "", ""])
+            continue
+        layout = f"{update['num_microbatches']} x {update['microbatch_size']}"
+        seconds, segments = update["seconds"], found["segments"]
+        parts = [x["seconds"] for x in segments if x["batch_size"] == int(size)]
+        known = seconds is not None and None not in parts
+        minutes = f"{sum(parts) / 60:.1f}" if known else "-"
+        need = f"{update['memory_needed'] / GIB:.2f}"
+        rows.append([str(size), layout, need, limit, f"{1e3 * seconds:.4g}" if seconds else "-"])
+        rows[-1].append(minutes)
+    return text_table(rows)
+
+
+def _stem(name: str) -> str:
+    return re.sub(r"\W+", "_", pathlib.PurePath(name).stem)
+
+
+if __name__ == "__main__":
+    cli.run(main)
