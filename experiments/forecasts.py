@@ -11,6 +11,7 @@ before is not compiled again, so an interrupted command can be started again.
 import json
 import pathlib
 import re
+import runpy
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,6 +34,8 @@ _CACHE = flags.DEFINE_string("cache_dir", "", "As of `forecast`; what is there i
 
 def main(_: list[str]) -> int:
     """Records each target; the status is 1 if a batch size does not fit the memory."""
+    if not pathlib.Path(_CONFIG.value).is_file():
+        raise ValueError(f"--config={_CONFIG.value}: no such file")
     targets = [parse(name) for name in _TARGETS.value]
     for target in targets:
         check_compiler(target)
@@ -55,11 +58,10 @@ def variants_of(file: str) -> Sequence[str]:
     Raises:
       ValueError: if it has none.
     """
-    names: dict[str, Any] = {}
-    exec(compile(pathlib.Path(file).read_text(encoding="utf-8"), file, "exec"), names)
-    if "VARIANTS" not in names:
+    found = runpy.run_path(file).get("VARIANTS")
+    if found is None:
         raise ValueError(f"--config={file} has no VARIANTS; name some by --variants")
-    return names["VARIANTS"]
+    return found
 
 
 def forecast_of(config: Any, target: Target) -> dict[str, Any]:

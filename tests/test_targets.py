@@ -130,6 +130,18 @@ def test_collectives_of_an_update():
     ]
 
 
+def test_kernels_are_counted_in_all_their_trips():
+    text = PROGRAM.replace(
+        "  %ar = ",
+        '  %conv = (bf16[2]) custom-call(%a), custom_call_target="__cudnn$convForward"\n'
+        "  %dot = bf16[2] fusion(%a), kind=kCustom, calls=%fused, backend_config="
+        '{"fusion_backend_config":{"kind":"__triton_gemm"}}\n'
+        "  %ar = ",
+    )
+    found = program.kernels(text)
+    assert found == {"Loop fusion": 4, "__cudnn$convForward": 1, "__triton_gemm": 1}
+
+
 @pytest.mark.parametrize(
     ("shape", "num_bytes"),
     [("pred[3]", 3), ("s4[3]{0}", 2), ("f8e4m3fn[2,2]", 4), ("f32[]", 4), ("(u8[2], c64[])", 10)],

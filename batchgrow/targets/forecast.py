@@ -28,6 +28,7 @@ def forecast(
     num_examples: int,
     *,
     num_processes: int | None = None,
+    compares: bool = True,
     cache_dir: str = "",
 ) -> dict[str, Any]:
     """Compiles every batch size of a config's plan for a target, each in a process of its own.
@@ -37,13 +38,14 @@ def forecast(
       target: where it would run.
       num_examples: N, the size of the training set.
       num_processes: how many compile at the same time; None: one for every two cores.
+      compares: whether the batch sizes of the recipe without growth are compiled too.
       cache_dir: where what the compiler said is kept; "" for `CACHE_DIR`.
 
     Returns:
       Plain values: `updates` as from `compile_update`, by batch size; `segments` of the plan, with
       `seconds`; the `seconds` of the run and `decay_seconds` of the recipe without growth on the
       same target; and the `versions` of the compiler. Seconds are None where they are not
-      estimated.
+      estimated or not asked for.
 
     Raises:
       ValueError: if the compiler for the target is not installed, or a batch size cannot be laid
@@ -53,9 +55,10 @@ def forecast(
     plan = make_plan(config, num_examples)
     multiple = config.plan.batch_multiple or config.ghost_batch_size or 1
     check_layouts(plan, target.num_devices, config)
-    recipe_plan: Plan | None = decay(plan.recipe, batch_multiple=multiple)
+    recipe_plan: Plan | None = decay(plan.recipe, batch_multiple=multiple) if compares else None
     try:
-        check_layouts(recipe_plan, target.num_devices, config)
+        if recipe_plan is not None:
+            check_layouts(recipe_plan, target.num_devices, config)
     except ValueError:  # a plan that starts with a larger batch
         recipe_plan = None
     plans = [x for x in (plan, recipe_plan) if x is not None]

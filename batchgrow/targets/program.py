@@ -1,4 +1,4 @@
-"""Reads the text of a compiled program: the compiler's cycles, and what devices send each other.
+"""Reads the text of a compiled program: the compiler's cycles, kernels, and what devices send.
 
 XLA's TPU compiler notes on each instruction how many cycles it estimates for it, collectives
 excepted. Their sum, with the body of a loop counted once for each trip, is an estimate that is the
@@ -27,6 +27,9 @@ _CALLED = re.compile(
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _CONSTANT = re.compile(r" s32\[\]\S* constant\((\d+)\)")
+_TARGET = re.compile(r'custom_call_target="([^"]+)"')
+_FUSION = re.compile(r'"fusion_backend_config":\{"kind":"([^"]+)"')
+_KIND = re.compile(r"\bkind=k(\w+)")
 _ARRAY = re.compile(r"\b(pred|[sufbc]\w*?(\d+)\w*)\[([\d,]*)\]")
 
 
@@ -180,6 +183,23 @@ def collectives(text: str) -> list[dict[str, Any]]:
         row["count"] += x.trips
         row["bytes"] += x.trips * x.num_bytes
     return [found[key] for key in sorted(found)]
+
+
+def kernels(text: str) -> dict[str, int]:
+    """Returns how often an update calls a library or a fusion, by the name of its kind.
+
+    On GPUs: "__cudnn$convForward" and others are calls of cuDNN, "__triton..." fusions that XLA
+    writes in Triton, "Loop fusion" and "Input fusion" (which reduces) those that it writes itself.
+    """
+    found: dict[str, int] = {}
+    for x in instructions(text):
+        if x.is_fused or x.opcode not in ("custom-call", "fusion"):
+            continue
+        own = _TARGET.search(x.text) or _FUSION.search(x.text)
+        kind = _KIND.search(x.text)
+        name = own[1] if own else f"{kind[1]} fusion" if kind else x.opcode
+        found[name] = found.get(name, 0) + x.trips
+    return dict(sorted(found.items()))
 
 
 def _array_bytes(dtype: str, bits: str, dims: str) -> int:
