@@ -1,10 +1,10 @@
-"""Record what the compiler says of every variant of a config, for machines that are not here.
+"""Record what the compiler says of every variant of configs, for machines that are not here.
 
-    python -m experiments.forecasts --config=configs/imagenet_resnet50.py \\
+    python -m experiments.forecasts --configs=configs/imagenet_resnet50.py \\
         --targets=v2:8x16,v5e:16x16,v6e:16x16
 
-As `experiments.plan --target` for each variant, or for those of --variants. The result for a target is
-experiments/results/forecasts/CONFIG_TARGET.json, written after each variant. What was compiled
+As `experiments.plan --target` for each variant, or for those of --variants. The result for a target
+is experiments/results/forecasts/CONFIG_TARGET.json, written after each variant. What was compiled
 before is not compiled again, so an interrupted command can be started again.
 """
 
@@ -25,7 +25,7 @@ from batchgrow.text_table import text_table
 from experiments import cli
 from experiments.recording import RESULTS
 
-_CONFIG = flags.DEFINE_string("config", None, "configs/NAME.py, which has VARIANTS.", required=True)
+_CONFIGS = flags.DEFINE_list("configs", None, "configs/NAME.py, with VARIANTS.", required=True)
 _TARGETS = flags.DEFINE_list("targets", None, "As --target of `experiments.plan`.", required=True)
 _VARIANTS = flags.DEFINE_list("variants", [], "Of the config; none for all.")
 _OUT = flags.DEFINE_string("out", str(RESULTS / "forecasts"), "Folder of the results.")
@@ -33,21 +33,22 @@ _CACHE = flags.DEFINE_string("cache_dir", "", "As of `forecast`; what is there i
 
 
 def main(_: list[str]) -> int:
-    """Records each target; the status is 1 if a batch size does not fit the memory."""
-    if not pathlib.Path(_CONFIG.value).is_file():
-        raise ValueError(f"--config={_CONFIG.value}: no such file")
+    """Records each config on each target; the status is 1 if a batch size does not fit the memory."""
     targets = [parse(name) for name in _TARGETS.value]
     for target in targets:
         check_compiler(target)
-    variants = _VARIANTS.value or variants_of(_CONFIG.value)
-    configs = {x: cli.config_of(f"{_CONFIG.value}:{x}") for x in variants}
+    configs = {
+        (file, variant): cli.config_of(f"{file}:{variant}")
+        for file in _CONFIGS.value
+        for variant in _VARIANTS.value or variants_of(file)
+    }
     fits = True
     for target in targets:
-        path = pathlib.Path(_OUT.value) / f"{_stem(_CONFIG.value)}_{_stem(target.name)}.json"
-        for variant, config in configs.items():
+        for (file, variant), config in configs.items():
             found = forecast_of(config, target)
-            write(path, target, variant, found)
-            print(f"{target.name} {variant}\n{table(found)}\n", flush=True)
+            name = f"{_stem(file)}_{_stem(target.name)}.json"
+            write(pathlib.Path(_OUT.value) / name, target, variant, found)
+            print(f"{target.name} {file}:{variant}\n{table(found)}\n", flush=True)
             fits &= not any("error" in x for x in found.get("updates", {}).values())
     return int(not fits)
 
@@ -56,11 +57,11 @@ def variants_of(file: str) -> Sequence[str]:
     """The VARIANTS of a config file.
 
     Raises:
-      ValueError: if it has none.
+      ValueError: if there is no such file, or it has none.
     """
-    found = runpy.run_path(file).get("VARIANTS")
+    found = runpy.run_path(file).get("VARIANTS") if pathlib.Path(file).is_file() else None
     if found is None:
-        raise ValueError(f"--config={file} has no VARIANTS; name some by --variants")
+        raise ValueError(f"--configs={file}: not a file that has VARIANTS; name some by --variants")
     return found
 
 

@@ -116,8 +116,9 @@ def compile_update(
 
     Returns:
       Plain values: the layout, `memory_needed` and `memory_limit` in bytes of each device, `flops`
-      of one update on all devices, `collectives`, `kernels` (as in `program`), and the estimated `cycles` and `seconds` of one
-      update, None where the compiler counts no cycles. It counts none for collectives:
+      of one update on all devices, `collectives`, `kernels` (as in `program`), and the estimated
+      `cycles` and `seconds` of one update, None where the compiler counts no cycles. It counts none
+      for collectives:
       `collective_seconds`, a part of `seconds`, are their bytes at the bandwidth of the target, not
       overlapped. `too_large` has the layouts that were tried before. If none fits, `error` says so.
 
