@@ -33,7 +33,7 @@ _CACHE = flags.DEFINE_string("cache_dir", "", "As of `forecast`; what is there i
 
 
 def main(_: list[str]) -> int:
-    """Records each config on each target; the status is 1 if a batch size does not fit the memory."""
+    """Records each config on each target; the status is 1 if a batch size does not fit."""
     targets = [parse(name) for name in _TARGETS.value]
     for target in targets:
         check_compiler(target)
