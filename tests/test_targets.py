@@ -1,6 +1,7 @@
 """Machines that are not here: their names, what is read from programs, and what is told."""
 
 import importlib.util
+import json
 from types import SimpleNamespace
 
 import jax
@@ -14,6 +15,7 @@ from batchgrow.targets import forecast, program
 from batchgrow.targets.compile import Compiled, Compiler
 from batchgrow.targets.machines import GENERATIONS, parse
 from configs import cifar10
+from experiments import forecasts
 
 GIB = 2**30
 
@@ -273,3 +275,30 @@ def test_a_missing_compiler_is_named(monkeypatch):
         with pytest.raises(ValueError, match=rf"pip install -e '\.\[{extra}\]'") as raised:
             forecast.check_compiler(parse(name))
         assert "\n" not in str(raised.value)
+
+
+def test_variants_are_added_to_the_file_of_the_same_compiler(tmp_path, monkeypatch):
+    path, target = tmp_path / "out" / "c.json", parse("v5e:2x2")
+    update = {
+        **{"num_microbatches": 2, "microbatch_size": 8, "memory_needed": GIB},
+        **{"memory_limit": 16 * GIB, "seconds": 0.5},
+    }
+    found = {"updates": {64: update}, "segments": [{"batch_size": 64, "seconds": 120.0}]}
+    forecasts.write(path, target, "grow", found)
+    forecasts.write(path, target, "decay", {"refused": "no layout"})
+    whole = json.loads(path.read_text())
+    assert (whole["target"], list(whole["variants"])) == ("v5e:2x2", ["grow", "decay"])
+    assert whole["variants"]["decay"]["refused"] == "no layout"
+    recorded = forecasts.table(whole["variants"]["grow"])
+    assert recorded == forecasts.table(found)
+    assert recorded.splitlines()[-1].split() == ["64", "2", "x", "8", "1.00", "16.00", "500", "2.0"]
+    monkeypatch.setattr(forecasts, "compiler_versions", lambda target: {"jax": "another"})
+    forecasts.write(path, target, "grow", found)
+    assert list(json.loads(path.read_text())["variants"]) == ["grow"]
+
+
+def test_a_config_without_variants_needs_some():
+    assert "hybrid" in forecasts.variants_of("configs/digits.py")
+    for file in ("configs/base.py", "configs/nothing.py"):
+        with pytest.raises(ValueError, match=f"--configs={file}: not a file that has VARIANTS"):
+            forecasts.variants_of(file)
