@@ -2,6 +2,7 @@
 
 import logging
 import math
+import re
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -151,6 +152,8 @@ class UpdateCompiler:
     def fit(self, batch_size: int) -> FittedUpdate:
         """Compiles the first layout that fits the memory of the devices, by XLA's own analysis.
 
+        A layout that cannot fit, by what a larger one needs, is not compiled.
+
         Raises:
           MemoryError: if no layout fits.
         """
@@ -159,6 +162,8 @@ class UpdateCompiler:
         max_updates = self.max_updates(batch_size)
         too_large: list[tuple[Layout, int | None]] = []
         for layout in candidates[:1] if is_fixed else candidates:
+            if layout is not candidates[-1] and _is_hopeless(layout, too_large, limit):
+                continue
             try:
                 lower = self._lowering(layout, max_updates)
                 executable = self._compile_lowered(lower())
@@ -166,7 +171,7 @@ class UpdateCompiler:
                 if "RESOURCE_EXHAUSTED" not in str(error):
                     raise
                 log.info("%s: %s", layout, str(error).splitlines()[0])
-                too_large.append((layout, None))
+                too_large.append((layout, _refused_bytes(str(error))))
                 continue
             need = memory_needed(executable)
             if is_fixed or limit is None or need is None or need <= MEMORY_SHARE * limit:
@@ -230,6 +235,22 @@ class UpdateCompiler:
             f"{needs}, and {device.device_kind} has {has}; use a smaller run.max_microbatch_size, "
             "ghost batch, model or example"
         )
+
+
+def _is_hopeless(
+    layout: Layout, too_large: Sequence[tuple[Layout, int | None]], limit: int | None
+) -> bool:
+    """Whether a layout needs more than the limit: with half the examples more than half as much."""
+    return limit is not None and any(
+        need is not None and need * layout.microbatch_size > limit * tried.microbatch_size
+        for tried, need in too_large
+    )
+
+
+def _refused_bytes(message: str) -> int | None:
+    """The bytes that a program needs by the message with which the TPU compiler refuses it."""
+    found = re.search(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm", message)
+    return int(float(found[1]) * 1024 ** ("KMGT".index(found[2]) + 1)) if found else None
 
 
 def _least_memory_limit(mesh: Mesh) -> int | None:

@@ -45,7 +45,9 @@ class RefusingCompiler(FakeCompiler):
 
     def _compile(self, size: int) -> Any:
         self.compiled.append(size)
-        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: ran out of memory in hbm")
+        raise jax.errors.JaxRuntimeError(f"RESOURCE_EXHAUSTED: {self.reason.format(size)}")
+
+    reason = "ran out of memory in hbm"
 
 
 def fake_analysis(size: int) -> SimpleNamespace:
@@ -64,7 +66,7 @@ def test_the_largest_pass_that_fits_is_taken():
     compiler = FakeCompiler(50 * GIB)
     layout = compiler.fit(128).layout
     assert (layout.num_microbatches, layout.microbatch_size) == (4, 32)
-    assert compiler.compiled == [128, 64, 32]
+    assert compiler.compiled == [128, 32]  # 128 needs 128 GiB, so 64 needs 64 or more
 
 
 def test_a_tenth_of_the_memory_is_left_free():
@@ -88,6 +90,14 @@ def test_a_compiler_that_refuses_every_layout(limit, compiled):
     with pytest.raises(MemoryError, match=message):
         compiler.fit(128)
     assert compiler.compiled == compiled
+
+
+def test_a_refusal_with_a_number_spares_what_cannot_fit(monkeypatch):
+    monkeypatch.setattr(RefusingCompiler, "reason", "Used {}.5G of 15.75G hbm. Exceeded")
+    compiler = RefusingCompiler(40 * GIB)
+    with pytest.raises(MemoryError, match="a micro-batch of 16 examples needs 16.5 GiB"):
+        compiler.fit(128)
+    assert compiler.compiled == [128, 32, 16]
 
 
 def test_a_limit_that_was_set_is_taken():

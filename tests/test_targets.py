@@ -199,7 +199,7 @@ def test_other_faults_are_not_remembered(tmp_path):
 
 def test_the_engine_takes_a_limit_and_a_compiler():
     """1 GiB for each example of a pass, and 45 of 50 GiB to be used: the third layout fits."""
-    needs = iter([128, 64, 32])
+    needs = iter([128, 32])  # the second is not tried
 
     def compiled(_):
         return Compiled(
@@ -210,10 +210,7 @@ def test_the_engine_takes_a_limit_and_a_compiler():
     with Engine(tiny_experiment(), make_mesh(1), 50 * GIB, compiled) as engine:
         fitted = engine.fit_update(128)
     assert fitted.layout.num_microbatches == 4
-    assert [(x.num_microbatches, need) for x, need in fitted.too_large] == [
-        (1, 128 * GIB),
-        (2, 64 * GIB),
-    ]
+    assert [(x.num_microbatches, need) for x, need in fitted.too_large] == [(1, 128 * GIB)]
 
 
 UPDATE = {
