@@ -192,7 +192,7 @@ STUDY = Study(
     judge=judge,
     note="5,000 examples of MNIST, one hidden layer of 64 ReLUs, 8 epochs, batch 32, two falls of "
     "the rate by 4. The rate is that of a plain step, learning rate / (1 - momentum). The delay is "
-    "constant and counted in updates, also after the batch has grown. Rate 0.02, and what "
-    "is compared there, were added after a look at 0.2, where delays of 4 and 16 hardly train. In the "
+    "constant and counted in updates, also after the batch has grown. Rate 0.02, and what is "
+    "compared there, were added after a look at 0.2, where delays of 4 and 16 hardly train. In the "
     "figure m is momentum.",
 )
