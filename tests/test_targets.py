@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import jax
@@ -272,6 +274,28 @@ def test_a_missing_compiler_is_named(monkeypatch):
         with pytest.raises(ValueError, match=rf"pip install -e '\.\[{extra}\]'") as raised:
             forecast.check_compiler(parse(name))
         assert "\n" not in str(raised.value)
+
+
+# A command whose worker compiles for an hour.
+BUSY = """
+import time
+from batchgrow.targets import forecast
+pool = forecast.make_pool(1)
+pool.submit(print, flush=True).result()
+pool.submit(time.sleep, 3600)
+print(flush=True)
+time.sleep(3600)
+"""
+
+
+@pytest.mark.slow
+def test_a_compilation_ends_with_the_command_that_was_killed():
+    with subprocess.Popen([sys.executable, "-c", BUSY], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.stdout.readline()
+        process.kill()
+        process.communicate(timeout=120)  # until the worker has closed the pipe too
 
 
 def test_variants_are_added_to_the_file_of_the_same_compiler(tmp_path, monkeypatch):

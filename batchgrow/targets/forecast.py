@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import pathlib
 import pickle
+import threading
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache, partial
@@ -67,8 +68,7 @@ def forecast(
     compile_one = partial(_compile_one, pickle.dumps(config), target.name, cache)
     os.environ["JAX_PLATFORMS"] = "cpu"  # for the processes: no device is used
     workers = min(len(sizes), num_processes or max(1, (os.cpu_count() or 1) // 2))
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+    with make_pool(workers) as pool:
         updates = dict(zip(sizes, pool.map(compile_one, sizes), strict=True))
     return {
         "target": target.name,
@@ -95,6 +95,23 @@ def check_compiler(target: Target) -> None:
             f"--target={target.name}: the compiler for it is not installed; pip install -e "
             f"'.[{extra}]' (in a virtual environment of its own, if you like)"
         )
+
+
+def make_pool(num_processes: int) -> ProcessPoolExecutor:
+    """Returns processes that compile. They end when this one is killed."""
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(num_processes, context, initializer=_end_with_parent)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _compile_one(config: bytes, target: str, cache_dir: str, batch_size: int) -> dict[str, Any]:
