@@ -154,7 +154,7 @@ def judge(trials: Sequence[Trial]) -> Verdict:
         *by_plan.values(),
     ]
     lines = [
-        measured_line(label, {i: [*of(name, i).values()] for i in NUMBERS})
+        measured_line(label, {str(i): [*of(name, i).values()] for i in NUMBERS})
         for label, name in (("weights", "auc"), ("ANOVA", "anova"))
     ]
     return Verdict(
