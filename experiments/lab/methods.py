@@ -146,11 +146,14 @@ def judge(trials: Sequence[Trial]) -> Verdict:
         charts.append(chart("Scale of the fixed classifier", "epochs", "log s", lines))
     said = [f"{method} {in_points(of_plan[method, 'grow'])}" for method in METHODS]
     apart = [method for method in METHODS if _excludes_zero(of_plan[method, "grow"])]
+    single = any(of_plan[method, "grow"].low is None for method in METHODS)
+    sure = "One seed has no interval"
+    if not single:
+        sure = f"The interval excludes 0 for {', '.join(apart) if apart else 'none'}"
     return Verdict(
         [*numbers, *of_plan.values(), *of_method, *of_views],
         charts,
-        f"Growing instead of decaying changes test accuracy by, in points: {', '.join(said)}. The "
-        f"interval excludes 0 for {', '.join(apart) if apart else 'none'}.",
+        f"Growing instead of decaying changes test accuracy by, in points: {', '.join(said)}. {sure}.",
     )
 
 
