@@ -153,7 +153,8 @@ def judge(trials: Sequence[Trial]) -> Verdict:
     return Verdict(
         [*numbers, *of_plan.values(), *of_method, *of_views],
         charts,
-        f"Growing instead of decaying changes test accuracy by, in points: {', '.join(said)}. {sure}.",
+        "Growing instead of decaying changes test accuracy by, in points: "
+        f"{', '.join(said)}. {sure}.",
     )
 
 
