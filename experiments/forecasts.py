@@ -89,6 +89,8 @@ def write(path: pathlib.Path, target: Target, variant: str, found: dict[str, Any
         whole = before if before["versions"] == versions else whole
     about = {"commit": environment.commit(), "command": environment.command()}
     known = {k: v for k, v in found.items() if k not in ("target", "versions")}
+    for update in known.get("updates", {}).values():
+        update.pop("compile_seconds", None)  # of this machine, with whatever else it did
     whole["variants"][variant] = known | about
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
