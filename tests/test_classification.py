@@ -119,6 +119,7 @@ def test_views_average_probabilities():
     np.testing.assert_allclose(found.losses, expected, rtol=1e-5)
     np.testing.assert_array_equal(found.metrics["correct"], mean.argmax(-1) == examples["label"])
     assert found.model_state.keys() == {"batch_stats"}
+    np.testing.assert_allclose(ten.probabilities(variables, examples), mean, rtol=1e-5)
     keys = jax.random.split(jax.random.key(1), 6)
     trained = [task.loss(variables, examples, keys, train=True) for task in (one, ten)]
     jax.tree.map(np.testing.assert_array_equal, *trained)

@@ -1,5 +1,6 @@
 """Classification of images, rows of a table, or any other arrays."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -158,7 +159,7 @@ class Classification:
     ) -> Outputs:
         images, labels = examples["image"], examples["label"]
         if not train and self.test_views != "one":
-            logits, model_state = self._log_of_sum(variables, images)
+            logits, model_state = self._log_of_mean(variables, images)
         else:
             inputs = self._normalised(images) if keys is None else self._augmented(images, keys)
             logits, model_state = apply(self.model, variables, inputs, keys, train=train)
@@ -188,10 +189,10 @@ class Classification:
         inputs = self._normalised(images)
         return cut_out(inputs, keys, self.cutout) if self.cutout else inputs
 
-    def _log_of_sum(
+    def _log_of_mean(
         self, variables: Variables, images: jax.Array
     ) -> tuple[jax.Array, dict[str, Any]]:
-        """The log of the summed probabilities of all views, as logits, and the model state."""
+        """The logarithm of the mean probabilities of all views, and the model state."""
 
         def log_of(view: tuple[jax.Array, jax.Array]) -> jax.Array:
             seen = jnp.take(jnp.take(images, view[0], 1), view[1], 2)
@@ -202,7 +203,7 @@ class Classification:
         rows, columns = views(height, width, self.test_views)
         found = jax.lax.map(log_of, (jnp.asarray(rows), jnp.asarray(columns)))
         model_state = {name: tree for name, tree in variables.items() if name != "params"}
-        return jax.nn.logsumexp(found, 0), model_state
+        return jax.nn.logsumexp(found, 0) - math.log(len(rows)), model_state
 
     def _normalised(self, images: jax.Array) -> jax.Array:
         pixels = images.dtype == jnp.uint8

@@ -43,7 +43,7 @@ def opened(folder: str) -> Iterator[tuple[Experiment, list[int], Callable[[int],
       ValueError: if the folder is no run folder, or has no checkpoint.
     """
     recorded = read_run(folder).config
-    config = ConfigDict(_merged(base_config().to_dict(), recorded))
+    config: Any = ConfigDict(_merged(base_config().to_dict(), recorded))
     config.init.run = config.init.layers = None  # The checkpoint has what they led to.
     experiment = make_experiment(config)
     engine = Engine(experiment, layout.make_mesh(1))
