@@ -64,8 +64,9 @@ def test_wrong_arms_are_refused(arguments, message: str) -> None:
         arm_of(digits.get_config(), *arguments)
 
 
-def test_the_table_of_the_docs_is_the_recorded_one() -> None:
-    recorded = ROOT / "experiments/results/schedules_language_small.json"
+@pytest.mark.parametrize("name", ["schedules_language", "schedules_language_small"])
+def test_the_tables_of_the_docs_are_the_recorded_ones(name: str) -> None:
+    recorded = ROOT / f"experiments/results/{name}.json"
     page = (ROOT / "docs/schedules.md").read_text()
     for row in json.loads(recorded.read_text())["rows"]:
         test = row["test"]
