@@ -90,3 +90,16 @@ def test_unknown_variants_name_the_known(name):
 def test_size_of_cifar10_is_checked():
     with pytest.raises(ValueError, match="variant 'hybrid,tiny': after the comma"):
         MODULES["cifar10"].get_config("hybrid,tiny")
+
+
+def test_a_cosine_that_starts_after_the_end_is_named_by_its_field():
+    config = MODULES["shakespeare"].get_config()
+    config.recipe.num_epochs = 0.05
+    config.recipe.warmup_epochs = 0.01
+    with pytest.raises(ValueError, match=r"recipe.decay_start_epochs 0\.07\d* .*num_epochs 0\.05"):
+        make_plan(config, 15_685)
+
+
+def test_only_sequences_have_tokens():
+    assert make_plan(MODULES["shakespeare"].get_config(), 15_685).recipe.tokens_per_example == 64
+    assert make_plan(MODULES["series"].get_config(), 5_000).recipe.tokens_per_example is None

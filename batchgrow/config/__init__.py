@@ -112,6 +112,7 @@ def make_plan(config: ConfigDict, num_examples: int) -> Plan:
         "exponent": plan.exponent,
         "ladder": plan.ladder,
     }
+    is_regression = config.task.name == "regression"
     try:
         reference = Recipe(
             batch_size=recipe.batch_size,
@@ -120,7 +121,8 @@ def make_plan(config: ConfigDict, num_examples: int) -> Plan:
             num_examples=num_examples,
             num_epochs=recipe.num_epochs,
             optimizer=name,
-            tokens_per_example=config.data.get("context"),
+            # The context of a series counts rows.
+            tokens_per_example=None if is_regression else config.data.get("context"),
         )
         if plan.name == "follow":
             return _follow(config, reference, options)

@@ -55,6 +55,11 @@ def make_curve(recipe: ConfigDict, optimizer: str) -> curves.Curve:
             curve = curves.inverse_time(rate, recipe.decay_rate)
         case "cosine":
             final, start = recipe.final_learning_rate, recipe.decay_start_epochs
+            if not 0 <= start < recipe.num_epochs:
+                raise ValueError(
+                    f"recipe.decay_start_epochs {start} must be at least 0 and below "
+                    f"recipe.num_epochs {recipe.num_epochs}; set one of them"
+                )
             curve = curves.cosine(rate, recipe.num_epochs, final, start)
         case "polynomial":
             final = recipe.final_learning_rate
