@@ -183,6 +183,7 @@ TWO = """
 import sys
 sys.path.insert(0, "tests")
 import numpy as np
+import torch.distributed
 from test_huggingface import make_trainer, weights
 trainer, recorder = make_trainer(sys.argv[1], microbatch=3, save_steps=1000, ddp_backend="gloo")
 assert trainer.args.world_size == 2
@@ -192,6 +193,9 @@ np.savez(
     weights=weights(trainer),
     examples=np.array([n for passes in recorder.updates for part in passes for n in part]),
 )
+# A process whose gloo threads still run at its end is now and then aborted by PyTorch.
+torch.distributed.barrier()
+torch.distributed.destroy_process_group()
 """
 
 

@@ -45,8 +45,10 @@ class Classification:
       augment: how training images are augmented: "none", "flip" or "crop_flip" (see
         `data.augment`).
       label_smoothing: probability that training spreads evenly over all classes.
-      brightness, contrast, saturation: how far training changes the colours of images, 0..1 (see
+      brightness: how far training changes the brightness of images, 0..1 (see
         `data.augment.jitter`).
+      contrast: the same for their contrast.
+      saturation: the same for their saturation.
       random_erasing: the probability that a rectangle of a training image is replaced by random
         pixels (see `data.augment.erase`).
       cutout: the side in pixels of a square of each training image that is set to the mean; 0 for
