@@ -381,6 +381,7 @@ def test_ctrl_c_while_jax_is_imported_is_quiet():
     assert (process.returncode, said) == (INTERRUPTED, [])
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_away_is_no_error():
     """`| head`, whose end closes the pipe."""
     reads, writes = os.pipe()

@@ -72,7 +72,7 @@ def test_dropout_changes_the_trajectory(reference, tmp_path):
 @pytest.mark.parametrize(
     "execution",
     [
-        {"num_devices": 4},
+        pytest.param({"num_devices": 4}, marks=pytest.mark.slow),
         {"num_devices": 2, "max_microbatch_size": 2, "input": "streamed"},
     ],
     ids=str,

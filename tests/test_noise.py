@@ -194,7 +194,7 @@ _reference: list = []
     "changes",
     [
         pytest.param({"run.updates_per_dispatch": 1}, marks=pytest.mark.slow),
-        {"run.num_devices": 8},
+        pytest.param({"run.num_devices": 8}, marks=pytest.mark.slow),
         {"run.num_devices": 2, "run.max_microbatch_size": 8},
         {"run.input": "streamed"},
     ],

@@ -118,6 +118,7 @@ def test_any_stops_leave_the_same_run(
     assert_same(workdir, undisturbed())
 
 
+@pytest.mark.slow
 def test_a_run_in_another_thread_is_the_same(
     undisturbed: Callable[..., pathlib.Path], tmp_path: pathlib.Path
 ) -> None:

@@ -53,6 +53,7 @@ def replaced(value: Any, text: str) -> Any:
     return text if isinstance(value, str) else value
 
 
+@pytest.mark.slow
 def test_a_report_shows_what_a_folder_says_and_runs_nothing(tmp_path, touched, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     for seed, text in enumerate((MARKUP, "malice:run", f"$(touch {touched}); touch {touched}")):

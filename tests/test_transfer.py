@@ -48,6 +48,7 @@ def test_the_last_matching_pattern_decides():
         matching(names, "*,!c")
 
 
+@pytest.mark.slow
 def test_reads_what_a_run_evaluates(source):
     """The average, from the folder or a checkpoint in it, without the model."""
     _, state = load(str(source))
