@@ -150,7 +150,7 @@ def test_dropout_is_active_and_its_masks_follow_the_seed(name, whole, tmp_path):
     assert first != pytest.approx(expected, rel=1e-3)
 
 
-@pytest.mark.parametrize("stop_at", [40, 80])
+@pytest.mark.parametrize("stop_at", [40, pytest.param(80, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ["regression", pytest.param("language", marks=pytest.mark.slow)])
 def test_a_resume_draws_the_same_masks(name, stop_at, whole, tmp_path):
     """Bit for bit on the same devices; to rounding error on others."""

@@ -118,6 +118,7 @@ def test_plan_as_a_table(command):
     assert make_plan(digits.get_config("increasing_batch"), 1437).table(num_devices=1) in done.out
 
 
+@pytest.mark.slow
 def test_time_to_train_is_told_with_its_assumptions(command):
     """4 devices at 1 ms an example, nothing lost between them, for what the plan sees of digits."""
     flags = (DIGITS, "--num_devices=4", "--seconds_per_example=0.001", "--latency=0")
@@ -271,6 +272,7 @@ def test_a_config_without_get_config_is_one_line(command, tmp_path, name):
     assert (done.status, done.err) == (2, "error: --config: the file has no function get_config\n")
 
 
+@pytest.mark.slow
 def test_divergence_has_an_exit_status_of_its_own(command, tmp_path):
     done = command(
         "train",

@@ -104,6 +104,7 @@ def test_trainer_follows_the_plan(tmp_path) -> None:
     assert trainer.state.global_step == PLAN.num_updates
 
 
+@pytest.mark.slow
 def test_micro_batches_do_not_change_training(tmp_path) -> None:
     whole, _ = make_trainer(tmp_path / "whole", microbatch=100, save_steps=1000)
     cut, _ = make_trainer(tmp_path / "cut", microbatch=1, save_steps=1000)

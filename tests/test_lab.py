@@ -155,6 +155,7 @@ def a_study() -> study.Study:
     )
 
 
+@pytest.mark.slow
 def test_from_a_study_to_its_record_and_page(tmp_path):
     found = a_study()
     cells = list(study.cells(found, str(tmp_path / "runs")))

@@ -106,6 +106,7 @@ def test_the_objective_is_the_mean_loss_of_the_task():
 TRACED = {"trace.per_decade": 2, "run.keep_traced": True, "run.updates_per_dispatch": 1}
 
 
+@pytest.mark.slow
 def test_a_trace_is_the_path_of_the_parameters(tmp_path):
     """Against the states after every update: 11 updates of 32, then 3 of 128."""
     trained = run_experiment(tiny_experiment(TRACED), tmp_path)

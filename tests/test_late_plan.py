@@ -215,6 +215,7 @@ def test_a_plan_may_end_the_run_early(undisturbed, tmp_path):
     assert summary["examples_seen"] == end(trained)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_holds_the_history(undisturbed, tmp_path):
     interrupted(tmp_path, "preempt", 400)
     rows = [row for row in read_rows(tmp_path) if row["examples_seen"] <= 400]

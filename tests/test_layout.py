@@ -119,12 +119,14 @@ LAYOUTS = [
     (4, 16),  # 1 and 2
     (8, 4),  # 1 and 4: all ghosts are shared
 ]
+SLOW = [(4, 128), (8, 128), (1, 64)]
 MIXED = [(2, 128), (4, 16)]
 
 
 @pytest.mark.parametrize(
     ("optimizer", "num_devices", "limit"),
-    [("momentum", *layout) for layout in LAYOUTS]
+    [("momentum", *layout) for layout in LAYOUTS if layout not in SLOW]
+    + [pytest.param("momentum", *layout, marks=pytest.mark.slow) for layout in SLOW]
     + [("adam", 8, 4)]
     + [pytest.param("adam", *layout, marks=pytest.mark.slow) for layout in MIXED]
     + [pytest.param("sgd", *layout, marks=pytest.mark.slow) for layout in [*MIXED, (8, 4)]],

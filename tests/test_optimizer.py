@@ -231,6 +231,7 @@ def test_clipping_scales_the_whole_gradient_before_anything_else(name, clip_norm
     assert np.allclose(actual["dense"]["kernel"], unclipped) is (clip_norm == 1e6)
 
 
+@pytest.mark.slow
 def test_the_average_has_a_horizon_in_examples(tmp_path):
     """Across a growth from 32 to 128. After e examples, with w_i after e_i, batches b_i, h = a N:
 

@@ -191,6 +191,7 @@ def test_text_stays_within_100_columns_whatever_the_names(tmp_path):
     assert max(map(len, table)) <= 100
 
 
+@pytest.mark.slow
 def test_command_finds_runs_below_a_folder_and_prints_the_facts(tmp_path):
     make_runs(tmp_path / "runs", seeds=(0,))
     told = command(tmp_path / "runs", f"--out={tmp_path / 'out'}", "--json")

@@ -185,6 +185,7 @@ def test_rows_after_the_checkpoint_are_written_again(
     assert_same(tmp_path, undisturbed())
 
 
+@pytest.mark.slow
 def test_rows_before_the_checkpoint_are_lost_with_the_file_and_nothing_else(
     undisturbed: Callable[..., pathlib.Path], tmp_path: pathlib.Path, caplog: Any
 ) -> None:
@@ -238,6 +239,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_not_started_over(
     assert faults.contents(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_a_finished_run_that_lost_rows_and_summary_writes_what_is_known(
     tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
 ) -> None:

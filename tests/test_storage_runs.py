@@ -58,6 +58,7 @@ def test_a_whole_life_on_a_store(bucket: pathlib.Path, tmp_path: pathlib.Path, c
     assert train(experiment, RUN) is Outcome.FINISHED
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_was_half_put_is_none(
     bucket: pathlib.Path,
 ) -> None:

@@ -174,6 +174,7 @@ def test_many_plans_are_compared_with_the_best(made):
     assert all(difference.mean <= 1e-9 for _, _, difference in paired)
 
 
+@pytest.mark.slow
 def test_the_page_shows_the_sweep(made, tmp_path):
     found = report.write_report(made, str(tmp_path), x="recipe.batch_size", y="test_loss")
     assert found["sweep"]["y"] == "test_loss"

@@ -158,7 +158,7 @@ def test_the_loss_is_traced_once_for_each_batch_size(updates_per_dispatch, tmp_p
 @pytest.mark.parametrize(
     "changes",
     [
-        {"run.updates_per_dispatch": 4},
+        pytest.param({"run.updates_per_dispatch": 4}, marks=pytest.mark.slow),
         pytest.param({"run.input": "streamed"}, marks=pytest.mark.slow),
         {"run.input": "streamed", "run.updates_per_dispatch": 3, "run.num_devices": 2},
         {"run.compile_ahead": False, "run.eval_batch_size": 360},
@@ -348,6 +348,7 @@ def jpeg_experiment(changes: dict[str, Any], num_classes: int = 10) -> Any:
     )
 
 
+@pytest.mark.slow
 def test_devices_too_many_for_a_segment_of_jpegs_that_is_over(tmp_path):
     stopped = run_experiment(jpeg_experiment(MOVING | {"run.stop_at_growth": True}), tmp_path)
     assert stopped.outcome is Outcome.GROWTH

@@ -112,6 +112,7 @@ def test_dropout_is_off_in_evaluation_and_by_example_in_training():
     np.testing.assert_allclose(trained[1:2], run(TOKENS[1:2], keys[1:2]), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_bfloat16_keeps_parameters_and_logits_in_float32():
     model = make_model("transformer", dtype="bfloat16", vocab_size=11, context=8, layers=1,
                        heads=2, channels=12)  # fmt: skip
