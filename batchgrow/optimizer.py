@@ -215,7 +215,8 @@ def freeze(optimizer: ByBatch, frozen: Mask) -> ByBatch:
 
     Args:
       optimizer: a chain, or a function of the batch size that returns one.
-      frozen: turns parameters into True for those that stay as they are.
+      frozen: a function of the parameters that returns a tree of the same structure, with True for
+        each parameter that is frozen.
     """
 
     def frozen_in(chain: optax.GradientTransformation) -> optax.GradientTransformation:

@@ -4,10 +4,10 @@
 
 One run of a tiny network writes --rows rows, each with an evaluation and a checkpoint; then
 --calls runs follow each other in the same process. After each row, and after each run, the process
-counts its resident memory, the part of it that is allocated (the rest is code, and memory that
-glibc's malloc keeps for later), open files and threads. `slope` is that of a straight line through
-the counts, with its 95 % interval; counts are averaged in up to 20 blocks first, because neighbours
-are alike. The first fifth is left out: it fills caches.
+counts its resident memory, its allocated memory, its open files and its threads. Resident memory
+also contains code, and memory that glibc's malloc has freed and keeps for later. `slope` is that of
+a straight line through the counts, with its 95 % interval; counts are averaged in up to 20 blocks
+first, because neighbours are alike. The first fifth is left out: it fills caches.
 """
 
 import ctypes
