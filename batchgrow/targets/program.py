@@ -188,9 +188,9 @@ def collectives(text: str) -> list[dict[str, Any]]:
 def kernels(text: str) -> dict[str, int]:
     """Returns how often an update calls a library or a fusion, by the name of its kind.
 
-    On GPUs "__cudnn$convForward" and similar names are calls of cuDNN, and "__triton..." are fusions
-    that XLA compiles with Triton. "Loop fusion" and "Input fusion" are XLA's other fusions; the
-    latter end in a reduction.
+    On GPUs "__cudnn$convForward" and similar names are calls of cuDNN, and "__triton..." are
+    fusions that XLA compiles with Triton. "Loop fusion" and "Input fusion" are XLA's other fusions;
+    the latter end in a reduction.
     """
     found: dict[str, int] = {}
     for x in instructions(text):
