@@ -22,7 +22,11 @@ EVERY = [
     for name, module in MODULES.items()
     for variant in getattr(module, "VARIANTS", ("",))
 ]
-EVERY += [("cifar10", f"{variant},small") for variant in MODULES["cifar10"].VARIANTS]
+EVERY += [
+    ("cifar10", f"{variant},{size}")
+    for size in ("small", "fifth")
+    for variant in MODULES["cifar10"].VARIANTS
+]
 EVERY += [
     ("shakespeare", f"{variant},python_topics") for variant in MODULES["shakespeare"].VARIANTS
 ]
@@ -48,6 +52,16 @@ def test_builds_a_plan_and_a_task(name, variant):
     assert epochs == pytest.approx(config.recipe.num_epochs, rel=0.01)
     if config.data.name not in DOWNLOADED:
         assert make_task(config).metrics
+
+
+@pytest.mark.parametrize("variant", MODULES["cifar10"].VARIANTS)
+def test_a_fifth_has_the_papers_batches_and_a_fifth_of_its_updates(variant):
+    def plan(size: str):
+        return make_plan(MODULES["cifar10"].get_config(variant + size), 50_000)
+
+    whole, fifth = plan(""), plan(",fifth")
+    assert fifth.batch_sizes() == whole.batch_sizes()
+    assert 5 * fifth.num_updates == pytest.approx(whole.num_updates, abs=10)
 
 
 def noise(split: str) -> ArrayDataset:
