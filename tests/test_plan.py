@@ -134,6 +134,19 @@ def test_table_fits_100_columns_and_lists_every_segment() -> None:
         assert lines[len(plan.segments) + 1].split()[-1] == f"{plan.num_updates:,}"
 
 
+def test_table_shows_the_peak_of_a_warm_up() -> None:
+    """The peak is at the end of the warm-up, in the first segment of 40,000 updates."""
+    recipe = Recipe(10, 0.9, with_warmup(cosine(0.1, 90), 5), num_examples=10_000, num_epochs=90)
+    plan = grow(recipe, max_batch_size=20)
+    first, second = (line.split() for line in plan.table().splitlines()[1:3])
+    peak = max(plan.points(), key=lambda point: point.learning_rate)
+    assert (peak.segment, peak.update) == (0, 5000)
+    middle = f"..{peak.learning_rate:.3g}.."
+    assert first[5].startswith("0..") and middle in first[5]
+    assert first[7].startswith("0..") and f"..{peak.noise['noise_scale']:.3g}.." in first[7]
+    assert second[5].count("..") == 1  # it falls
+
+
 def test_positions_of_all_updates_are_the_stream() -> None:
     recipe = Recipe(8, 0.9, cosine(0.1, 4), num_examples=100, num_epochs=4)
     plan = grow(recipe, max_batch_size=10)

@@ -1,5 +1,6 @@
 """A plan as plain numbers and as text."""
 
+import itertools
 from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -67,21 +68,28 @@ def to_dict(
 
 
 def table(plan: Plan, history: Sequence[Segment] = (), num_devices: int | None = None) -> str:
-    """Returns the known segments as rounded text of at most 100 columns, one line each."""
+    """Returns the known segments as rounded text of at most 100 columns, one line each.
+
+    "0.01..0.1..0.02" are the values at the first update of a segment, at the update with the highest
+    learning rate, and at the last update. Where the second is not above the others, it is left out.
+    """
     numbers = to_dict(plan, history, num_devices)
     lines = []
-    for index, row in enumerate(numbers["segments"]):
+    for index, (segment, row) in enumerate(
+        zip(plan.known(history), numbers["segments"], strict=True)
+    ):
         extent = row["start_examples"], row["end_examples"], row["num_updates"]
         line = {"segment": str(index), **_extent(plan, *extent)}
         line["batch"] = str(row["batch_size"])
         if num_devices is not None:
             line["per device"] = f"{row['per_device_batch_size']:.6g}"
-        line["learning rate"] = _span(row, "learning_rate")
+        peak = _peak(plan, segment)
+        line["learning rate"] = _span(row, "learning_rate", plan.learning_rate_of(segment, peak))
         changes = "momentum_start" in row
         line["momentum"] = _span(row, "momentum") if changes else f"{row['momentum']:g}"
         noise = plan.recipe.coupling.noise
         if noise is not None:
-            line[noise.replace("_", " ")] = _span(row, noise)
+            line[noise.replace("_", " ")] = _span(row, noise, plan.noise_of(segment, peak))
         lines.append(line)
     end = numbers["segments"][-1]["end_examples"] if lines else 0
     lines.append({"segment": "total", **_extent(plan, 0, end, numbers["num_updates"])})
@@ -126,7 +134,7 @@ def _corners(plan: Plan, segment: Segment) -> list[list[float]]:
     until none is far (Ramer 1972, Douglas & Peucker 1973).
     """
     last = segment.num_updates - 1
-    updates = np.unique(np.linspace(0, last, min(last + 1, NUM_SAMPLES)).round().astype(np.int64))
+    updates = _samples(0, last)
     rates = plan.learning_rates(segment, updates)
     heights = np.log(np.maximum(rates, max(CORNER_FLOOR * rates.max(), 1e-300)))
     corners, parts = {0, len(updates) - 1}, [(0, len(updates) - 1)]
@@ -171,9 +179,30 @@ def _extent(plan: Plan, start_examples: int, end_examples: int, num_updates: int
     }
 
 
-def _span(row: dict[str, Any], key: str) -> str:
-    start, end = (
-        f"{value:,.0f}" if 1000 <= value < 1e6 else f"{value:.3g}"
-        for value in (row[f"{key}_start"], row[f"{key}_end"])
-    )
-    return start if start == end else f"{start}..{end}"
+def _peak(plan: Plan, segment: Segment) -> int:
+    """The update of a segment with the highest learning rate, if there is one maximum."""
+    first, last = 0, segment.num_updates - 1
+    while True:
+        updates = _samples(first, last)
+        highest = int(plan.learning_rates(segment, updates).argmax())
+        if len(updates) == last - first + 1:
+            return int(updates[highest])
+        first, last = (
+            int(updates[max(highest - 1, 0)]),
+            int(updates[min(highest + 1, len(updates) - 1)]),
+        )
+
+
+def _samples(first: int, last: int) -> np.ndarray:
+    """All updates from first to last, or `NUM_SAMPLES` that are about equally far apart."""
+    count = min(last - first + 1, NUM_SAMPLES)
+    return np.unique(np.linspace(first, last, count).round().astype(np.int64))
+
+
+def _span(row: dict[str, Any], key: str, peak: float | None = None) -> str:
+    """The first value and the last, with the peak between them if it is above both."""
+    values = [row[f"{key}_start"], row[f"{key}_end"]]
+    if peak is not None and peak > max(values):
+        values.insert(1, peak)
+    shown = [f"{value:,.0f}" if 1000 <= value < 1e6 else f"{value:.3g}" for value in values]
+    return "..".join(text for text, _ in itertools.groupby(shown))
