@@ -70,8 +70,8 @@ def to_dict(
 def table(plan: Plan, history: Sequence[Segment] = (), num_devices: int | None = None) -> str:
     """Returns the known segments as rounded text of at most 100 columns, one line each.
 
-    "0.01..0.1..0.02" are the values at the first update of a segment, at the update with the highest
-    learning rate, and at the last update. Where the second is not above the others, it is left out.
+    "0.01..0.1..0.02" are the values at the first update of a segment, at the update with the
+    highest learning rate, and at the last update. The second is left out if it is not above both.
     """
     numbers = to_dict(plan, history, num_devices)
     lines = []
