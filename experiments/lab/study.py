@@ -270,6 +270,16 @@ def measured_line(label: str, samples: Mapping[Any, Sequence[float]]) -> Facts:
     return {"label": label, "points": swept.points_of(found)}
 
 
+def line_of(label: str, found: Mapping[Any, Number]) -> Facts:
+    """A line of a chart through the numbers at each x; an unknown number is left out."""
+    points = [
+        {"x": place, "n": n.n, "mean": n.ours, "low": n.low, "high": n.high}
+        for place, n in found.items()
+        if n.ours is not None
+    ]
+    return {"label": label, "points": points}
+
+
 def chart(
     title: str, x: str, y: str, lines: Sequence[Facts], *, percent: bool | None = None
 ) -> Facts:
