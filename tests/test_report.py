@@ -87,7 +87,7 @@ def test_groups_are_plans_and_labels_tell_namesakes_apart(tmp_path):
     assert [[run.seed for run in group.runs] for group in groups] == [[0, 1]] * 3
     adam = make_run(tmp_path / "adam", "hybrid", 0, optimizer="adam")
     labels = {group.label for group in runs.group_by_plan([*made, adam])}
-    assert labels == {"decaying_lr", "hybrid momentum", "hybrid adam", "increasing_batch"}
+    assert labels == {"decaying_lr", "hybrid (momentum)", "hybrid (adam)", "increasing_batch"}
     settings = [c["setting"] for c in report.facts([*made, adam])["comparisons"]]
     assert settings == [
         f"digits, classification, conv_net, {name}, 12 epochs" for name in ("momentum", "adam")
@@ -97,8 +97,8 @@ def test_groups_are_plans_and_labels_tell_namesakes_apart(tmp_path):
 def test_namesakes_of_another_experiment_are_told_apart_by_its_name(tmp_path):
     made = [make_run(tmp_path / kind.task, "hybrid", 0, kind=kind) for kind in KINDS]
     assert [group.label for group in runs.group_by_plan(made)] == [
-        "hybrid characters",
-        "hybrid digits",
+        "hybrid (characters)",
+        "hybrid (digits)",
     ]
 
 
@@ -109,7 +109,7 @@ def test_a_field_that_changes_the_trajectory_splits_a_plan_and_names_it(tmp_path
     changed["data"]["seed"] = 7  # another field than the run's own seed
     config.write_text(json.dumps(changed))
     labels = {g.label for g in runs.group_by_plan([made[0], report.read_run(made[1].path)])}
-    assert labels == {"hybrid", "hybrid data.seed=7"}
+    assert labels == {"hybrid", "hybrid (data.seed=7)"}
 
 
 def test_headline_states_the_finding_from_the_numbers(found, kind):

@@ -123,8 +123,8 @@ def made(tmp_path_factory):
 def test_points_are_means_with_their_t_interval(made):
     found = swept(runs.group_by_plan(made), "recipe.batch_size", "test_accuracy")
     assert [line["label"] for line in found["lines"]] == [
-        "hybrid learning_rate=0.1",
-        "hybrid learning_rate=0.2",
+        "hybrid (learning_rate=0.1)",
+        "hybrid (learning_rate=0.2)",
     ]
     for line, rate in zip(found["lines"], (0.1, 0.2), strict=True):
         assert [point["x"] for point in line["points"]] == [8, 64, 512]

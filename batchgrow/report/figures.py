@@ -159,7 +159,7 @@ def _draw_curves(
             if len(curves) > 1:
                 least, most = values.min(axis=0), values.max(axis=0)
                 axes.fill_between(grid, least, most, color=line.colour, alpha=0.2, linewidth=0)
-        name = f"{group.label} (unfinished)"
+        name = f"{group.label}, unfinished"
         for run in group.runs:
             if not run.finished:
                 curve = _curve(run, x, y)

@@ -112,7 +112,9 @@ def identity(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def label_of(run: Run, others: Sequence[Run], besides: str = "") -> str:
-    """Returns the variant of a run, with the fields that tell it from other runs of that variant.
+    """Returns the variant of a run, with what tells it from other runs of that variant.
+
+    Examples are "hybrid" and "hybrid (adam, batch_size=32)".
 
     Args:
       run: the run.
@@ -120,7 +122,7 @@ def label_of(run: Run, others: Sequence[Run], besides: str = "") -> str:
       besides: a field that is left out.
     """
     namesakes = [other for other in others if other.variant == run.variant]
-    words = [run.variant]
+    words = []
     # Experiments and optimizers differ in many fields; their names are enough.
     for key in ("experiment", "optimizer"):
         name = getattr(run, key)
@@ -134,7 +136,10 @@ def label_of(run: Run, others: Sequence[Run], besides: str = "") -> str:
     named = [*short.values()]
     unclear = {*IGNORED_FIELDS, *(name for name in named if named.count(name) > 1)}
     words += [f"{key if short[key] in unclear else short[key]}={own[key]}" for key in different]
-    return " ".join(filter(None, words)) or run.experiment
+    told_by = ", ".join(words)
+    if not run.variant:
+        return told_by or run.experiment
+    return f"{run.variant} ({told_by})" if words else run.variant
 
 
 def summarize(values: Sequence[float]) -> Statistics | None:
