@@ -94,6 +94,17 @@ def test_groups_are_plans_and_labels_tell_namesakes_apart(tmp_path):
     ]
 
 
+def test_a_run_that_repeats_another_is_left_out_and_named(tmp_path, caplog):
+    first = make_run(tmp_path / "a", "hybrid", 0, final=0.9)
+    again = make_run(tmp_path / "b", "hybrid", 0, final=0.8)
+    other = make_run(tmp_path / "c", "hybrid", 1, final=0.9)
+    (plan,) = report.facts([again, other, first])["comparisons"][0]["plans"]
+    assert (plan["test"]["n"], plan["test"]["mean"]) == (2, pytest.approx(0.9))
+    assert caplog.messages == [
+        f"{again.path} is left out: {first.path} has the same config and seed"
+    ]
+
+
 def test_namesakes_of_another_experiment_are_told_apart_by_its_name(tmp_path):
     made = [make_run(tmp_path / kind.task, "hybrid", 0, kind=kind) for kind in KINDS]
     assert [group.label for group in runs.group_by_plan(made)] == [

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import logging
 import statistics
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from batchgrow.report.runs import PlanGroup, group_by_plan, paired_differences, 
 from batchgrow.report.swept import swept
 from batchgrow.text_table import WIDTH, text_table
 
+log = logging.getLogger(__name__)
 Facts = dict[str, Any]
 # variant -> {"test_METRIC": value, "updates", "source"}, where METRIC is the task's first metric;
 # optionally "optimizer", if the values hold for one only, and "command", which runs the plan.
@@ -36,6 +38,8 @@ def facts(
 ) -> Facts:
     """Returns everything that the report says, as plain JSON types. Percentages are fractions.
 
+    A run that repeats another one's config and seed is left out of the statistics, with a warning.
+
     Args:
       runs: the runs.
       paper: the paper's numbers.
@@ -50,6 +54,8 @@ def facts(
             "train first, or wait for the first row of metrics.jsonl"
         )
     groups = group_by_plan(runs)
+    for run, used in itertools.chain(*(group.repeated for group in groups)):
+        log.warning("%s is left out: %s has the same config and seed", run.path, used.path)
     families = families_of(groups)
     return {
         "comparisons": [_comparison(family, paper or {}) for family in families],

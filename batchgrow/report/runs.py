@@ -53,9 +53,23 @@ class PlanGroup:
         return self.runs[0].metric
 
     @property
+    def _by_seed(self) -> dict[int, Run]:
+        return {run.seed: run for run in reversed(self.runs) if run.finished}
+
+    @property
     def finished(self) -> tuple[Run, ...]:
-        by_seed = {run.seed: run for run in reversed(self.runs) if run.finished}
-        return tuple(run for run in self.runs if by_seed.get(run.seed) is run)
+        chosen = self._by_seed
+        return tuple(run for run in self.runs if chosen.get(run.seed) is run)
+
+    @property
+    def repeated(self) -> list[tuple[Run, Run]]:
+        """Each finished run that is left out, with the one of the same seed that is used."""
+        chosen = self._by_seed
+        return [
+            (run, chosen[run.seed])
+            for run in self.runs
+            if run.finished and chosen[run.seed] is not run
+        ]
 
     def finals(self, column: str) -> dict[int, float]:
         """seed -> the finite last value of a column, of the finished runs."""
