@@ -2,6 +2,9 @@
 
     python -m experiments.plan --config=configs/digits.py:increasing_batch --num_devices=4
 
+The data need not be there if the config says how many examples they have. Where a text, a table or
+an .npz file is there, that number is checked, as in training.
+
 It also predicts the time to train, from a measured time of an example, or from the peak of a device
 and the share of it that is assumed to be reached:
 
@@ -24,8 +27,9 @@ from absl import flags
 
 from batchgrow import devices
 from batchgrow.config import ConfigDict, check_layouts, make_plan, warn_of
-from batchgrow.config.data import facts_of, open_data
+from batchgrow.config.data import facts_of, open_data, source_of
 from batchgrow.config.task import make_task
+from batchgrow.data.catalog import is_at_hand
 from batchgrow.plan import FixedPlan, time_to_train
 from batchgrow.run.summary import flops_of, num_parameters
 from batchgrow.targets import forecast
@@ -127,9 +131,15 @@ def _print_forecast(config: ConfigDict, target: Target) -> int:
 
 
 def _num_examples(config: ConfigDict) -> int:
-    """N: what the config says, so that no data is needed, or else what the data has."""
+    """N of the data, if the config does not say it or they are at hand; else what the config says.
+
+    Raises:
+      ValueError: as `open_data`, if the data have another size than the config says.
+    """
     said = config.data.num_train_examples
-    return open_data(config, "train").num_examples if said is None else said
+    if said is not None and not is_at_hand(source_of(config, ())):
+        return said
+    return open_data(config, "train").num_examples
 
 
 def _time(config: ConfigDict, plan: FixedPlan) -> dict[str, Any]:

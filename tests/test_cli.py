@@ -207,6 +207,21 @@ def test_bad_flags_are_one_line_that_names_them(flags, complaint, command):
     assert done.out == ""
 
 
+def test_plan_and_train_refuse_a_text_of_another_size_in_the_same_words(command, tmp_path):
+    """The config says 15,685 windows. Without the text nothing can be compared."""
+    text = tmp_path / "text.txt"
+    flags = ["--config=configs/shakespeare.py", f"--config.data.name=text:{text}"]
+    flags.append("--config.data.test_share=0.1")
+    absent = command("plan", *flags, "--json")
+    assert json.loads(absent.out)["num_examples"] == 15_685
+    text.write_text("To be, or not to be. " * 100)  # 1,890 characters to train on
+    plan, train = command("plan", *flags), command("train", *flags, f"--workdir={tmp_path}/run")
+    assert plan.err == train.err and (plan.status, train.status) == (2, 2)
+    assert f"num_train_examples is 15685, but text:{text} has 29 examples" in plan.err
+    found = command("plan", *flags, "--config.data.num_train_examples=29", "--json")
+    assert json.loads(found.out)["num_examples"] == 29
+
+
 @pytest.fixture
 def busy_folder(tmp_path):
     """The run folder of another seed."""

@@ -10,7 +10,7 @@ import numpy as np
 from batchgrow.data.datasets import ArrayDataset, Dataset, SourceDataset
 from batchgrow.data.files import open_csv, open_images, open_npz, open_series, open_text
 from batchgrow.data.hugging_face import from_hugging_face, open_hugging_face
-from batchgrow.data.prepared import read_all
+from batchgrow.data.prepared import is_prepared, read_all
 from batchgrow.data.source import Part, Source, make_dataset
 from batchgrow.data.stream import RandomAccess
 from batchgrow.data.tables import load_table
@@ -89,6 +89,19 @@ def open_part(source: Source, part: Part) -> Dataset:
         load_table(name, split) if is_table else load_images(name, split, source.data_dir).arrays
     )
     return make_dataset(arrays, source, part, whole=source.test_share is None)
+
+
+def is_at_hand(source: Source) -> bool:
+    """Whether a text, a table or an .npz file is there, so that opening it takes seconds at most.
+
+    False for images, which must be decoded, for names that may have to be downloaded, and for
+    functions of your own.
+    """
+    name = source.name.removeprefix("tfds:")
+    if name in TEXTS:
+        return name != "tiny_shakespeare" or is_prepared(name, source.data_dir)
+    is_file = name.endswith(".npz") or name.partition(":")[0] in ("csv", "npz", "series", "text")
+    return is_file and source.exists()
 
 
 def _your_own(found: Any, source: Source, part: Part) -> Dataset:

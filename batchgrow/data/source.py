@@ -71,6 +71,13 @@ class Source:
             raise ValueError(f"data.name {self.name!r}: {path.absolute()} does not exist")
         return path
 
+    def exists(self) -> bool:
+        """Whether the files or folders of both parts exist."""
+        try:
+            return bool(self.path("train") and self.path("test"))
+        except ValueError:
+            return False
+
     @property
     def has_paths(self) -> bool:
         """Whether training and test data have paths of their own."""
