@@ -6,13 +6,13 @@ import os
 import pathlib
 import subprocess
 import sys
+from itertools import combinations
 
 import pytest
 from run_folders import make_run
 
 from batchgrow import report
-from batchgrow.report import runs
-from batchgrow.report.swept import swept
+from batchgrow.report import drawing, runs, swept
 from experiments import grid
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -121,7 +121,7 @@ def made(tmp_path_factory):
 
 
 def test_points_are_means_with_their_t_interval(made):
-    found = swept(runs.group_by_plan(made), "recipe.batch_size", "test_accuracy")
+    found = swept.swept(runs.group_by_plan(made), "recipe.batch_size", "test_accuracy")
     assert [line["label"] for line in found["lines"]] == [
         "hybrid (learning_rate=0.1)",
         "hybrid (learning_rate=0.2)",
@@ -137,7 +137,7 @@ def test_points_are_means_with_their_t_interval(made):
 
 
 def test_the_widest_field_is_the_axis_by_default(made):
-    found = swept(runs.group_by_plan(made))
+    found = swept.swept(runs.group_by_plan(made))
     assert (found["x"], found["y"], found["percent"]) == (
         "recipe.batch_size",
         "test_accuracy",
@@ -159,7 +159,7 @@ def test_plans_of_several_variants_are_no_sweep(tmp_path):
 )
 def test_wrong_axes_are_refused(made, x, y, message):
     with pytest.raises(ValueError, match=message):
-        swept(runs.group_by_plan(made), x, y)
+        swept.swept(runs.group_by_plan(made), x, y)
 
 
 def test_many_plans_are_compared_with_the_best(made):
@@ -212,3 +212,18 @@ def test_the_command_trains_the_grid_once(tmp_path):
     written = [path.stat().st_mtime_ns for path in sorted(tmp_path.rglob("summary.json"))]
     assert sweep(*flags).returncode == 0
     assert written == [path.stat().st_mtime_ns for path in sorted(tmp_path.rglob("summary.json"))]
+
+
+@pytest.mark.parametrize("names", ["abc", [f"method {index}" for index in range(10)]])
+def test_names_of_an_axis_do_not_touch(names):
+    points = [{"x": name, "n": 3, "mean": 0.5, "low": 0.4, "high": 0.6} for name in names]
+    panel = swept.panel(
+        {"x": "x", "y": "y", "percent": True, "lines": [{"label": "", "points": points}]}
+    )
+    figure = drawing.draw(panel)
+    figure.draw_without_rendering()
+    [axes] = figure.axes
+    axis = axes.yaxis if len(names) > 3 else axes.xaxis
+    assert [label.get_text() for label in axis.get_ticklabels()] == list(names)
+    boxes = [label.get_window_extent() for label in axis.get_ticklabels()]
+    assert not any(first.overlaps(second) for first, second in combinations(boxes, 2))

@@ -87,7 +87,7 @@ def draw(*drawn: Panel, columns: int = 1, one_legend: bool = True) -> Figure:
     """
     rows = -(-len(drawn) // columns)
     with matplotlib.rc_context(STYLE):
-        size = (WIDTH * columns, drawn[0].height * rows)
+        size = (WIDTH * columns, max(panel.height for panel in drawn) * rows)
         figure = Figure(figsize=size, layout="constrained")
         FigureCanvasAgg(figure)
         for number, panel in enumerate(drawn, start=1):
@@ -96,7 +96,7 @@ def draw(*drawn: Panel, columns: int = 1, one_legend: bool = True) -> Figure:
             _add_legend(figure, figure.axes, size[0], loc="outside upper center")
         else:
             for axes in figure.axes:
-                _add_legend(axes, [axes], WIDTH, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+                _add_legend(axes, [axes], WIDTH, loc="lower right", bbox_to_anchor=(1.0, 1.0))
     return figure
 
 

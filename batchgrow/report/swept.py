@@ -8,10 +8,16 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, NullFormatter
+from matplotlib.ticker import (
+    FixedFormatter,
+    FixedLocator,
+    FuncFormatter,
+    MaxNLocator,
+    NullFormatter,
+)
 
 from batchgrow.report.axes import plain_log_ticks
-from batchgrow.report.drawing import INK, LINES, PALETTE, Panel
+from batchgrow.report.drawing import HEIGHT, INK, LINES, PALETTE, Panel
 from batchgrow.report.runs import PlanGroup, identity, interval, label_of
 from batchgrow.run.folder import flatten
 
@@ -19,6 +25,8 @@ Facts = dict[str, Any]
 OF_SUMMARY = ("num_updates", "wall_seconds", "compile_seconds")  # columns beside those of the rows
 MOST_PLACES = 9  # values of x that each have a tick
 MOST_MARKS = 24  # points of a line that are marked
+MOST_LETTERS = 32  # of all names below an axis
+ROW_HEIGHT = 0.45  # inches
 LOG_FACTOR = 8  # axes whose values differ by more are logarithmic
 
 
@@ -137,52 +145,98 @@ def panel(found: Facts) -> Panel:
         "is_reference" is drawn thin, without points.
     """
     title = found.get("title") or f"{_words(found['y']).capitalize()} by {_words(found['x'])}"
-    return Panel("sweep", title, functools.partial(_draw, found=found))
+    places = _places(found)
+    height = ROW_HEIGHT * len(places) + 1 if _in_rows(places) else 0
+    draw = functools.partial(_draw, found=found)
+    return Panel("sweep", title, draw, height=max(HEIGHT, height))
+
+
+def _places(found: Facts) -> list[Any]:
+    return list(dict.fromkeys(point["x"] for line in found["lines"] for point in line["points"]))
+
+
+def _in_rows(places: Sequence[Any]) -> bool:
+    """Whether names are too long to stand side by side, so that each gets a row."""
+    return not all(map(_is_number, places)) and sum(len(str(x)) for x in places) > MOST_LETTERS
 
 
 def _draw(axes: Axes, found: Facts) -> None:
-    lines = found["lines"]
-    places = list(dict.fromkeys(point["x"] for line in lines for point in line["points"]))
-    numeric = all(map(_is_number, places))
-    at = {place: place if numeric else index for index, place in enumerate(places)}
-    for index, line in enumerate(lines):
-        points = line["points"]
-        xs = [at[point["x"]] for point in points]
-        colour = PALETTE[index % len(PALETTE)]
-        style = LINES[index // len(PALETTE) % len(LINES)]
-        label = line["label"] if len(lines) > 1 else None
-        look: dict[str, Any] = {"color": colour, "linestyle": style, "linewidth": 2.0}
-        if len(points) <= MOST_MARKS:
+    places = _places(found)
+    in_rows = _in_rows(places)
+    if all(map(_is_number, places)):
+        _draw_numbers(axes, found, places)
+    else:
+        _draw_names(axes, found, places, in_rows)
+    means = [point["mean"] for line in found["lines"] for point in line["points"]]
+    if found["percent"]:
+        axis = axes.xaxis if in_rows else axes.yaxis
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g}%"))
+    elif _is_wide(means):
+        (axes.set_xscale if in_rows else axes.set_yscale)("log")
+        plain_log_ticks(axes, "x" if in_rows else "y")
+    words = _words(found["x"]), _words(found["y"])
+    axes.set(xlabel=words[in_rows], ylabel=words[not in_rows])
+
+
+def _draw_numbers(axes: Axes, found: Facts, places: Sequence[Any]) -> None:
+    """Lines with bands."""
+    for index, line in enumerate(found["lines"]):
+        points, look = line["points"], _look(found, index)
+        xs, (means, low, high) = [point["x"] for point in points], _bounds(points)
+        if len(points) <= MOST_MARKS and not line.get("is_reference"):
             look |= {"marker": "o", "markersize": 5}
-        if line.get("is_reference"):
-            look = {"color": INK, "linestyle": "--", "linewidth": 1.2}
-        means = np.array([p["mean"] for p in points])
-        # The interval of two values is 13 times their distance: it would hide the lines.
-        low = np.array([p["low"] if p["n"] > 2 else p["mean"] for p in points])
-        high = np.array([p["high"] if p["n"] > 2 else p["mean"] for p in points])
-        if numeric:
-            axes.plot(xs, means, label=label, **look)
-            axes.fill_between(xs, low, high, color=colour, alpha=0.18, linewidth=0)
-        else:  # Nothing lies between two names.
-            aside = np.array(xs) + 0.15 * (index - (len(lines) - 1) / 2)
-            look |= {"linestyle": "", "capsize": 4}
-            axes.errorbar(aside, means, [means - low, high - means], label=label, **look)
-    if not numeric:
-        axes.xaxis.set_major_locator(FixedLocator(list(at.values())))
-        axes.xaxis.set_major_formatter(FixedFormatter([str(place) for place in places]))
-    elif _is_wide(places):
+        axes.plot(xs, means, **look)
+        axes.fill_between(xs, low, high, color=PALETTE[index % len(PALETTE)], alpha=0.18, lw=0)
+    if _is_wide(places):
         axes.set_xscale("log")
         if len(places) <= MOST_PLACES:
             axes.xaxis.set_major_locator(FixedLocator(places))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
-    means = [point["mean"] for line in lines for point in line["points"]]
-    if found["percent"]:
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}%"))
-    elif _is_wide(means):
-        axes.set_yscale("log")
-        plain_log_ticks(axes)
-    axes.set(xlabel=_words(found["x"]), ylabel=_words(found["y"]))
+
+
+def _draw_names(axes: Axes, found: Facts, places: Sequence[Any], in_rows: bool) -> None:
+    """Points with intervals, side by side at each name: nothing lies between two names."""
+    num_lines = sum(not line.get("is_reference") for line in found["lines"])
+    for index, line in enumerate(found["lines"]):
+        points, look = line["points"], _look(found, index)
+        at = np.array([places.index(point["x"]) for point in points], float)
+        means, low, high = _bounds(points)
+        errors: Any = [means - low, high - means]
+        if line.get("is_reference"):
+            errors = None
+        else:
+            at += (0.25 if in_rows else 0.15) * (index - (num_lines - 1) / 2)
+            look |= {"linestyle": "", "capsize": 4, "marker": "o", "markersize": 5}
+        if in_rows:
+            axes.errorbar(means, at, xerr=errors, **look)
+        else:
+            axes.errorbar(at, means, yerr=errors, **look)
+    axis = axes.yaxis if in_rows else axes.xaxis
+    axis.set_major_locator(FixedLocator(range(len(places))))
+    axis.set_major_formatter(FixedFormatter([str(place) for place in places]))
+    if in_rows:
+        axes.invert_yaxis()  # The first name is on top.
+        axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+
+
+def _look(found: Facts, index: int) -> dict[str, Any]:
+    """How the line of this number is drawn, with its label if there are others."""
+    line = found["lines"][index]
+    label = line["label"] if len(found["lines"]) > 1 else None
+    if line.get("is_reference"):
+        return {"color": INK, "linestyle": "--", "linewidth": 1.2, "label": label}
+    style = LINES[index // len(PALETTE) % len(LINES)]
+    colour = PALETTE[index % len(PALETTE)]
+    return {"color": colour, "linestyle": style, "linewidth": 2.0, "label": label}
+
+
+def _bounds(points: Sequence[Facts]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The means and the ends of the intervals."""
+    # The interval of two values is 13 times their distance: it would hide the lines.
+    low = [p["low"] if p["n"] > 2 else p["mean"] for p in points]
+    high = [p["high"] if p["n"] > 2 else p["mean"] for p in points]
+    return np.array([p["mean"] for p in points]), np.array(low), np.array(high)
 
 
 def _is_wide(values: Sequence[float]) -> bool:
