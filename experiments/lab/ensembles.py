@@ -22,7 +22,7 @@ from experiments.lab.study import (
     paired,
 )
 
-PLANS = ("decay", "grow")
+PLANS = ("decay", "hybrid", "grow")
 NUM_EXAMPLES, NUM_TEST, LAST = 2_500, 2_000, 4
 SIZES = (1, 2, 3)
 LATE = {"probabilities": "mean probabilities", "weights": "mean weights"}
@@ -78,7 +78,7 @@ def judge(trials: Sequence[Trial]) -> Verdict:
     }
     numbers = [
         *(number(f"test accuracy of one run, {p}", single[p].values()) for p in PLANS),
-        paired("grow minus decay, one run", single["decay"], single["grow"]),
+        *(paired(f"{p} minus decay, one run", single["decay"], single[p]) for p in PLANS[1:]),
         *(
             Number(f"test accuracy of the mean of {k} runs, {plan}", accuracy[plan, k], n=n)
             for plan in PLANS
@@ -98,8 +98,9 @@ def judge(trials: Sequence[Trial]) -> Verdict:
     return Verdict(
         numbers,
         [chart("Mean of 1, 2, 3 runs", "updates in all", "test_accuracy", lines)],
-        f"The mean of three runs is {own['decay']:+.2f} points better than one with the falling "
-        f"rate and {own['grow']:+.2f} with the growing batch. Two growing runs take {share[2]:.2f} "
+        "The mean of three runs is better than one by "
+        f"{', '.join(f'{own[plan]:+.2f}' for plan in PLANS)} points with the plans "
+        f"{', '.join(PLANS)}. Two growing runs take {share[2]:.2f} "
         f"times the updates of one decaying run and end {gain[2]:+.2f} points from it, three take "
         f"{share[3]:.2f} times and end {gain[3]:+.2f}. The mean probabilities of the last {LAST} "
         f"checkpoints change a decaying run by {in_points(late['decay', 'probabilities'])} points, "

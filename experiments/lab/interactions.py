@@ -24,7 +24,7 @@ from experiments.lab.study import (
     signed,
 )
 
-PLANS = ("decay", "grow")
+PLANS = ("decay", "hybrid", "grow")
 L1 = 5e-5
 NUMBERS = tuple(range(1, len(FUNCTIONS) + 1))
 Pairs = set[tuple[int, int]]
@@ -161,8 +161,8 @@ def judge(trials: Sequence[Trial]) -> Verdict:
         numbers,
         [chart("Ranking of the pairs", "function", "AUC", lines)],
         f"Over ten functions the weights rank the pairs with a mean AUC {signed(difference)} "
-        f"above that of the analysis of variance. L1 changes it by {signed(sparse)}. A "
-        "growing batch instead of a falling rate changes it by "
+        f"above that of the analysis of variance. L1 changes it by {signed(sparse)}. The plans "
+        f"{' and '.join(by_plan)} instead of decay change it by "
         f"{' and '.join(map(signed, by_plan.values()))}.",
     )
 
