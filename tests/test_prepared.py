@@ -41,6 +41,11 @@ def test_an_unknown_data_set(tmp_path):
     assert "\n" not in str(e.value)
 
 
+def test_a_split_may_be_a_slice(prepared):
+    for split, size in {"train[:4]": 4, "train[50%:]": 3, "train[4:]+validation[:1]": 3}.items():
+        assert len(open_source("imagenet2012", split, str(prepared), decode=False)) == size
+
+
 @pytest.mark.parametrize("damage", ["cut", "empty", "missing", "flipped"])
 def test_a_damaged_file_is_one_line(damage, prepared, tmp_path):
     source = read_all("imagenet2012", "train", str(prepared))
