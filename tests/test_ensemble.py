@@ -68,17 +68,13 @@ def test_mean_weights_have_statistics_of_their_own(runs):
 
 @pytest.mark.slow
 def test_the_table_of_two_runs(runs):
-    rows = ensemble.rows_of(runs, 2)
+    rows = ensemble.scores_of(runs, 2)
     assert len(rows) == 3 * 3
     both = [averages.last(run, 1) for run in runs]
     each = [averages.probabilities(experiment, found[0]) for experiment, found in both]
     labels = averages.labels_of(both[0][0])
     expected = averages.score(np.mean(each, 0), labels)
-    assert rows[6] == [
-        "mean probabilities of 2 runs: newest",
-        f"{expected.accuracy:.4f}",
-        f"{expected.loss:.4f}",
-    ]
+    assert rows["mean probabilities of 2 runs: newest"] == expected
     # Cross entropy is convex: a mean is never worse than the mean of the losses.
     assert expected.loss <= np.mean([averages.score(p, labels).loss for p in each])
 
@@ -104,9 +100,25 @@ def test_the_probabilities_of_a_task_are_those_of_its_loss(runs):
 
 @pytest.mark.slow
 def test_the_command(runs):
-    line = [sys.executable, "-m", "experiments.ensemble", *runs, "--last=3"]
+    line = [sys.executable, "-m", "experiments.ensemble", *runs, "--last=3", "--views=flip"]
     done = subprocess.run(
         line, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": "tests"}
     )
     assert done.returncode == 0, done.stderr
     assert "mean weights of the last 3" in done.stdout
+    assert "mean probabilities of 2 runs: newest, views flip" in done.stdout
+
+
+@pytest.mark.slow
+def test_views_are_averaged(runs):
+    experiment, (variables,) = averages.last(runs[0], 1)
+    of_images = averages.task_of(experiment).probabilities
+    data = experiment.test_data.gather(np.arange(experiment.test_data.num_examples))
+    mirrored = data | {"image": data["image"][:, :, ::-1]}
+    mean = (of_images(variables, data) + of_images(variables, mirrored)) / 2
+    expected = averages.score(np.asarray(mean), np.asarray(data["label"]))
+    found = ensemble.scores_of([runs[0]], views=["flip"])[f"{runs[0]}: newest, views flip"]
+    assert found.accuracy == expected.accuracy
+    assert found.loss == pytest.approx(expected.loss, rel=1e-5)
+    with pytest.raises(ValueError, match="unknown task.test_views 'flips'; choose one, flip, "):
+        ensemble.scores_of([runs[0]], views=["flips"])

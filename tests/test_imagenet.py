@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from experiments import make_fake_imagenet
+from experiments import ensemble, make_fake_imagenet
 
 # The smoke config in small: 240 pictures of ten classes at 32x32, 32 -> 64 -> 128 in 5 epochs.
 SMALL = """
@@ -43,3 +43,8 @@ def test_smoke_learns_through_two_growths(tmp_path: pathlib.Path) -> None:
     assert summary["num_replaced_records"] == 0
     assert summary["final"]["test_accuracy"] >= 0.4  # chance is 0.1
     assert summary["final"]["train_loss"] < 1.8  # ln 10 is 2.3
+    scores = ensemble.scores_of([f"{tmp_path}/run"], views=["crops_flips"])
+    newest, viewed = scores.values()
+    assert newest.accuracy == pytest.approx(summary["final"]["test_accuracy"])
+    assert newest.loss == pytest.approx(summary["final"]["test_loss"], rel=1e-4)
+    assert viewed.accuracy >= 0.4 and viewed.loss != newest.loss

@@ -1,6 +1,7 @@
 """Averages of finished classifiers: of their probabilities, or of their weights. No flags."""
 
-from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -57,26 +58,34 @@ def task_of(experiment: Experiment) -> Any:
     return getattr(experiment.task, "task", experiment.task)
 
 
+def with_views(experiment: Experiment, views: str) -> Experiment:
+    """Returns the experiment with other views of a test image.
+
+    Raises:
+      ValueError: if there are no such views, or not of such examples.
+    """
+    task = dataclasses.replace(task_of(experiment), test_views=views)
+    task.check(experiment.test_data.gather(np.arange(1)), "test")
+    return dataclasses.replace(experiment, task=task)
+
+
 def labels_of(experiment: Experiment) -> np.ndarray:
     """The labels of the test set."""
-    data = experiment.test_data
-    return np.asarray(first_examples(data, data.num_examples)["label"])
+    return np.concatenate([part["label"] for part in _test_examples(experiment)])
 
 
 def probabilities(experiment: Experiment, variables: Variables) -> np.ndarray:
-    """Returns the probabilities of the test examples, float32 `(examples, classes)`.
-
-    Raises:
-      ValueError: if the data are not held in memory.
-    """
-    data = experiment.test_data
-    examples = first_examples(data, data.num_examples)
+    """Returns the probabilities of the test examples, float32 `(examples, classes)`."""
     of_part = jax.jit(task_of(experiment).probabilities)
-    parts = [
-        of_part(variables, jax.tree.map(lambda x, i=i: x[i : i + PASS], examples))
-        for i in range(0, data.num_examples, PASS)
-    ]
-    return np.concatenate([np.asarray(part) for part in parts])
+    return np.concatenate([of_part(variables, part) for part in _test_examples(experiment)])
+
+
+def _test_examples(experiment: Experiment) -> Iterator[Any]:
+    """The test set in parts, on the host."""
+    data = experiment.test_data
+    for start in range(0, data.num_examples, PASS):
+        indices = np.arange(start, min(start + PASS, data.num_examples))
+        yield jax.tree.map(np.asarray, data.gather(indices))
 
 
 def mean_weights(experiment: Experiment, several: Sequence[Variables]) -> Variables:

@@ -1,6 +1,5 @@
 """Regularised networks by three plans: the rate decays, the batch grows once, the batch grows."""
 
-import dataclasses
 import math
 import os
 import statistics
@@ -83,9 +82,8 @@ def measure(folder: str) -> dict[str, Any]:
     experiment, [variables] = averages.last(folder, 1)
     labels, found = averages.labels_of(experiment), {}
     for views in VIEWS:
-        task = dataclasses.replace(experiment.task, test_views=views)  # pyright: ignore
-        viewed = dataclasses.replace(experiment, task=task)
-        found[views] = averages.score(averages.probabilities(viewed, variables), labels).accuracy
+        viewed = averages.probabilities(averages.with_views(experiment, views), variables)
+        found[views] = averages.score(viewed, labels).accuracy
     return {"views": found}
 
 
