@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import os
+import pathlib
 import re
 import select
 import sys
@@ -22,6 +23,14 @@ BAD_INPUT = 2
 BROKEN_PIPE = 141  # as shells have it
 # A full disk, a damaged record, a device that is too small: the message says all.
 TROUBLE = (OSError, MemoryError, BadRecordError)
+
+CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
+# What the parser of a flag says of a value of another type, and what the value may be.
+EXPECTED = {
+    "could not convert string to float": "a number",
+    "invalid literal for int": "a whole number",
+    "Non-boolean argument": "True or False",
+}
 
 
 class _Plain(logging.PythonFormatter):
@@ -214,6 +223,27 @@ def _config_files(argv: list[str]) -> list[str]:
     return [path.partition(":")[0] for path in given]
 
 
+def _near_config(path: str) -> str:
+    """The config file whose name is near, in that folder or in configs/; or all of configs/."""
+    own = pathlib.Path(path).parent.glob("*.py") if os.path.dirname(path) else ()
+    shipped = sorted(file for file in CONFIGS.glob("*.py") if file.stem != "__init__")
+    files = {file.stem: os.path.relpath(file) for file in (*shipped, *own)}
+    near = difflib.get_close_matches(pathlib.Path(path).stem, files, n=1)
+    if near:
+        return f"the nearest is {files[near[0]]}"
+    return f"{os.path.relpath(CONFIGS)} has {', '.join(file.stem for file in shipped)}"
+
+
+def _kind_of(flag: str) -> str | None:
+    """What a declared field may be, in words; None for other flags."""
+    if not flag.startswith("config."):
+        return None
+    from batchgrow.config.fields import FIELDS  # It imports JAX.
+
+    kinds = (field.kind for field in FIELDS if f"config.{field.name}" == flag)
+    return next((kind.description for kind in kinds), None)
+
+
 def complain(error: Exception | str, status: int) -> int:
     """Prints one line and returns the exit status."""
     logging.debug("The traceback:", exc_info=isinstance(error, Exception) and error)
@@ -232,11 +262,15 @@ def _nobody_reads() -> bool:
 
 
 def _one_line(error: Exception, argv: list[str]) -> str:
-    """The heart of what absl and ml_collections say in many lines, with a near field or flag."""
+    """The heart of what absl and ml_collections say in many lines, with what may be meant."""
     text = str(error).strip()
-    missing = re.search(r"\[Errno 2\] No such file or directory: '([^']+)'", text)
-    if missing:
-        return f"--config: no such file: {missing[1]}"
+    missing = re.search(r"\[Errno \d+\] (?:No such file|Is a directory).*: '([^']+)'", text)
+    if missing and missing[1] in _config_files(argv):
+        return f"--config: no such file: {missing[1]}; {_near_config(missing[1])}"
+    for reason, expected in EXPECTED.items():
+        refused = re.match(rf"flag --([^=]+)=(.*): \W*{reason}", text, re.S)
+        if refused:
+            return f"--{refused[1]}={refused[2]} must be {_kind_of(refused[1]) or expected}"
     if isinstance(error, flags.UnrecognizedFlagError):
         near = difflib.get_close_matches(error.flagname, list(flags.FLAGS), n=1)
         hint = f"; the nearest is --{near[0]}" if near else "; --help lists them"

@@ -109,7 +109,7 @@ def test_folders_that_cannot_be_used(tmp_path):
     with pytest.raises(FolderError, match="workdir is empty"):
         train_without_compiling(make_config(), "")
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(FolderError, match="cannot be written"):
+    with pytest.raises(FolderError, match="file is a file, not a folder"):
         train_without_compiling(make_config(), tmp_path / "file" / "run")
     assert (tmp_path / "file").read_text() == "mine"
 

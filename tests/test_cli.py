@@ -158,7 +158,10 @@ def test_plan_warns_of_what_differs_from_the_recipe(command):
             ["--config=configs/digits.py:growing"],
             "unknown variant 'growing'; choose decaying_lr, hybrid",
         ),
-        (["--config=configs/nothing.py"], "no such file: configs/nothing.py"),
+        (["--config=configs/nothing.py"], "no such file: configs/nothing.py; configs has base, ci"),
+        (["--config=configs/shakespear.py"], "; the nearest is configs/shakespeare.py"),
+        (["--config=digits"], "--config: no such file: digits; the nearest is configs/digits.py"),
+        (["--config=configs"], "--config: no such file: configs; configs has base, cifar10, diab"),
         ([], "--config is missing: --config=configs/NAME.py:VARIANT"),
         (
             [DIGITS, "--config.recipe.batch_sise=32"],
@@ -181,7 +184,14 @@ def test_plan_warns_of_what_differs_from_the_recipe(command):
             "--config.optimizer.nesterov: no such config field",
         ),
         ([DIGITS, "--num_device=4"], "--num_device is not a flag; the nearest is --num_devices"),
-        ([DIGITS, "--config.seed=zero"], "seed"),
+        (
+            [DIGITS, "--config.recipe.learning_rate=fast"],
+            "--config.recipe.learning_rate=fast must be a finite number, at most 1e+30, above 0, o",
+        ),
+        ([DIGITS, "--config.seed=zero"], "--config.seed=zero must be a whole number, 0 or more"),
+        ([DIGITS, "--config.run.progress=2"], "--config.run.progress=2 must be True or False"),
+        ([DIGITS, "--config.model.channels=few"], "model.channels=few must be a whole number"),
+        ([DIGITS, "--num_devices=x"], "--num_devices=x must be a whole number"),
         ([DIGITS, "--config.recipe.num_epochs=-1"], "num_epochs"),
         (
             [DIGITS, "--config.plan.name=shrink"],
@@ -239,7 +249,8 @@ def test_bad_folders_are_one_line(command, tmp_path, busy_folder):
     before = sorted(busy_folder.iterdir())
     for workdir, complaint in [
         ("", "workdir is empty; name a folder for the run: --workdir=runs/NAME"),
-        (f"{tmp_path}/file/run", f"workdir {tmp_path}/file/run: cannot be written"),
+        (f"{tmp_path}/file", f"{tmp_path}/file is a file, not a folder; choose another workdir"),
+        (f"{tmp_path}/file/run", f"file/run: {tmp_path}/file is a file, not a folder; choose"),
         (str(busy_folder), "another config (seed: 7 -> 0)"),
     ]:
         done = command("train", DIGITS, f"--workdir={workdir}", platform="cpu")

@@ -155,8 +155,12 @@ FIELDS = (
         TEXT,
         "npz:, images:, text:, csv:, series:PATH; hf:, tfds:NAME; module:function",
     ),
-    Field("data.train_split", "train", TEXT, "split or train[:640]; replaces {split} in a path"),
-    Field("data.test_split", "test", TEXT, "split or train[640:]; replaces {split} in a path"),
+    Field(
+        "data.train_split", "train", TEXT, "to train on, or train[:640]; replaces {split} in a path"
+    ),
+    Field(
+        "data.test_split", "test", TEXT, "to test on, or train[640:]; replaces {split} in a path"
+    ),
     Field(
         "data.test_share", None, maybe(number(above=0, below=1)), "share of one split to test on"
     ),

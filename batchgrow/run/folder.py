@@ -82,6 +82,11 @@ def _lock(folder: epath.Path, stack: contextlib.ExitStack) -> None:
     except OSError as error:
         if error.errno == errno.ELOOP and os.path.islink(lock):
             raise FolderError(f"{lock} is a symbolic link; remove it") from error
+        if error.errno in (errno.EEXIST, errno.ENOTDIR):
+            file = next(place for place in (folder, *folder.parents) if place.exists())
+            raise FolderError(
+                f"workdir {folder}: {file} is a file, not a folder; choose another workdir"
+            ) from error
         raise FolderError(
             f"workdir {folder}: cannot be written ({error.strerror or error}); choose another "
             "folder, or change its permissions"
