@@ -188,6 +188,16 @@ def test_the_page_is_made_from_the_recorded_results():
         assert (ROOT / f"docs/laboratory/{path.stem}.png").exists()
 
 
+def test_a_claim_is_listed_with_what_was_found(tmp_path):
+    """The first sentence of the finding; a number's decimal point does not end it."""
+    finding = "It falls by 0.5 points, not as claimed. The rest is noise."
+    (tmp_path / "a.json").write_text(json.dumps({"finding": finding}))
+    assert page.listing({"a": "It rises.", "b": "It falls."}, tmp_path).splitlines() == [
+        *("a", "  claim: It rises.", "  found: It falls by 0.5 points, not as claimed."),
+        *("b", "  claim: It falls.", "  found: not recorded"),
+    ]
+
+
 @pytest.mark.slow
 def test_the_command_lists_and_refuses_in_one_line():
     def command(*flags):
@@ -197,7 +207,8 @@ def test_the_command_lists_and_refuses_in_one_line():
 
     listed = command()
     assert listed.returncode == 0, listed.stderr
-    assert [row.split()[0] for row in listed.stdout.splitlines()] == list(EXPERIMENTS)
+    names = [row for row in listed.stdout.splitlines() if not row.startswith(" ")]
+    assert names == list(EXPERIMENTS)
     wrong = command("growth", "--workdir=x")
     assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)
     assert wrong.stderr.startswith("error: no experiment 'growth'")

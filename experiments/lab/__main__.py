@@ -3,10 +3,11 @@
     python -m experiments.lab fixed_rate --workdir=runs/lab
     python -m experiments.lab --page      # docs/laboratory.md from the recorded results
 
-Without a name it lists the experiments. Runs that are finished are skipped and an interrupted one
-is resumed, so the same command may be started again at any time. The runs of an experiment are in
-WORKDIR/NAME; its result and its figure are WORKDIR/results/NAME.json and .png. With --record both
-are also written to experiments/results/lab and docs/laboratory.
+Without a name it lists the experiments: what is claimed, and what was found. Runs that are finished
+are skipped and an interrupted one is resumed, so the same command may be started again at any time.
+The runs of an experiment are in WORKDIR/NAME; its result and its figure are NAME.json and NAME.png
+in WORKDIR/results. With --record both are also written to experiments/results/lab and
+docs/laboratory.
 """
 
 import pathlib
@@ -27,15 +28,17 @@ _RECORD = flags.DEFINE_bool("record", False, "Also write the result into this re
 _PAGE = flags.DEFINE_bool("page", False, "Only write docs/laboratory.md from recorded results.")
 
 ROOT = pathlib.Path(__file__).parents[2]
+RESULTS = ROOT / "experiments/results/lab"
 
 
 def main(names: list[str]) -> int:
     """Runs what is missing of the experiments, then writes and prints their results."""
     if _PAGE.value:
-        (ROOT / "docs/laboratory.md").write_text(page.page(ROOT / "experiments/results/lab"))
+        (ROOT / "docs/laboratory.md").write_text(page.page(RESULTS))
         return 0
     if not names:
-        print("\n".join(f"{name:<16} {study.find_study(name).claim}" for name in EXPERIMENTS))
+        claims = {name: study.find_study(name).claim for name in EXPERIMENTS}
+        print(page.listing(claims, RESULTS))
         return 0
     if not _WORKDIR.value:
         raise ValueError("--workdir is needed; --help has an example")
@@ -61,9 +64,9 @@ def _run(name: str, found: study.Study) -> int:
     study.write(result, folder / "results")
     print(f"{result['claim']}\n\n{text_table(study.table(result))}\n\n{result['finding']}")
     if _RECORD.value:
-        for ending, place in {"json": "experiments/results/lab", "png": "docs/laboratory"}.items():
-            (ROOT / place).mkdir(parents=True, exist_ok=True)
-            shutil.copy(folder / f"results/{name}.{ending}", ROOT / place)
+        for ending, place in {"json": RESULTS, "png": ROOT / "docs/laboratory"}.items():
+            place.mkdir(parents=True, exist_ok=True)
+            shutil.copy(folder / f"results/{name}.{ending}", place)
     return 0
 
 

@@ -2,9 +2,12 @@
 
 import json
 import pathlib
+import textwrap
+from collections.abc import Mapping
 from typing import Any
 
 from batchgrow.report import wording
+from batchgrow.text_table import WIDTH
 from experiments.lab import EXPERIMENTS
 
 OPENING = """# The laboratory
@@ -27,10 +30,30 @@ def page(folder: pathlib.Path) -> str:
     """Returns the page for the results in a folder, in the order of `EXPERIMENTS`."""
     parts = [OPENING]
     for name in EXPERIMENTS:
-        path = folder / f"{name}.json"
-        if path.exists():
-            parts.append(_section(json.loads(path.read_text(encoding="utf-8"))))
+        result = _recorded(folder, name)
+        if result is not None:
+            parts.append(_section(result))
     return "\n".join(parts)
+
+
+def listing(claims: Mapping[str, str], folder: pathlib.Path) -> str:
+    """Returns each claim by the name of its experiment, with what was found in a folder of results.
+
+    Of a finding, its first sentence; "not recorded" without a result.
+    """
+    lines = []
+    for name, claim in claims.items():
+        result = _recorded(folder, name)
+        finding, end, _ = result["finding"].partition(". ") if result else ("not recorded", "", "")
+        lines.append(name)
+        for said in (f"  claim: {claim}", f"  found: {finding}{end.strip()}"):
+            lines.append(textwrap.fill(said, WIDTH, subsequent_indent=" " * 9))
+    return "\n".join(lines)
+
+
+def _recorded(folder: pathlib.Path, name: str) -> dict[str, Any] | None:
+    path = folder / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 def _section(result: dict[str, Any]) -> str:
