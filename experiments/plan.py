@@ -137,7 +137,7 @@ def _num_examples(config: ConfigDict) -> int:
       ValueError: as `open_data`, if the data have another size than the config says.
     """
     said = config.data.num_train_examples
-    if said is not None and not is_at_hand(source_of(config, ())):
+    if said is not None and not is_at_hand(source_of(config)):
         return said
     return open_data(config, "train").num_examples
 

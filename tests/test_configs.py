@@ -116,4 +116,7 @@ def test_a_cosine_that_starts_after_the_end_is_named_by_its_field():
 
 def test_only_sequences_have_tokens():
     assert make_plan(MODULES["shakespeare"].get_config(), 15_685).recipe.tokens_per_example == 64
-    assert make_plan(MODULES["series"].get_config(), 5_000).recipe.tokens_per_example is None
+    series = MODULES["series"].get_config()
+    for task in ("regression", "batchgrow.tasks.regression:Regression"):
+        series.task.name = task
+        assert make_plan(series, 5_000).recipe.tokens_per_example is None

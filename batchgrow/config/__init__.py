@@ -16,7 +16,7 @@ import optax
 from batchgrow.config.data import check_data, facts_of, open_data
 from batchgrow.config.fields import PLANS, check
 from batchgrow.config.recipe import has_momentum, make_curve, make_momentum, plan_momentum
-from batchgrow.config.task import make_task, model_fields
+from batchgrow.config.task import make_task, model_fields, tokens_of
 from batchgrow.config.transfer import transferred
 from batchgrow.experiment import MAX_EXAMPLES, Cadence, Execution, Experiment, NoiseProbe
 from batchgrow.names import call, find, parameters
@@ -112,7 +112,6 @@ def make_plan(config: ConfigDict, num_examples: int) -> Plan:
         "exponent": plan.exponent,
         "ladder": plan.ladder,
     }
-    is_regression = config.task.name == "regression"
     try:
         reference = Recipe(
             batch_size=recipe.batch_size,
@@ -121,8 +120,7 @@ def make_plan(config: ConfigDict, num_examples: int) -> Plan:
             num_examples=num_examples,
             num_epochs=recipe.num_epochs,
             optimizer=name,
-            # The context of a series counts rows.
-            tokens_per_example=None if is_regression else config.data.get("context"),
+            tokens_per_example=tokens_of(config),
         )
         if plan.name == "follow":
             return _follow(config, reference, options)

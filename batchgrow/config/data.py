@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from batchgrow.config.task import TASKS
+from batchgrow.config.task import inputs_of
 from batchgrow.data import jpeg
 from batchgrow.data.catalog import open_part
 from batchgrow.data.datasets import Dataset, InMemory
@@ -12,7 +12,6 @@ from batchgrow.data.jpeg_dataset import JpegDataset
 from batchgrow.data.prepared import open_source
 from batchgrow.data.records import ON_BAD_RECORD
 from batchgrow.data.source import Part, Source
-from batchgrow.names import find
 from batchgrow.tasks import Task
 
 # An ml_collections.ConfigDict, whose fields no type checker knows.
@@ -30,11 +29,10 @@ def open_data(config: ConfigDict, part: Part, *, to_read: bool = True) -> Datase
     Raises:
       ValueError: if the data set does not exist, or has another size than the config says.
     """
-    inputs = getattr(find(config.task.name, TASKS, "task.name"), "inputs", ())
     if config.run.input == "workers":
         found: Dataset = _open_jpegs(config, part, to_read)
     else:
-        found = open_part(source_of(config, inputs), part)
+        found = open_part(source_of(config), part)
     expected = config.data[f"num_{part}_examples"]
     if expected is not None and found.num_examples != expected:
         raise ValueError(
@@ -45,8 +43,12 @@ def open_data(config: ConfigDict, part: Part, *, to_read: bool = True) -> Datase
     return found
 
 
-def source_of(config: ConfigDict, inputs: Any) -> Source:
-    """The fields of `config.data` as plain values."""
+def source_of(config: ConfigDict) -> Source:
+    """The fields of `config.data` as plain values, with what the task reads.
+
+    Raises:
+      ValueError: for an unknown task.
+    """
     data = config.data
     known = ("name", "train_split", "test_split", "test_share", "context", "tokens", "image_size")
     fields = {name: data[name] for name in (*known, "target", "columns") if name in data}
@@ -54,7 +56,7 @@ def source_of(config: ConfigDict, inputs: Any) -> Source:
         **fields,
         data_dir=config.run.data_dir,
         in_memory=config.run.input == "resident",
-        inputs=inputs,
+        inputs=inputs_of(config),
     )
 
 

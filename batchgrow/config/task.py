@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from batchgrow.config.fields import FIELDS
+from batchgrow.data.source import Inputs
 from batchgrow.layout import AXIS_NAME
 from batchgrow.models import MODELS, make_model
 from batchgrow.names import check_types, find, parameters, takes_any
@@ -58,6 +59,22 @@ def make_task(
         return make(**fields)
     except TypeError as error:
         raise ValueError(f"task {config.task.name!r}: {error}") from error
+
+
+def inputs_of(config: ConfigDict) -> Inputs:
+    """Returns the arrays that the task reads (see `tasks.Task`); () for each by its own name.
+
+    Raises:
+      ValueError: for an unknown task.
+    """
+    return getattr(find(config.task.name, TASKS, "task.name"), "inputs", ())
+
+
+def tokens_of(config: ConfigDict) -> int | None:
+    """Returns the tokens of an example, for a task that may read them; None for another."""
+    inputs = inputs_of(config)
+    reads_tokens = not inputs or any("tokens" in names for names in inputs)
+    return config.data.get("context") if reads_tokens else None  # Of a series it counts rows.
 
 
 def _task_fields(config: ConfigDict, make: Callable[..., Task]) -> dict[str, Any]:
