@@ -163,6 +163,8 @@ class Experiment:
         evaluated instead of them; None for no average.
       settings: the nested plain values that `config.json` records. Those under "run" may change
         when a run is resumed.
+      defaults: values of settings by dotted name. A run folder without such a setting was made
+        before it existed, and may be resumed if the setting has this value.
       execution: how it is executed.
     """
 
@@ -178,6 +180,7 @@ class Experiment:
     noise: NoiseProbe | None = None
     average_epochs: float | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
     execution: Execution = Execution()
 
     def optimizer_at(self, batch_size: int) -> optax.GradientTransformation:

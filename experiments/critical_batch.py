@@ -110,6 +110,7 @@ def branches(config: Any) -> list[dict[str, Any]]:
             keep=len(known),
             metric=task.metrics[0],
             config=dict(experiment.settings),
+            defaults=experiment.defaults,
         ) as checkpoints,
         Trials(experiment, piece_size=piece_size, num_pieces=num_pieces) as trials,
     ):

@@ -85,6 +85,7 @@ def last_variables(experiment: Experiment, workdir: str) -> Variables:
         keep=experiment.execution.keep_checkpoints,
         metric=experiment.task.metrics[0],
         config=dict(experiment.settings),
+        defaults=experiment.defaults,
     )
     mesh = layout.make_mesh(experiment.execution.num_devices)
     with Engine(experiment, mesh) as engine, checkpoints:

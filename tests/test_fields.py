@@ -9,8 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import change
 
+from batchgrow import names
 from batchgrow.config import make_plan
-from batchgrow.config.fields import FIELDS, base_config, check
+from batchgrow.config.fields import FIELDS, base_config, check, defaults
+from batchgrow.optimizer import make_optimizer, optimizer_by_batch
 
 CONFIGS = sorted(
     path.stem
@@ -40,6 +42,29 @@ def test_shipped_configs_pass(stem):
 def test_defaults_pass_their_own_checks():
     check(base_config())
     assert len(set(NAMES)) == len(NAMES)
+
+
+@pytest.mark.parametrize("function", [make_optimizer, optimizer_by_batch])
+def test_optimizers_have_the_declared_defaults(function):
+    """So that a folder without such a field was trained with its default."""
+    declared = defaults(base_config())
+    given = {f"optimizer.{name}": value for name, value in names.defaults(function).items()}
+    shared = {name for name in given.keys() & declared.keys() if given[name] is not None}
+    assert len(shared) > 5
+    assert {name: given[name] for name in shared} == {name: declared[name] for name in shared}
+
+
+def test_defaults_of_parts_of_the_users_own_are_not_known():
+    config = base_config()
+    known = defaults(config)
+    assert {"task.augment", "optimizer.b2", "recipe.power", "run.progress"} <= known.keys()
+    assert not any(name.startswith("model.") for name in known)
+    config.task.name, config.optimizer.name, config.recipe.curve = "language", "a:b", "a:c"
+    assert defaults(config) == {
+        name: value
+        for name, value in known.items()
+        if name.partition(".")[0] not in ("task", "optimizer", "recipe")
+    }
 
 
 @settings(max_examples=400, deadline=None)

@@ -4,7 +4,7 @@ import json
 import pathlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -32,11 +32,14 @@ class Stop:
     dispatches: int
 
 
-def run(workdir: pathlib.Path, stop: Stop | None = None, **fields: Any) -> Outcome | None:
+def run(
+    workdir: pathlib.Path, stop: Stop | None = None, without: str = "", **fields: Any
+) -> Outcome | None:
     """Trains until the end or the stop; None after a crash.
 
     Args:
       stop: what `watch` does and when.
+      without: a field of the optimizer that the run folder does not record.
       fields: of `config.run`.
     """
     config = struck.get_config()
@@ -52,8 +55,11 @@ def run(workdir: pathlib.Path, stop: Stop | None = None, **fields: Any) -> Outco
             raise Crash
         return True
 
+    experiment = make_experiment(config)
+    optimizer = {k: v for k, v in experiment.settings["optimizer"].items() if k != without}
+    experiment = replace(experiment, settings={**experiment.settings, "optimizer": optimizer})
     try:
-        return train(make_experiment(config), str(workdir), override_config=True, watch=watch)
+        return train(experiment, str(workdir), override_config=True, watch=watch)
     except Crash:
         return None
 
@@ -126,6 +132,16 @@ def test_a_run_in_another_thread_is_the_same(
     with ThreadPoolExecutor() as pool:
         assert pool.submit(run, tmp_path, Stop("preempt", 9)).result() is Outcome.PREEMPTED
         assert pool.submit(run, tmp_path).result() is Outcome.FINISHED
+    assert_same(tmp_path, undisturbed())
+
+
+@pytest.mark.slow
+def test_a_run_from_before_a_field_existed_goes_on(
+    undisturbed: Callable[..., pathlib.Path], tmp_path: pathlib.Path
+) -> None:
+    assert run(tmp_path, Stop("preempt", 9), without="debias_momentum") is Outcome.PREEMPTED
+    assert "debias_momentum" not in (tmp_path / "config.json").read_text()
+    assert run(tmp_path) is Outcome.FINISHED
     assert_same(tmp_path, undisturbed())
 
 

@@ -118,6 +118,19 @@ def test_a_changed_trajectory_is_always_refused(tmp_path: pathlib.Path, override
         check_config(epath.Path(tmp_path), CONFIG, now, override=override)
 
 
+def test_a_field_that_the_folder_lacks_may_have_its_default(tmp_path: pathlib.Path) -> None:
+    now = {**CONFIG, "new": {"rate": 0.5, "steps": (1,)}, "run": {"num_devices": 1, "fast": True}}
+    defaults = {"new.rate": 0.5, "new.steps": (1,), "run.fast": True, "seed": 1, "gone": 3}
+    check_config(epath.Path(tmp_path), CONFIG, now, override=False, defaults=defaults)
+    for missing, said in {"new.rate": "new.rate: None -> 0.5", "run.fast": "None -> True"}.items():
+        fewer = {name: value for name, value in defaults.items() if name != missing}
+        with pytest.raises(FolderError, match=said):
+            check_config(epath.Path(tmp_path), CONFIG, now, override=False, defaults=fewer)
+    now["new"]["rate"] = 0.7
+    with pytest.raises(FolderError, match=r"\(new.rate: 0.5 -> 0.7\); it changes the trajectory"):
+        check_config(epath.Path(tmp_path), CONFIG, now, override=False, defaults=defaults)
+
+
 def test_how_it_runs_may_change_if_told_so(tmp_path: pathlib.Path) -> None:
     now = {**CONFIG, "run": {"num_devices": 8}}
     with pytest.raises(FolderError, match=r"num_devices: 1 -> 8.* add --override_config"):

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from batchgrow.config.data import check_data, facts_of, open_data
-from batchgrow.config.fields import PLANS, check
+from batchgrow.config.fields import PLANS, check, defaults
 from batchgrow.config.recipe import has_momentum, make_curve, make_momentum, plan_momentum
 from batchgrow.config.task import make_task, model_fields, tokens_of
 from batchgrow.config.transfer import transferred
@@ -80,6 +80,7 @@ def make_experiment(config: ConfigDict, *, to_read: bool = True) -> Experiment:
         noise=noise,
         average_epochs=average_epochs,
         settings=settings,
+        defaults=defaults(config),
         execution=execution,
     )
 

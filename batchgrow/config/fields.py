@@ -214,6 +214,29 @@ def base_config() -> Any:
     return config
 
 
+def defaults(config: Any) -> dict[str, Any]:
+    """Returns the defaults of fields by their dotted names, for `Experiment.defaults`.
+
+    A run folder that lacks such a field was made before the field existed. Its run is the same with
+    the default, because a new field's default is what was done before. This does not hold for a
+    field that a part of the user's own also reads, as that part may have another default. Left out
+    are therefore the fields of the model, those of a task other than classification, and those of
+    an optimizer or a curve named `module:function`.
+    """
+    recipe = config.recipe
+    own = {
+        "model": True,
+        "task": config.task.name != "classification",
+        "optimizer": ":" in config.optimizer.name,
+        "recipe": ":" in f"{recipe.curve} {recipe.momentum_curve}",
+    }
+    return {
+        field.name: field.default
+        for field in FIELDS
+        if not own.get(field.name.partition(".")[0], False)
+    }
+
+
 def holds_commas(name: str, value: Any) -> bool:
     """Returns whether a value of this field may hold commas where it is written as text.
 

@@ -7,7 +7,7 @@ import math
 import re
 import threading
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
@@ -93,17 +93,26 @@ class Checkpoints:
       keep: how many of the last checkpoints to keep.
       metric: the metric of the task that scores a checkpoint.
       config: the config of the run, as plain nested dicts.
+      defaults: as in `folder.check_config`.
 
     Raises:
       FolderError: if `checkpoints` is a file.
       OSError: if the folder cannot be written.
     """
 
-    def __init__(self, workdir: epath.Path, *, keep: int, metric: Metric, config: Config):
+    def __init__(
+        self,
+        workdir: epath.Path,
+        *,
+        keep: int,
+        metric: Metric,
+        config: Config,
+        defaults: Mapping[str, Any] | None = None,
+    ):
         self._digest = jax.jit(digest)
         self._workdir = workdir
         self._folder = workdir / "checkpoints"
-        self._config = trajectory_fields(config)
+        self._config, self._defaults = trajectory_fields(config), defaults
         self._policy = LastAndBest(keep, metric.better)
         if str(workdir).startswith("s3://"):
             s3.teach_orbax()
@@ -267,7 +276,8 @@ class Checkpoints:
         check_number(self._folder / str(step), body.get("format"))
         if body["examples_seen"] != step:
             raise _Damaged(f"it was saved at {body['examples_seen']} examples")
-        check_config(self._workdir, body["config"], self._config, override=False)
+        before, defaults = body["config"], self._defaults
+        check_config(self._workdir, before, self._config, override=False, defaults=defaults)
         return _together(self._read_state, step, like), body
 
     def _read_notes(self, step: int) -> dict[str, Any]:

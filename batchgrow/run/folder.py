@@ -132,7 +132,14 @@ def check_number(folder: epath.Path, number: Any) -> None:
         )
 
 
-def check_config(folder: epath.Path, before: Config, now: Config, *, override: bool) -> None:
+def check_config(
+    folder: epath.Path,
+    before: Config,
+    now: Config,
+    *,
+    override: bool,
+    defaults: Mapping[str, Any] | None = None,
+) -> None:
     """Refuses a folder that holds the run of another config.
 
     Args:
@@ -140,11 +147,14 @@ def check_config(folder: epath.Path, before: Config, now: Config, *, override: b
       before: the config of the run in it, as plain nested dicts or by dotted name.
       now: the config of the run to start, in the same form.
       override: accept other values under `run`, which cannot change the trajectory.
+      defaults: values by dotted name. A field that only `now` has counts as having this value
+        before. Only give those with which a run is the same as before the field existed.
 
     Raises:
       FolderError: with every field that differs.
     """
-    before, now = flatten(before), flatten(json.loads(json.dumps(now)))
+    defaults, now = (flatten(json.loads(json.dumps(values or {}))) for values in (defaults, now))
+    before = {name: defaults[name] for name in defaults.keys() & now.keys()} | flatten(before)
     changed = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
     fixed = [k for k in changed if k in trajectory_fields(dict.fromkeys(changed))]
     if not changed or (override and not fixed):

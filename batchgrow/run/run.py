@@ -100,7 +100,13 @@ class Run:
                 read_json(self._folder / f"{name}.json") for name in ("config", "plan", "summary")
             )
             if config is not None:
-                check_config(self._folder, config, self._settings, override=override_config)
+                check_config(
+                    self._folder,
+                    config,
+                    self._settings,
+                    override=override_config,
+                    defaults=experiment.defaults,
+                )
             self.is_finished = None not in (config, plan, summary)
             self._stack = stack.pop_all()
 
@@ -129,6 +135,7 @@ class Run:
                 keep=self._experiment.execution.keep_checkpoints,
                 metric=self._experiment.task.metrics[0],
                 config=self._settings,
+                defaults=self._experiment.defaults,
             )
         )
         restored = self._checkpoints.restore(like)
