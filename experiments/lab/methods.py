@@ -128,14 +128,18 @@ def judge(trials: Sequence[Trial]) -> Verdict:
         for plan in PLANS
     ]
     said = [f"{method} {in_points(by_plan['grow', method])}" for method in METHODS]
-    bounded = {words: n for words, n in by_plan.items() if n.low is not None and n.high is not None}
-    apart = [f"{p} with {m}" for (p, m), n in bounded.items() if not n.low <= 0 <= n.high]
+    signs = {
+        words: n.low * n.high
+        for words, n in by_plan.items()
+        if n.low is not None and n.high is not None
+    }
+    apart = [f"{plan} with {method}" for (plan, method), sign in signs.items() if sign > 0]
     named = f" ({', '.join(apart)})" if apart else ""
     return Verdict(
         [*accuracies, *by_plan.values(), *by_method, *by_views],
         [*_charts_of_accuracy(trials, by_plan), *_chart_of_scales(trials)],
         "Growing instead of decaying changes test accuracy by, in points: "
-        f"{', '.join(said)}. Of {len(bounded)} intervals of hybrid and grow against decay, "
+        f"{', '.join(said)}. Of {len(signs)} intervals of hybrid and grow against decay, "
         f"{len(apart)} exclude zero{named}; by chance one in twenty would.",
     )
 

@@ -307,7 +307,7 @@ def signed(found: Number) -> str:
     return f"{found.ours:+.3f}{bounds}"
 
 
-def reference(label: str, points: Iterable[tuple[float, float]]) -> Facts:
+def reference(label: str, points: Iterable[tuple[Any, float]]) -> Facts:
     """A thin line of a chart through these points."""
     made = [{"x": x, "n": 1, "mean": y, "low": None, "high": None} for x, y in points]
     return {"label": label, "is_reference": True, "points": made}
