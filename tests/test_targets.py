@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import pathlib
+import re
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -20,6 +22,8 @@ from configs import cifar10
 from experiments import forecasts
 
 GIB = 2**30
+ROOT = pathlib.Path(__file__).parents[1]
+RESULTS = ROOT / "experiments" / "results" / "forecasts"
 
 
 @pytest.mark.parametrize(
@@ -323,3 +327,26 @@ def test_a_config_without_variants_needs_some():
     for file in ("configs/base.py", "configs/nothing.py"):
         with pytest.raises(ValueError, match=f"--configs={file}: not a file that has VARIANTS"):
             forecasts.variants_of(file)
+
+
+def test_the_minutes_of_resnet50_in_the_docs_follow_from_the_recorded_forecasts():
+    def recorded(target: str) -> dict:
+        return json.loads((RESULTS / f"imagenet_resnet50_{target}.json").read_text())["variants"]
+
+    half, whole = recorded("v2_8x16"), recorded("v2_16x16")
+    update = whole["large_batch"]["updates"]["16384"]["seconds"]
+    first, *grown = half["increasing_batch"]["segments"]
+    grown_updates = sum(segment["num_updates"] for segment in grown)
+    on_both = {
+        "decaying_lr": half["decaying_lr"]["seconds"],
+        "increasing_batch": first["seconds"] + grown_updates * update,
+        "large_batch": whole["large_batch"]["seconds"],
+    }
+    page = (ROOT / "docs" / "imagenet.md").read_text()
+    for variant, found in half.items():
+        row = next(x for x in page.splitlines() if re.match(rf"\| `{variant}` \| [\d.]+ ", x))
+        cells = [x.strip() for x in row.strip("|").split("|")]
+        seconds = [found["seconds"], on_both.get(variant)]
+        seconds += [recorded(name)[variant]["seconds"] for name in ("v5e_16x16", "v6e_16x16")]
+        minutes = ["" if x is None else f"{x / 60:.1f}" for x in seconds]
+        assert [cells[i] for i in (1, 2, 4, 5)] == minutes
