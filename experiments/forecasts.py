@@ -28,6 +28,9 @@ from experiments.recording import RESULTS
 _CONFIGS = flags.DEFINE_list("configs", None, "configs/NAME.py, with VARIANTS.", required=True)
 _TARGETS = flags.DEFINE_list("targets", None, "As --target of `experiments.plan`.", required=True)
 _VARIANTS = flags.DEFINE_list("variants", [], "Of the config; none for all.")
+_MOST = flags.DEFINE_integer(
+    "max_microbatch_size", None, "As run.max_microbatch_size; larger layouts are not tried.", 1
+)
 _OUT = flags.DEFINE_string("out", str(RESULTS / "forecasts"), "Folder of the results.")
 _CACHE = flags.DEFINE_string("cache_dir", "", "As of `forecast`; what is there is not compiled.")
 
@@ -42,6 +45,8 @@ def main(_: list[str]) -> int:
         for file in _CONFIGS.value
         for variant in _VARIANTS.value or variants_of(file)
     }
+    for config in configs.values():
+        config.run.max_microbatch_size = _MOST.value or config.run.max_microbatch_size
     fits = True
     for target in targets:
         for (file, variant), config in configs.items():
