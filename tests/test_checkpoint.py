@@ -268,9 +268,9 @@ def test_a_full_disk_is_told_and_leaves_the_others(
                 assert_whole(checkpoints.restore(make_state(0)), (30,))
                 checkpoints.save(40, make_state(40), notes(40), None)
             break
-        except OSError as error:
+        except OSError:
             # Threads of the save that failed may still be writing there; a new process has none.
-            if "Directory not empty" not in str(error) or attempt == 49:
+            if attempt == 49:
                 raise
             time.sleep(0.2)
     # 10 is the best one; what the full disk had left behind is gone.
