@@ -124,7 +124,7 @@ def update(
         keys = example_keys(seed, microbatch["position"])
         variables = {"params": params, **model_state}
         outputs = task.loss(variables, examples(microbatch, arrays), keys, train=True)
-        sums = _sums(outputs.losses, outputs.metrics, jnp.ones_like(outputs.losses))
+        sums = _sums(outputs.losses, outputs.metrics)
         return outputs.losses.mean(), (outputs.model_state, sums)
 
     def accumulate(carry: Any, microbatch: Batch) -> tuple[Any, None]:
@@ -134,14 +134,17 @@ def update(
         )
         return (_add(gradients, new), model_state, _add(sums, more)), None
 
-    num_microbatches = batch["position"].shape[0]
-    zeros = jax.tree.map(jnp.zeros_like, (state.params, state.sums))
+    num_microbatches, count = batch["position"].shape[0], batch["position"].size
+    summed = {name: value for name, value in state.sums.items() if name != "count"}
+    zeros = jax.tree.map(jnp.zeros_like, (state.params, summed))
     carry = (zeros[0], state.model_state, zeros[1])
     (gradients, model_state, sums), _ = lax.scan(accumulate, carry, batch)
     gradients = jax.tree.map(lambda g: g / num_microbatches, gradients)
     if axis_name is not None:
         gradients = lax.pmean(gradients, axis_name)
         sums = lax.psum(sums, axis_name)
+        count *= lax.axis_size(axis_name)
+    sums |= {"count": jnp.float32(count)}
 
     extra = {} if momentum is None else {"momentum": momentum}
     direction, opt_state = optimizer.update(gradients, state.opt_state, state.params, **extra)
@@ -208,6 +211,7 @@ def evaluate(
     """
     outputs = task.loss(variables, batch["examples"], None, train=False)
     sums = _sums(outputs.losses, outputs.metrics, batch["mask"])
+    sums |= {"count": jnp.sum(batch["mask"])}
     return lax.psum(sums, axis_name) if axis_name is not None else sums
 
 
@@ -228,13 +232,12 @@ def trace(state: TrainState, start: Any) -> Sums:
     return found | ({"momentum_norm": optax.global_norm(sums)} if sums else {})
 
 
-def _sums(losses: jax.Array, metrics: Mapping[str, jax.Array], mask: jax.Array) -> Sums:
-    """The sums of all `(examples,)` arrays where the mask is 1, and the count of those."""
-    sums = {
+def _sums(losses: jax.Array, metrics: Mapping[str, jax.Array], mask: Any = 1) -> Sums:
+    """The sums of all `(examples,)` arrays where the mask is not 0."""
+    return {
         name: jnp.sum(jnp.where(mask > 0, value, 0.0), dtype=jnp.float32)
         for name, value in {"loss": losses, **metrics}.items()
     }
-    return sums | {"count": jnp.sum(mask)}
 
 
 def _add(a: Any, b: Any) -> Any:
