@@ -1,6 +1,7 @@
 """Measurements that are made once, in order, until the time is up, and shown on a page."""
 
 import json
+import re
 
 import pytest
 
@@ -78,3 +79,9 @@ def test_the_most_telling_measurement_is_first(tmp_path):
     names = [x.name for x in gpu_tables.measurements(tmp_path, "d")]
     assert names[:2] == ["bench_growth", "cifar10_increasing_batch"]
     assert len(names) == len(set(names)) == 10
+
+
+def test_recorded_commands_name_no_folder_of_one_machine():
+    for path in recording.RESULTS.rglob("*.json"):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            assert not re.search(r"[\"=]/\w", line), f"{path.name}: {line.strip()[:200]}"
