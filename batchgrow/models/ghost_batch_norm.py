@@ -110,16 +110,18 @@ def normalise_ghosts(
     ghosts = x.reshape(-1, ghost_batch_size // sharing, *x.shape[1:])
     axes = tuple(range(1, ghosts.ndim - 1))
     as_float = ghosts.astype(jnp.float32)
-    moments = jnp.stack([as_float.mean(axes), lax.square(as_float).mean(axes)])
+    ghost_mean, mean_square = as_float.mean(axes), lax.square(as_float).mean(axes)
     if sharing > 1:
         assert axis_name is not None
         devices = range(num_devices)
         groups = [list(devices[i : i + sharing]) for i in devices[::sharing]]
-        moments = lax.pmean(moments, axis_name, axis_index_groups=groups)
-    ghost_mean = moments[0]
-    ghost_var = jnp.maximum(moments[1] - lax.square(ghost_mean), 0.0)
-    new = jnp.stack([ghost_mean, ghost_var])
-    mean, var = _advance(jnp.stack(running), new, sharing, momentum, num_devices, axis_name)
+        moments = jnp.stack([ghost_mean, mean_square])  # for one collective
+        ghost_mean, mean_square = lax.pmean(moments, axis_name, axis_index_groups=groups)
+    ghost_var = jnp.maximum(mean_square - lax.square(ghost_mean), 0.0)
+    mean, var = (
+        _advance(before, new, sharing, momentum, num_devices, axis_name)
+        for before, new in zip(running, (ghost_mean, ghost_var), strict=True)
+    )
 
     across = (slice(None), *(None,) * len(axes))
     y = normalise(ghosts, ghost_mean[across], ghost_var[across], *scale_and_bias, epsilon, dtype)
@@ -134,19 +136,23 @@ def _advance(
     num_devices: int,
     axis_name: str | None,
 ) -> jax.Array:
-    """The closed form above: `running` (2, channels), `new` (2, local ghosts, channels)."""
+    """The closed form above: `running` (channels,), `new` (local ghosts, channels).
+
+    Each device adds its part of the running statistic, so that nothing is left to do after the sum
+    over the devices.
+    """
     new = lax.stop_gradient(new)
-    num_local = new.shape[1]
+    num_local = new.shape[0]
     total = num_local * num_devices // sharing
     first: Any = 0
     if axis_name is not None and num_devices > 1:
         first = num_local * (lax.axis_index(axis_name) // sharing)
     age = total - 1 - (first + jnp.arange(num_local))
     weights = (1.0 - momentum) / sharing * momentum ** age.astype(jnp.float32)
-    seen = jnp.einsum("g,sgc->sc", weights, new)
+    advanced = momentum**total / num_devices * running + (weights[:, None] * new).sum(0)
     if axis_name is not None and num_devices > 1:
-        seen = lax.psum(seen, axis_name)
-    return momentum**total * running + seen
+        advanced = lax.psum(advanced, axis_name)
+    return advanced
 
 
 def devices_per_ghost(local_batch_size: int, ghost_batch_size: int, num_devices: int) -> int:
