@@ -26,7 +26,7 @@ from experiments.launch import launch
 
 _LAST = flags.DEFINE_integer("last", 1, "How many of the last checkpoints of each run.", 1)
 _VIEWS = flags.DEFINE_list("views", [], "Views of a test image to average: flip, crops_flips.")
-_JSON = flags.DEFINE_bool("json", False, "Print JSON instead of a table.")
+_JSON = flags.DEFINE_bool("json", False, "Print JSON instead of a table.", allow_override=True)
 
 
 def main(folders: list[str]) -> int:

@@ -262,7 +262,8 @@ def check(config: Any) -> None:
         fields = config.get(section)
         if isinstance(fields, ConfigDict) and isinstance(fields.get(rest), ConfigDict):
             raise ValueError(f"{field.name} is a section; it must be {field.kind.description}")
-        if section == "task" and values.get("task.name") != "classification":
+        is_own = section == "task" and rest != "name"
+        if is_own and values.get("task.name") != "classification":
             continue  # The fields of other tasks are their own.
         if field.name not in values:
             if section in ("task", "data", "model", "optimizer"):
