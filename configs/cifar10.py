@@ -19,7 +19,7 @@ Sec. 5.2, batches up to 5120:
 batches and learning rates, for 10 epochs; two CPU cores train it.
 
 `VARIANT,fifth` has the paper's batches and learning rates, all images at their full resolution, and
-a fifth of the updates: 40 epochs of a WRN-10-1. A CPU core trains it in about an hour.
+a fifth of the updates: 40 epochs of a WRN-10-1 in float32.
 """
 
 from batchgrow.config import ConfigDict

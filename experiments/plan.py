@@ -131,7 +131,7 @@ def _print_forecast(config: ConfigDict, target: Target) -> int:
 
 
 def _num_examples(config: ConfigDict) -> int:
-    """N of the data, if the config does not say it or they are at hand; else what the config says.
+    """Returns N: the size of the training set, or the config's number if opening the set is slow.
 
     Raises:
       ValueError: as `open_data`, if the data have another size than the config says.
