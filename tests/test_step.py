@@ -51,6 +51,22 @@ def assert_close(actual, expected, rtol=1e-5, atol=1e-6):
     )
 
 
+def test_devices_together_sum_the_metrics_of_the_whole_batch():
+    optimizer = make_optimizer("momentum", momentum=0.9, weight_decay=0.1)
+    state, batch = new_state(optimizer), make_batch(2 * GHOST)
+    alone = jax.tree.map(lambda x: x.reshape(2, GHOST, *x.shape[1:]), batch)
+    split = jax.tree.map(lambda x: x[:, None], alone)  # (devices, 1 micro-batch, examples, ...)
+    model = TinyNet(num_classes=CLASSES, ghost_batch_size=GHOST, axis_name="devices")
+    task = Classification(model, CLASSES, mean=(0.0,), std=(1.0,))
+    on_two = make_update(optimizer, task=task, axis_name="devices")
+    on_two = jax.vmap(on_two, in_axes=(None, 0, None, None), axis_name="devices")
+    expected = jax.jit(make_update(optimizer))(state, alone, RATE, ())
+    for i in range(2):
+        after = jax.tree.map(lambda x, i=i: x[i], jax.jit(on_two)(state, split, RATE, ()))
+        assert_close(after.sums, expected.sums)
+        assert_close(after.params, expected.params)
+
+
 def test_update_follows_the_mean_gradient_of_the_batch():
     optimizer = make_optimizer("momentum", momentum=0.9, weight_decay=0.1)
     state, batch = new_state(optimizer), make_batch(8)
