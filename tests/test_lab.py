@@ -79,6 +79,9 @@ def a_trained_run(plan, rng) -> Run:
                 {
                     "segment": index,
                     "updates": before + t,
+                    "epoch": (segment.start_examples + t * segment.batch_size) / 50_000,
+                    "train_loss": 1.0 + rng.random(),
+                    "test_accuracy": 0.5 + 0.1 * rng.random(),
                     "batch_size": segment.batch_size,
                     "examples_per_second": 1000.0 * segment.batch_size,
                     "distance": 1 + math.log(before + t) + 0.01 * rng.random(),

@@ -17,6 +17,7 @@ EXPERIMENTS = (
     "train_longer",
     "accumulation",
     "annealing",
+    "cifar10_plans",
     "methods",
     "transfer",
     "series",
