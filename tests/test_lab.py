@@ -17,7 +17,15 @@ from batchgrow.data.prepared import is_prepared
 from batchgrow.report import Run
 from batchgrow.train import train
 from configs import mnist
-from experiments.lab import EXPERIMENTS, diffusion, optimal_batch, page, setups, study
+from experiments.lab import (
+    EXPERIMENTS,
+    cifar10_plans,
+    diffusion,
+    optimal_batch,
+    page,
+    setups,
+    study,
+)
 
 ROOT = pathlib.Path(__file__).parents[1]
 needs_mnist = pytest.mark.skipif(
@@ -189,6 +197,18 @@ def test_the_page_is_made_from_the_recorded_results():
         assert path.stem in EXPERIMENTS
         assert result["commits"] and result["versions"]["jax"] and result["seeds"]
         assert (ROOT / f"docs/laboratory/{path.stem}.png").exists()
+
+
+def test_the_plans_of_cifar10_have_the_best_rate_that_was_tried():
+    """By the record; and for each optimizer both a lower and a higher rate were worse."""
+    recorded = json.loads((ROOT / "experiments/results/lab/cifar10_plans.json").read_text())
+    ours = {number["what"]: number["ours"] for number in recorded["numbers"]}
+    for optimizer, rates in cifar10_plans.TRIED.items():
+        of_rate = {
+            rate: ours[f"test accuracy, {optimizer} at {rate:g}, 4 epochs"] for rate in rates
+        }
+        assert max(of_rate, key=lambda rate: of_rate[rate]) == cifar10_plans.RATES[optimizer]
+        assert min(rates) < cifar10_plans.RATES[optimizer] < max(rates)
 
 
 def test_a_claim_is_listed_with_what_was_found(tmp_path):
