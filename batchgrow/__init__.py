@@ -4,8 +4,8 @@ These parts are for training loops of your own. Each works without the others:
 
 - `Recipe`, `curves`, `decay`, `grow`, `hybrid`, `Plan`, `FixedPlan`: turn a recipe into a plan.
 - `follow`, `FollowPlan`, `from_run`: a plan that follows the measured gradient noise.
-- `ramp`: a plan whose batch sizes you give; `from_megatron`, `to_megatron` read and write them.
-- `from_optax`, `to_optax`: do the same with optax schedules, which count updates.
+- `ramp`: a plan whose batch sizes you give; `from_megatron`, `to_megatron`: Megatron-LM's options.
+- `from_optax`, `to_optax`: a recipe from an optax schedule, and a plan as an optax schedule.
 - `Stream`: says which example is at each position of the training stream; `take` stacks them.
 - `CompileAhead`: compiles the next batch size while the current one trains.
 - `GhostBatchNorm`: batch normalization whose result does not depend on the batch size.

@@ -37,7 +37,7 @@ VARIANTS = (
 
 
 def get_config(variant: str = "decaying_lr") -> ConfigDict:
-    """The WRN recipe (Zagoruyko & Komodakis 2016), and one of `VARIANTS` to pay for it."""
+    """The WRN recipe (Zagoruyko & Komodakis 2016) with the plan of one of `VARIANTS`."""
     name, _, size = variant.partition(",")
     config = wide_resnet()
     config.variant = variant

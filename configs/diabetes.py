@@ -17,7 +17,7 @@ VARIANTS = ("decaying_lr", "increasing_batch")
 
 
 def get_config(variant: str = "decaying_lr") -> library.ConfigDict:
-    """The recipe, and one of `VARIANTS` to pay for it."""
+    """The recipe with the plan of one of `VARIANTS`."""
     config: library.ConfigDict = base.get_config()
     config.name = "diabetes"
     config.variant = variant

@@ -1,4 +1,4 @@
-"""Three plans for one recipe on scikit-learn's 8x8 digits, in a minute on two CPU cores.
+"""Three plans for one recipe on scikit-learn's 8x8 digits, in half a minute on two CPU cores.
 
 Smith et al. (2018), Sec. 5.1, in small: the recipe divides the learning rate by 5 three times.
 
@@ -14,7 +14,7 @@ VARIANTS = ("decaying_lr", "hybrid", "increasing_batch")
 
 
 def get_config(variant: str = "decaying_lr") -> ConfigDict:
-    """The recipe, and one of `VARIANTS` to pay for it."""
+    """The recipe with the plan of one of `VARIANTS`."""
     config = base.get_config()
     config.name = "digits"
     config.variant = variant

@@ -11,7 +11,7 @@ Updates of 90 epochs; the learning rate, or the noise by the batch, falls by 10 
     momentum_0_95     and momentum 0.95, from 16384 on                          3,519
     momentum_0_975    and momentum 0.975, from 32768 on                         2,346
 
-The paper reports L2 and augmentation in no source at hand; they are those of `imagenet_resnet50`.
+L2 and augmentation are those of `imagenet_resnet50`; the paper's could not be verified.
 """
 
 from batchgrow.config import ConfigDict
@@ -27,7 +27,7 @@ VARIANTS = (
 
 
 def get_config(variant: str = "decaying_lr") -> ConfigDict:
-    """The recipe at 8192, and one of `VARIANTS` to pay for it."""
+    """The recipe at 8192 with the plan of one of `VARIANTS`."""
     config = imagenet()
     config.name = "imagenet_inception_resnet_v2"
     config.variant = variant

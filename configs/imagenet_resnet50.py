@@ -5,10 +5,10 @@
 Updates of 90 epochs:
 
     decaying_lr       batch 8192, the learning rate falls by 10 at epochs 30, 60, 80     14,075
-    increasing_batch  8192, from epoch 30 on 16384 (76.1% in under 30 minutes)            9,384
+    increasing_batch  8192, from epoch 30 on 16384 (paper: 76.1% in under 30 minutes)     9,384
     large_batch       16384 and twice the learning rate throughout                        7,038
 
-    modern            LARS, batch 32768, 60 epochs (MLPerf v2.0's values): 76% in         2,346
+    modern            LARS, batch 32768, 60 epochs (MLPerf v2.0's values)                 2,346
     smoke             ResNet-18 at 64x64 on `experiments.make_fake_imagenet`, on two CPU cores
 """
 
@@ -19,7 +19,7 @@ VARIANTS = ("decaying_lr", "increasing_batch", "large_batch", "modern", "smoke")
 
 
 def get_config(variant: str = "decaying_lr") -> ConfigDict:
-    """Goyal's recipe at 8192, and one of `VARIANTS` to pay for it."""
+    """Goyal's recipe at 8192 with the plan of one of `VARIANTS`."""
     config = goyal()
     config.variant = variant
     match variant:

@@ -37,7 +37,7 @@ SHAKESPEARE_EXAMPLES = 15_685  # windows of 64 + 1 in 1,003,854 characters
 
 
 def get_config(variant: str = "decaying_lr") -> library.ConfigDict:
-    """The recipe, and one of `VARIANTS` to pay for it."""
+    """The recipe with the plan of one of `VARIANTS`."""
     name, _, text = variant.partition(",")
     if text not in ("", "python_topics"):
         raise ValueError(f"variant {variant!r}: write 'python_topics' or nothing after the comma")

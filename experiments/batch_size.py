@@ -3,7 +3,8 @@
     python -m experiments.batch_size --config=configs/digits.py
 
 1. The time of an update at batch sizes 1, 2, 4, ... (or the ghost batch and its multiples), up to
-   --max_batch_size or to the end of memory, where a batch no longer fits in one pass.
+   --max_batch_size, or else to the largest batch that fits into memory in one pass (on the CPU, to
+   a tenth of the training set).
 2. The gradient noise scale along the first --epochs of the recipe.
 3. The answer: below which batch the hardware is idle, above which one examples are wasted, and a
    plan that grows between them, with its updates and hours; and a figure, OUT.png.

@@ -1,4 +1,4 @@
-"""Runs in processes of their own, faults that are injected into them, and what remains of them.
+"""Starts runs in processes of their own, injects faults, and reads what the runs have left.
 
 `struck` has the faults inside of a process. Here files are damaged between two starts.
 """

@@ -5,8 +5,7 @@
 The most telling measurements come first. Each result is kept in experiments/results/DEVICE, with
 the device and the versions; `tables.md` there shows all of them. What is kept is not measured
 again, and an interrupted training run continues: start the same command again until nothing is
-missing.
-CIFAR-10 has one seed for each plan.
+missing. CIFAR-10 has one seed for each plan.
 """
 
 import importlib.util

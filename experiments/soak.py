@@ -4,8 +4,8 @@ python -m experiments.soak --runs=30 --seed=0
 
 Each run is started again after every fault until it ends. Then its arrays and its rows are compared
 bit for bit with those of an undisturbed run. Every third run has two processes. If a fault cuts off
-a part of metrics.jsonl, its rows are lost if a checkpoint was written after them, and the run must
-say how many.
+the end of metrics.jsonl, the rows from before the last checkpoint are lost, and the run must say
+how many.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""A process of a training in which one thing goes wrong, and the data that it trains on.
+"""A training process in which one thing goes wrong, and the data that it trains on.
 
 Processes are struck by real signals and real limits at a chosen moment. Nothing of the library is
 replaced: `train`'s `watch` and the data sets see the moments.

@@ -1,4 +1,4 @@
-"""Texts as windows of tokens, one token for each character."""
+"""Texts as windows of tokens: characters or bytes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

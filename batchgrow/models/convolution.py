@@ -6,8 +6,8 @@ with kernels (height, width, in, out). Inside the body of a `scan` or `fori_loop
 falls back to code about a hundred times slower. Here both gradients are written in that order.
 Barriers around what is transposed keep XLA from fusing it, which saves up to a tenth of a step.
 
-The gradient of a kernel sums over all examples. Chunks of them that fit into caches
-reduce the CPU time of an update of a WRN-16-4 to three quarters.
+The gradient of a kernel sums over all examples. Chunks of them that fit into caches reduce the CPU
+time of an update of a WRN-16-4 to three quarters.
 
 The library does not take images that are smaller than the kernel either, such as those in the last
 stage of a ResNet on small pictures. There, XLA's own code is forty times slower. Such images are

@@ -40,8 +40,7 @@ class ResNet(nn.Module):
         "shake_drop" (see `models.branches`).
       branch_level: what shares a factor: "batch", "image", "channel" or "pixel".
       last_probability: P_L, the probability of the last block to be left as it is.
-      last_layer: "dense", "hadamard" or "orthonormal" (see
-        `models.fixed_classifier`).
+      last_layer: "dense", "hadamard" or "orthonormal" (see `models.fixed_classifier`).
     """
 
     depth: int

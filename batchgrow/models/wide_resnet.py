@@ -39,8 +39,7 @@ class WideResNet(nn.Module):
       branch_level: what shares a factor: "batch", "image", "channel" or "pixel".
       last_probability: P_L, the probability of the last block to be left as it is.
       branch_norm: whether each branch ends in a batch norm of its own, which ShakeDrop needs.
-      last_layer: "dense", "hadamard" or "orthonormal" (see
-        `models.fixed_classifier`).
+      last_layer: "dense", "hadamard" or "orthonormal" (see `models.fixed_classifier`).
     """
 
     depth: int

@@ -1,4 +1,4 @@
-"""A leak of TensorStore that checkpoints would meet."""
+"""Prevents a memory leak of TensorStore in checkpoints."""
 
 import contextlib
 from collections.abc import Iterator

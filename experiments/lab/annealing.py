@@ -1,4 +1,4 @@
-"""Step, cosine and exponential decay, each paid for by the rate or by the batch."""
+"""Step, cosine and exponential decay, each by a falling rate or by a growing batch."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""Larger batches end lower at a fixed learning rate; a rate scaled with the batch removes it."""
+"""Larger batches end lower at a fixed learning rate, and less so if the rate grows with them."""
 
 from collections.abc import Sequence
 

@@ -12,17 +12,17 @@ from experiments.lab import EXPERIMENTS
 
 OPENING = """# The laboratory
 
-Claims about batch size, learning rate and generalization, from the sources behind this project.
-Each is an experiment with one command, and this page shows what it found: the claim, the finding,
-and the source's numbers beside ours. `python -m experiments.lab` lists the experiments;
+Claims about batch size, learning rate and generalization, from papers and lectures. One command
+measures each of them, and this page shows the claim, the finding, and the source's numbers beside
+ours. `python -m experiments.lab` lists the experiments;
 `python -m experiments.lab NAME --workdir=runs/lab` runs one. It can be stopped and started again.
 
-Bands, drawn from three seeds on, and intervals are 95% t-intervals over seeds unless a sentence
-says otherwise. A number of a
-source that was not checked in the source itself is marked as unverified. Where a note says so, the
-network or the data is smaller than the source's; our number then stands beside theirs and is no
-reproduction of it. `python -m experiments.lab --page` makes this page from
-`experiments/results/lab/`, where the wall times are those of a machine that did other work too.
+Bands are drawn from three seeds on. Bands and intervals are 95% t-intervals over seeds unless a
+sentence says otherwise. A number of a source that was not checked in the source itself is marked as
+unverified. Where a note says so, the network or the data is smaller than the source's; our number
+then stands beside theirs and is no reproduction of it. `python -m experiments.lab --page` makes
+this page from `experiments/results/lab/`, where the wall times are those of a machine that did
+other work too.
 """
 
 

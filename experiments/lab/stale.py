@@ -1,4 +1,4 @@
-"""Gradients that are d updates old, as of asynchronous workers: which momentum and which noise."""
+"""Gradients that are d updates old, as of asynchronous workers, by momentum and by plan."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple

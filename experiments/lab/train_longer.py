@@ -1,4 +1,4 @@
-"""The ladder of Hoffer et al.: small batch, large batch, higher rate, ghost norm, longer."""
+"""The arms of Hoffer et al.: small batch, large batch, higher rate, ghost norm, longer."""
 
 import math
 from collections.abc import Sequence
