@@ -31,13 +31,18 @@ def peak_flops(device_kind: str, dtype: str) -> float | None:
 def training_flops(forward: Callable, *shapes: Any) -> float:
     """Returns the floating-point operations of training on one example: 3 forward passes.
 
-    Counts what XLA counts in the traced forward pass. Nothing is compiled or run.
+    Counts what XLA counts in the forward pass, traced for the CPU: the backends of TPUs and GPUs do
+    not count. Nothing is compiled or run.
 
     Args:
       forward: the forward pass of one example.
       shapes: its arguments, arrays or `jax.ShapeDtypeStruct`s.
+
+    Raises:
+      RuntimeError: if JAX_PLATFORMS leaves out the CPU.
     """
-    analysis: Any = jax.jit(forward).lower(*shapes).cost_analysis()
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        analysis: Any = jax.jit(forward).lower(*shapes).cost_analysis()
     return 3.0 * analysis["flops"]
 
 

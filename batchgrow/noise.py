@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from batchgrow.optimizer import ChangingAdamState
 from batchgrow.plan.noise import NoiseAverage, estimate
 from batchgrow.step import Batch, GetExamples, TrainState, example_keys
 from batchgrow.tasks import Task
@@ -216,7 +217,7 @@ def _preconditioner(opt_state: Any) -> Any:
     """
 
     def is_adam(x: Any) -> bool:
-        return isinstance(x, optax.ScaleByAdamState)
+        return isinstance(x, optax.ScaleByAdamState | ChangingAdamState)
 
     found = [x for x in jax.tree.leaves(opt_state, is_leaf=is_adam) if is_adam(x)]
     if not found:

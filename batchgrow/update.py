@@ -257,5 +257,6 @@ def _least_memory_limit(mesh: Mesh) -> int | None:
     """Bytes of the device with the least memory, so that all processes choose the same layouts."""
     limit = memory_limit(mesh.local_devices[0])
     if limit is not None and jax.process_count() > 1:
-        limit = int(multihost_utils.process_allgather(np.int64(limit)).min())
+        # In MiB: JAX gathers 32 bits, and a device has more bytes than they can count.
+        limit = int(multihost_utils.process_allgather(np.int32(limit >> 20)).min()) << 20
     return limit

@@ -27,7 +27,7 @@ def answer(
     """
     fixed, slope = _fit(times)
     num_examples = plan.recipe.num_examples
-    recipe = decay(plan.recipe, batch_multiple=plan.batch_multiple)
+    recipe = decay(plan.recipe, batch_multiple=plan.batch_multiple, exponent=plan.exponent)
     plans = {"recipe": recipe} | ({"suggested": replay(plan, noise)} if noise else {})
     return {
         "times": [

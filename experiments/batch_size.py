@@ -70,8 +70,8 @@ def main(_: list[str]) -> int:
     found |= {"config": config.name, **environment_of()}
     out = epath.Path(_OUT.value)
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
-    out.with_suffix(".png").write_bytes(advice.figure(found, recipe.num_examples))
+    out.with_name(f"{out.name}.json").write_text(json.dumps(found, indent=1) + "\n")
+    out.with_name(f"{out.name}.png").write_bytes(advice.figure(found, recipe.num_examples))
     print(json.dumps(found) if _JSON.value else f"{advice.as_text(found)}\n{out}.png")
     return 0
 
@@ -111,7 +111,7 @@ def update_times(experiment: Experiment) -> Iterator[tuple[int, float]]:
     first, data = experiment.ghost_batch_size, experiment.train_data
     mesh = make_mesh(experiment.execution.num_devices)
     has_end = memory_limit(mesh.local_devices[0]) is not None
-    first = math.lcm(first, mesh.size) if first < mesh.size else first
+    first = math.lcm(first, mesh.size)
     most = _MAX_BATCH_SIZE.value or (data.num_examples if has_end else data.num_examples // 10)
     if _MAX_BATCH_SIZE.value is not None and most < first:
         raise ValueError(f"--max_batch_size={most} is below {first}, the smallest batch")

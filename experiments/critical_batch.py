@@ -66,7 +66,7 @@ def main(_: list[str]) -> int:
     found |= environment_of()
     out = epath.Path(_OUT.value)
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
+    out.with_name(f"{out.name}.json").write_text(json.dumps(found, indent=1) + "\n")
     curves = {
         f"epoch {row['epoch']:.2g}": [
             (branch["batch_size"], branch["difference"])
@@ -75,7 +75,9 @@ def main(_: list[str]) -> int:
         ]
         for row in found["checkpoints"]
     }
-    out.with_suffix(".png").write_bytes(png(draw(branch_panel(curves, _TOLERANCE.value)), dpi=100))
+    out.with_name(f"{out.name}.png").write_bytes(
+        png(draw(branch_panel(curves, _TOLERANCE.value)), dpi=100)
+    )
     print(json.dumps(found) if _JSON.value else f"{as_text(found)}\n{out}.png")
     return 0
 

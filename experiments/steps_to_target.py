@@ -56,10 +56,10 @@ def main(_: list[str]) -> int:
     found = measure(config, target) | {"config": config.name, "target": target, **environment_of()}
     out = epath.Path(_OUT.value)
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
+    out.with_name(f"{out.name}.json").write_text(json.dumps(found, indent=1) + "\n")
     steps = [(row["batch_size"], row["steps"]) for row in found["sizes"]]
     panel = steps_panel(steps, (found["S_min"], found["B_crit"]), found["B_simple"])
-    out.with_suffix(".png").write_bytes(png(draw(panel), dpi=100))
+    out.with_name(f"{out.name}.png").write_bytes(png(draw(panel), dpi=100))
     print(json.dumps(found) if _JSON.value else f"{as_text(found)}\n{out}.png")
     return 0
 

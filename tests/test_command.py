@@ -27,6 +27,8 @@ def test_prints_the_plan(capsys) -> None:
     assert run(capsys, *WRN, "--max_batch_size=5120") == PLAN.table() + "\n"
     assert run(capsys, *WRN, "--num_growths=0") == decay(RECIPE).table() + "\n"
     assert "per device" in run(capsys, *WRN, "--num_devices=4")
+    assert main(["plan", *WRN, "--num_devices=0"]) == 2
+    assert "num_devices=0 must be a whole number" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny import tiny_experiment
 
+from batchgrow import update
 from batchgrow.data.feed import make_feed
-from batchgrow.devices import memory_needed
+from batchgrow.devices import memory_needed, training_flops
 from batchgrow.engine import Engine
 from batchgrow.layout import Layout, make_mesh
 from batchgrow.update import UpdateCompiler
@@ -98,6 +100,30 @@ def test_a_refusal_with_a_number_spares_what_cannot_fit(monkeypatch):
     with pytest.raises(MemoryError, match="a micro-batch of 16 examples needs 16.5 GiB"):
         compiler.fit(128)
     assert compiler.compiled == [128, 32, 16]
+
+
+def test_processes_agree_on_the_memory_of_the_least_device(monkeypatch):
+    """Also above 2 GiB, although JAX gathers 32 bits of a whole number."""
+    monkeypatch.setattr(update, "memory_limit", lambda device: 80 * GIB + 5)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(
+        update.multihost_utils,
+        "process_allgather",
+        lambda x: np.stack([jnp.asarray(x), jnp.asarray(x) // 2]),  # as on the devices
+    )
+    assert update._least_memory_limit(make_mesh(1)) == 40 * GIB
+
+
+def test_operations_are_counted_where_the_backend_does_not_count(monkeypatch):
+    """Those of an accelerator return None for a lowered program; that of the CPU counts."""
+    counting = jax.stages.Lowered.cost_analysis
+
+    def only_on_cpu(lowered: Any) -> Any:
+        return counting(lowered) if jax.config.jax_default_device is not None else None
+
+    monkeypatch.setattr(jax.stages.Lowered, "cost_analysis", only_on_cpu)
+    shape = jax.ShapeDtypeStruct((4, 4), np.float32)
+    assert training_flops(jnp.matmul, shape, shape) == 3 * 2 * 4**3
 
 
 def test_a_limit_that_was_set_is_taken():

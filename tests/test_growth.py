@@ -266,3 +266,10 @@ def test_a_limit_that_stops_all_growth_is_said():
     assert "the batch does not grow: it is limited by 20/(1 - momentum)" in plan.warnings[0]
     assert not any("does not grow" in line for line in grow(recipe, max_batch_size=64).warnings)
     assert not any("does not grow" in line for line in grow(recipe, num_growths=0).warnings)
+
+
+def test_a_recipe_without_growth_keeps_the_exponent_where_its_batch_is_rounded() -> None:
+    recipe = Recipe(40, 0.9, constant(0.1), num_examples=1000, num_epochs=4, optimizer="lars")
+    with pytest.raises(ValueError, match="exponent"):
+        decay(recipe, batch_multiple=16)
+    assert decay(recipe, batch_multiple=16, exponent=0.5).batch_sizes() == (48,)

@@ -16,7 +16,7 @@ from batchgrow.config import check_layouts, make_experiment, make_plan
 from batchgrow.data.prepared import is_prepared
 from batchgrow.report import Run
 from batchgrow.train import train
-from configs import mnist
+from configs import digits, mnist
 from experiments.lab import (
     EXPERIMENTS,
     cifar10_plans,
@@ -141,7 +141,9 @@ def a_study() -> study.Study:
     """Two batches of the digits."""
 
     def config():
-        made = setups.digits_recipe()
+        made = digits.get_config()
+        made.noise.share = None
+        setups.only_at_the_end(made)
         made.recipe.num_epochs = 0.3
         made.recipe.boundaries_epochs = ()
         made.model.channels = 2

@@ -237,6 +237,8 @@ def test_hugging_face_folder(tmp_path):
         experiment.train_data.arrays["image"],
         make_experiment(make_config(f"{HERE}:as_table", changes)).train_data.arrays["image"],
     )
+    with pytest.raises(ValueError, match="has one split; set data.test_share"):
+        make_experiment(make_config(f"hf:{tmp_path}/table", changes | {"data.test_share": None}))
     texts = datasets.Dataset.from_dict({"text": ["abc", "cab"] * 40})
     both = datasets.DatasetDict(train=texts, test=texts)
     both.save_to_disk(str(tmp_path / "texts"))

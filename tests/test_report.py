@@ -6,6 +6,8 @@ import math
 import pathlib
 import subprocess
 import sys
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +25,7 @@ from scipy import stats
 
 from batchgrow import report
 from batchgrow.plan import Recipe, curves, decay, grow, hybrid
-from batchgrow.report import runs, wording
+from batchgrow.report import facts, runs, wording
 from batchgrow.report.facts import same_noise_scale
 
 
@@ -320,3 +322,34 @@ def test_percentages_of_the_paper_are_fractions(tmp_path):
     run = make_run(tmp_path / "other", "hybrid", 0, kind=LANGUAGE)
     (row,) = report.facts([run], {"hybrid": {LANGUAGE.test: 94.3}})["comparisons"][0]["paper"]
     assert row["paper_test"] == 94.3
+
+
+def test_the_pieces_of_a_plan_that_follows_are_one_segment():
+    """Of several seeds, only pieces of the same size count."""
+
+    def piece(size, start, end):
+        return {
+            "batch_size": size,
+            "num_updates": (end - start) // size,
+            "start_examples": start,
+            "end_examples": end,
+            "learning_rate_end": 0.1 * end,
+        }
+
+    def run(*segments):
+        found = [{"batch_size": size, "examples_per_second": rate} for size, rate in segments]
+        return SimpleNamespace(summary={"segments": found})
+
+    group: Any = SimpleNamespace(
+        runs=[SimpleNamespace(config={"plan": {"name": "follow"}})],
+        plan={
+            "num_examples": 100,
+            "tokens_per_example": 7,
+            "segments": [piece(10, 0, 40), piece(10, 40, 100), piece(20, 100, 200)],
+        },
+        finished=[run((10, 1.0), (10, 3.0), (20, 5.0)), run((10, 1.0), (20, 9.0), (20, 7.0))],
+    )
+    first, second = facts._segments(group)
+    assert (first["num_updates"], first["tokens"], first["end_epoch"]) == (10, 700, 1.0)
+    assert first["learning_rate_end"] == 10.0 and first["start_examples"] == 0
+    assert (first["examples_per_second"], second["examples_per_second"]) == (2.0, 6.0)

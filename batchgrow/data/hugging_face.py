@@ -38,15 +38,22 @@ def _load(source: Source, part: Part) -> Any:
     try:
         if pathlib.Path(place).is_dir():
             found = datasets.load_from_disk(place)
-            return found[split] if isinstance(found, dict) else found
-        name, _, config = place.partition(":")
-        return datasets.load_dataset(name, config or None, split=split)
+            if isinstance(found, dict):
+                return found[split]
+        else:
+            name, _, config = place.partition(":")
+            return datasets.load_dataset(name, config or None, split=split)
     except Exception as error:  # Errors of the network, of the folder or of the names.
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]
         raise ValueError(
             f"data.name {source.name!r}: split {split!r} cannot be loaded "
             f"({type(error).__name__}: {reason})"
         ) from error
+    if not source.is_whole:
+        source.share(
+            len(found)
+        )  # Raises if data.test_share is missing: both parts are in one table.
+    return found
 
 
 def from_hugging_face(table: Any, source: Source, part: Part, parts: dict[str, Any]) -> Dataset:

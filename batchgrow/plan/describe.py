@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from batchgrow.plan.recipe import Recipe
+from batchgrow.plan.recipe import Recipe, check_whole
 from batchgrow.plan.segments import Segment
 from batchgrow.text_table import text_table
 
@@ -51,7 +51,12 @@ def to_dict(
     updates that train on the middles of 128 equal parts of the recipe's run. Values after the
     known segments are left out. For optimizers with normalised steps they are called
     "diffusion", also in the segments.
+
+    Raises:
+      ValueError: if num_devices is below 1.
     """
+    if num_devices is not None:
+        check_whole("num_devices", num_devices)
     segments = plan.known(history)
     result: dict[str, Any] = {
         "num_examples": plan.recipe.num_examples,

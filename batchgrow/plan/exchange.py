@@ -16,7 +16,7 @@ import numpy as np
 
 from batchgrow.plan.curves import Curve
 from batchgrow.plan.plan import FixedPlan, Segment
-from batchgrow.plan.recipe import Recipe
+from batchgrow.plan.recipe import Recipe, check_whole
 
 
 class Row(NamedTuple):
@@ -64,8 +64,10 @@ def from_rows(rows: Sequence[Row], num_examples: int) -> FixedPlan:
       num_examples: N, the size of the training set.
 
     Raises:
-      ValueError: if a row does not start where the one before it ends, or the momentum changes.
+      ValueError: if a row does not start where the one before it ends, the momentum changes, or
+        num_examples is below 1.
     """
+    check_whole("num_examples", num_examples)
     segments: list[Segment] = []
     position = 0
     for number, row in enumerate(rows, start=1):

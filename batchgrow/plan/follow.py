@@ -59,7 +59,7 @@ class FollowPlan(Plan):
     @cached_property
     def rungs(self) -> tuple[int, ...]:
         """The batch sizes that the plan may choose, rising."""
-        rungs = [nearest(self.recipe.batch_size, self.batch_multiple)]
+        rungs = [min(nearest(self.recipe.batch_size, self.batch_multiple), self.max_batch_size)]
         size = float(self.recipe.batch_size)
         while rungs[-1] < self.max_batch_size:
             size *= self.ladder

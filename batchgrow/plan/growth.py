@@ -35,9 +35,12 @@ RUNG_TIME_CONSTANTS = 20
 FEW_TIME_CONSTANTS = 10
 
 
-def decay(recipe: Recipe, *, batch_multiple: int = 1) -> FixedPlan:
-    """Returns the recipe as a plan: the batch size is constant and the learning rate decays."""
-    return grow(recipe, num_growths=0, batch_multiple=batch_multiple)
+def decay(recipe: Recipe, *, batch_multiple: int = 1, exponent: float | None = None) -> FixedPlan:
+    """Returns the recipe as a plan: the batch size is constant and the learning rate decays.
+
+    The options are those of `grow`. The exponent counts where the batch is rounded to a multiple.
+    """
+    return grow(recipe, num_growths=0, batch_multiple=batch_multiple, exponent=exponent)
 
 
 def hybrid(recipe: Recipe, *, num_growths: int = 1, **options: Any) -> FixedPlan:

@@ -95,11 +95,6 @@ class NoiseAverage:
             return None
         return self.trace / self.squared_norm
 
-    @property
-    def gradient_norm(self) -> float | None:
-        """The norm of g; None while it is unknown."""
-        return math.sqrt(self.squared_norm / self.weight) if self.squared_norm > 0 else None
-
 
 def fit_steps(batch_sizes: Sequence[float], steps: Sequence[float]) -> tuple[float, float]:
     """Returns (S_min, B_crit) of steps = S_min (1 + B_crit / B) that fit best, by relative error.

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from batchgrow.plan.noise import NOISE_SCALE
 from batchgrow.report import wording
-from batchgrow.report.folders import NOISE_SCALE, Run
+from batchgrow.report.folders import Run
 from batchgrow.report.runs import PlanGroup, group_by_plan, paired_differences, summarize
 from batchgrow.report.swept import swept
 from batchgrow.text_table import WIDTH, text_table
@@ -27,6 +28,7 @@ Paper = Mapping[str, Mapping[str, Any]]
 # values below a thousandth of its peak are replaced by that value.
 NOISE_TOLERANCE, NOISE_SHARE, NOISE_FLOOR = 0.05, 0.95, 1e-3
 NOISE_GRID = 8  # places between two samples of the noise scale
+RATES = ("examples_per_second", "share_of_peak")
 
 
 def facts(
@@ -140,31 +142,39 @@ def _segments(group: PlanGroup) -> list[Facts]:
     tokens = group.plan.get("tokens_per_example")
     segments = []
     for index, segment in enumerate(group.plan["segments"]):
-        measured = [summary[index] for summary in summaries if index < len(summary)]
+        # Where a plan follows the noise, the segments of another seed may have other sizes.
+        measured = [
+            found
+            for summary in summaries
+            for found in summary[index : index + 1]
+            if found["batch_size"] == segment["batch_size"]
+        ]
         segments.append(
             segment
             | {
                 "start_epoch": segment["start_examples"] / num_examples,
                 "end_epoch": segment["end_examples"] / num_examples,
                 "tokens": tokens and tokens * (segment["end_examples"] - segment["start_examples"]),
-                **{
-                    name: _median([segment.get(name) for segment in measured])
-                    for name in ("examples_per_second", "share_of_peak")
-                },
+                **{name: _median([found.get(name) for found in measured]) for name in RATES},
             }
         )
     if group.runs[0].config.get("plan", {}).get("name") != "follow":
         return segments
     # Between two decisions is a segment; most do not change anything.
-    merged: list[Facts] = []
-    for segment in segments:
-        if merged and merged[-1]["batch_size"] == segment["batch_size"]:
-            ends = {k: v for k, v in segment.items() if k.endswith("_end") or k.startswith("end_")}
-            ends["num_updates"] = merged[-1]["num_updates"] + segment["num_updates"]
-            merged[-1] |= ends
-        else:
-            merged.append(segment)
-    return merged
+    sizes = itertools.groupby(segments, key=lambda segment: segment["batch_size"])
+    return [_merged([*same]) for _, same in sizes]
+
+
+def _merged(segments: Sequence[Facts]) -> Facts:
+    """One segment for several that follow each other."""
+    last = segments[-1]
+    ends = {k: v for k, v in last.items() if k.endswith("_end") or k.startswith("end_")}
+    sums = {
+        name: last[name] and sum(segment[name] for segment in segments)
+        for name in ("num_updates", "tokens")
+    }
+    rates = {name: _median([segment[name] for segment in segments]) for name in RATES}
+    return segments[0] | ends | sums | rates
 
 
 def _median(values: Sequence[float | None]) -> float | None:

@@ -19,7 +19,8 @@ from batchgrow.report.axes import (
     value_ticks,
 )
 from batchgrow.report.drawing import LINES, PALETTE, Line, Panel
-from batchgrow.report.folders import NOISE_SCALE, Metric, Run
+from batchgrow.plan.noise import NOISE_SCALE
+from batchgrow.report.folders import Metric, Run
 from batchgrow.report.runs import PlanGroup
 
 MAX_LINES = 12  # plans of one figure

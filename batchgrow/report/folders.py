@@ -7,9 +7,7 @@ from typing import Any
 from etils import epath
 
 from batchgrow.report import schema
-
-FORMAT = 2
-NOISE_SCALE = "gradient_noise_scale"  # a column of the rows
+from batchgrow.run.folder import FORMAT
 
 
 @dataclasses.dataclass(frozen=True)

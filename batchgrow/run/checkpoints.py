@@ -94,6 +94,9 @@ class Checkpoints:
       metric: the metric of the task that scores a checkpoint.
       config: the config of the run, as plain nested dicts.
       defaults: as in `folder.check_config`.
+      is_own: whether this process trains here and holds the lock of the folder. What an
+        interrupted save has left behind is then removed; while another process trains it may be a
+        save that is under way.
 
     Raises:
       FolderError: if `checkpoints` is a file.
@@ -108,6 +111,7 @@ class Checkpoints:
         metric: Metric,
         config: Config,
         defaults: Mapping[str, Any] | None = None,
+        is_own: bool = False,
     ):
         self._digest = jax.jit(digest)
         self._workdir = workdir
@@ -123,7 +127,7 @@ class Checkpoints:
                 self._folder,
                 options=ocp.CheckpointManagerOptions(
                     preservation_policy=self._policy,
-                    cleanup_tmp_directories=True,
+                    cleanup_tmp_directories=is_own,
                     async_options=ocp.AsyncOptions(
                         # Where a folder cannot be made, threads would wait for it for 300 s.
                         create_directories_asynchronously=False,

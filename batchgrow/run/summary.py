@@ -99,7 +99,11 @@ def share_of_peak(experiment: Experiment, mesh: Mesh) -> float | None:
     peak = peak_flops(mesh.devices.flat[0].device_kind, dtype)
     if peak is None:
         return None
-    return flops_of(experiment.task, experiment.train_data.example) / (peak * mesh.size)
+    try:
+        flops = flops_of(experiment.task, experiment.train_data.example)
+    except RuntimeError:  # JAX_PLATFORMS leaves out the CPU, which counts.
+        return None
+    return flops / (peak * mesh.size)
 
 
 def flops_of(task: Task, example: Any) -> float:

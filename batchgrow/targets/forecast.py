@@ -56,7 +56,9 @@ def forecast(
     plan = make_plan(config, num_examples)
     multiple = config.plan.batch_multiple or config.ghost_batch_size or 1
     check_layouts(plan, target.num_devices, config)
-    recipe_plan: Plan | None = decay(plan.recipe, batch_multiple=multiple) if compares else None
+    recipe_plan: Plan | None = None
+    if compares:
+        recipe_plan = decay(plan.recipe, batch_multiple=multiple, exponent=config.plan.exponent)
     try:
         if recipe_plan is not None:
             check_layouts(recipe_plan, target.num_devices, config)

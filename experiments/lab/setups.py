@@ -4,7 +4,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import cifar10, digits, mnist
+from configs import cifar10, mnist
 
 
 def small_mnist(num_examples: int = 10_000, features: tuple[int, ...] = (128,)) -> Any:
@@ -39,14 +39,6 @@ def small_cifar10(num_examples: int) -> Any:
     config.data.num_train_examples = num_examples
     config.model = ConfigDict({"name": "conv_net", "channels": 8, "num_classes": 10})
     config.recipe.curve = "constant"
-    only_at_the_end(config)
-    return config
-
-
-def digits_recipe() -> Any:
-    """`configs/digits.py`, without the measured noise."""
-    config = digits.get_config()
-    config.noise.share = None
     only_at_the_end(config)
     return config
 
