@@ -78,7 +78,7 @@ def test_no_cycles():
         ("batchgrow.step", ("batchgrow.tasks",)),
         ("batchgrow.run.timers", ()),
         ("batchgrow.run.files", ()),
-        ("batchgrow.run.log", ("batchgrow.run.files", "batchgrow.run.timers")),
+        ("batchgrow.run.log", ("batchgrow.run.files",)),
         ("batchgrow.run.folder", ("batchgrow.run.files",)),
         (
             "batchgrow.report",

@@ -28,12 +28,12 @@ from batchgrow.run.folder import (
     write_json,
 )
 from batchgrow.run.leaks import without_metrics
-from batchgrow.run.log import Clock, RunLog
+from batchgrow.run.log import RunLog
 from batchgrow.run.noise_meter import NoiseMeter
 from batchgrow.run.progress import Progress
 from batchgrow.run.signals import Preemption
 from batchgrow.run.summary import compared, hyper_parameters, summarize
-from batchgrow.run.timers import TIMERS
+from batchgrow.run.timers import Clock
 from batchgrow.step import TrainState
 
 if TYPE_CHECKING:
@@ -302,7 +302,6 @@ class Run:
         """
         noise = self._noise.columns()
         metrics = {k: value for k, value in self.measured.items() if k not in noise}
-        seconds, waited_for_input = self._clock.lap()
         row = {
             "examples_seen": self.examples_seen,
             "updates": point.update + 1,
@@ -317,10 +316,7 @@ class Run:
             **test,
             **noise,
             **self._traced,
-            "examples_per_second": float(state.sums["count"]) / max(seconds, 1e-9),
-            "input_share": waited_for_input / max(seconds, 1e-9),
-            "wall_seconds": self._clock.total(),
-            **{f"{name}_seconds": self._clock.seconds[name] for name in TIMERS},
+            **self._clock.columns(float(state.sums["count"])),
         }
         self._check_finite(metrics["loss"], point)
         if self._is_at_end():  # No later update shows the effect of the last one.
