@@ -45,7 +45,7 @@ def train(
       MemoryError: if a device is too small for one ghost batch.
       OSError: if the run folder cannot be written any more.
     """
-    plan, mesh = experiment.plan, layout.make_mesh(experiment.execution.num_devices)
+    mesh = layout.make_mesh(experiment.execution.num_devices)
     with ExitStack() as stack:
         run = stack.enter_context(Run(experiment, workdir, mesh, override_config=override_config))
         if run.is_finished:
@@ -53,7 +53,7 @@ def train(
         enable_compilation_cache(experiment.execution.compilation_cache_dir)
         engine = stack.enter_context(Engine(experiment, mesh))
         restored = run.restore(engine.state)
-        for batch_size in run.batch_sizes():
+        for batch_size in run.position.batch_sizes():
             engine.layouts(batch_size)  # Raises before anything is compiled or written.
         state = restored or engine.initial_state()
         run.begin()
@@ -61,13 +61,13 @@ def train(
         while segment := run.next_segment():  # Here the batch grows.
             with run.waiting_for(segment.batch_size, engine.updates):
                 update = engine.updates.start(segment.batch_size).result()
-            for points in run.dispatches(segment, update.max_updates):
+            for points in run.position.dispatches(update.max_updates):
                 with run.input_timer(state):
                     batches = engine.feed.batch(update.dispatch_positions(points))
                 state = update(state, batches, points)
                 run.advance(points)
-                engine.prepare(segment.batch_size, run.batch_sizes())
-                engine.read_ahead(plan.known(run.history), run.examples_seen)
+                engine.prepare(segment.batch_size, run.position.batch_sizes())
+                engine.read_ahead(run.position.known(), run.position.examples_seen)
 
                 due = run.measure(engine, state)
                 test = run.evaluate(engine, state) if due.evaluation else {}

@@ -77,8 +77,9 @@ def test_no_cycles():
         ("batchgrow.compile", ()),
         ("batchgrow.step", ("batchgrow.tasks",)),
         ("batchgrow.run.timers", ()),
+        ("batchgrow.run.position", ("batchgrow.experiment", "batchgrow.plan")),
         ("batchgrow.run.files", ()),
-        ("batchgrow.run.log", ("batchgrow.run.files", "batchgrow.run.timers")),
+        ("batchgrow.run.log", ("batchgrow.run.files",)),
         ("batchgrow.run.folder", ("batchgrow.run.files",)),
         (
             "batchgrow.report",

@@ -222,12 +222,15 @@ def test_a_checkpoint_holds_the_history(undisturbed, tmp_path):
     experiment, mesh = make(), make_mesh(1)
     with Run(experiment, str(tmp_path), mesh) as run, Engine(experiment, mesh) as engine:
         assert run.restore(engine.state) is not None
-        assert run.examples_seen >= 400
-        assert run.current == run.history[-1] or run.examples_seen == run.history[-1].end_examples
+        position = run.position
+        assert position.examples_seen >= 400
+        history = position.history
+        assert position.current in (history[-1], None)
+        assert position.current or position.examples_seen == history[-1].end_examples
         sizes = {row["segment"]: row["batch_size"] for row in undisturbed.rows}
-        assert [s.batch_size for s in run.history] == [sizes[i] for i in range(len(run.history))]
-        ends = [segment.end_examples for segment in run.history]
-        assert [segment.start_examples for segment in run.history] == [0, *ends[:-1]]
+        assert [s.batch_size for s in history] == [sizes[i] for i in range(len(history))]
+        ends = [segment.end_examples for segment in history]
+        assert [segment.start_examples for segment in history] == [0, *ends[:-1]]
         assert run.measured["loss"] == rows[-1]["train_loss"]
 
 

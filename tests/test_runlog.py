@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from batchgrow.run.log import Clock, LogMark, Row, RunLog
+from batchgrow.run.log import LogMark, Row, RunLog
+from batchgrow.run.timers import Clock
 
 CLOCKS = {"examples": "examples_seen", "updates": "updates"}
 ROWS = [

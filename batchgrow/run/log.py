@@ -1,4 +1,4 @@
-"""The log of a run: rows by examples seen, TensorBoard events, and seconds by timer.
+"""The log of a run: rows by examples seen, and TensorBoard events.
 
 Each row is one line of JSON in `metrics.jsonl`, appended and synced. A checkpoint holds a mark: how
 far the files reach, with a checksum. A resumed run cuts the files back to the mark and continues,
@@ -13,7 +13,7 @@ import numbers
 import struct
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
@@ -32,7 +32,6 @@ from batchgrow.run.files import (
     unused,
     write_whole,
 )
-from batchgrow.run.timers import PAUSES, TIMERS
 
 log = logging.getLogger(__name__)
 Row = dict[str, Any]
@@ -42,55 +41,6 @@ PROTO: Any = event_pb2
 SUMMARY: Any = summary_pb2.Summary  # type: ignore
 EVENTS = "events.out.tfevents"  # how TensorBoard recognises its files
 ROWS_PER_WRITE = 1000
-
-
-class Clock:
-    """Seconds by name, continued by a resumed run.
-
-    Attributes:
-      seconds: by timer: `compile` and `input` (waited for), `eval`, `checkpoint`; `total`; and the
-        training seconds, and those of input, at the last `lap`.
-    """
-
-    def __init__(self, seconds: Mapping[str, float] | None = None):
-        self.seconds: dict[str, float] = {
-            name: 0.0 for name in (*TIMERS, "total", "lap", "lap_input")
-        }
-        self.seconds.update(seconds or {})
-        self._since = time.perf_counter()
-
-    @contextlib.contextmanager
-    def timer(self, name: str, counts: Callable[[], bool] = lambda: True) -> Iterator[None]:
-        """Counts the time inside under `name`, if `counts` says so at the end."""
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            if counts():
-                self.seconds[name] += time.perf_counter() - started
-
-    def total(self) -> float:
-        """Seconds of this run so far, including those before an interruption."""
-        now = time.perf_counter()
-        self.seconds["total"] += now - self._since
-        self._since = now
-        return self.seconds["total"]
-
-    def lap(self) -> tuple[float, float]:
-        """Returns training seconds since the last lap, without pauses, and those of input."""
-        seconds = self._active() - self.seconds["lap"]
-        waited = self.seconds["input"] - self.seconds["lap_input"]
-        self.seconds["lap"] += seconds
-        self.seconds["lap_input"] += waited
-        return seconds, waited
-
-    def by_name(self) -> dict[str, float]:
-        """Seconds by timer, with `step` for the rest; they add up to the total."""
-        named = {name: self.seconds[name] for name in TIMERS}
-        return named | {"step": self.total() - sum(named.values())}
-
-    def _active(self) -> float:
-        return self.total() - sum(self.seconds[name] for name in PAUSES)
 
 
 class RunLog:

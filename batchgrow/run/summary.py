@@ -15,7 +15,7 @@ from batchgrow.experiment import Experiment
 from batchgrow.plan import Segment
 from batchgrow.run import environment
 from batchgrow.run.folder import trajectory_fields
-from batchgrow.run.log import Clock
+from batchgrow.run.timers import Clock
 from batchgrow.tasks import Task
 
 
