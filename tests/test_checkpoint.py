@@ -39,9 +39,13 @@ def make_state(seed: int) -> State:
 
 
 def open_checkpoints(
-    folder: pathlib.Path, keep: int = 2, config: dict = CONFIG, metric: Metric = ACCURACY
+    folder: pathlib.Path,
+    keep: int = 2,
+    config: dict = CONFIG,
+    metric: Metric = ACCURACY,
+    **options: Any,
 ) -> Checkpoints:
-    return Checkpoints(epath.Path(folder), keep=keep, metric=metric, config=config)
+    return Checkpoints(epath.Path(folder), keep=keep, metric=metric, config=config, **options)
 
 
 def notes(step: int) -> dict:
@@ -82,6 +86,18 @@ def test_restores_the_newest_bit_for_bit(saved: pathlib.Path) -> None:
 def test_a_new_folder_has_none(tmp_path: pathlib.Path) -> None:
     with open_checkpoints(tmp_path) as checkpoints:
         assert checkpoints.restore(make_state(0)) is None
+
+
+def test_only_the_owner_removes_an_unfinished_save(tmp_path: pathlib.Path) -> None:
+    """For a reader it may be the save of a run that is still training."""
+    save(tmp_path, {10: 0.5})
+    unfinished = "20.orbax-checkpoint-tmp-0"
+    (tmp_path / "checkpoints" / unfinished).mkdir()
+    with open_checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.positions() == [10]
+    assert steps(tmp_path) == ["10", unfinished]
+    with open_checkpoints(tmp_path, is_own=True):
+        assert steps(tmp_path) == ["10"]
 
 
 def test_the_last_and_the_best_are_kept_through_restarts(tmp_path: pathlib.Path) -> None:

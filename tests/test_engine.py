@@ -104,6 +104,7 @@ def test_a_refusal_with_a_number_spares_what_cannot_fit(monkeypatch):
 
 def test_processes_agree_on_the_memory_of_the_least_device(monkeypatch):
     """Also above 2 GiB, although JAX gathers 32 bits of a whole number."""
+    mesh = make_mesh(1)
     monkeypatch.setattr(update, "memory_limit", lambda device: 80 * GIB + 5)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(
@@ -111,7 +112,7 @@ def test_processes_agree_on_the_memory_of_the_least_device(monkeypatch):
         "process_allgather",
         lambda x: np.stack([jnp.asarray(x), jnp.asarray(x) // 2]),  # as on the devices
     )
-    assert update._least_memory_limit(make_mesh(1)) == 40 * GIB
+    assert update._least_memory_limit(mesh) == 40 * GIB
 
 
 def test_operations_are_counted_where_the_backend_does_not_count(monkeypatch):

@@ -78,10 +78,7 @@ def test_wrong_tables() -> None:
         (json.dumps(good | {"rows": []}), "the table has no rows"),
         ("{}", "not the table of a plan .'rows' is missing"),
         ("", "the table has no rows"),
-        (
-            json.dumps(good | {"num_examples": 0}),
-            "num_examples=0 must be a whole number, 1 or more",
-        ),
+        (json.dumps(good | {"num_examples": 0}), "num_examples=0 must be a whole number"),
         (csv.replace("batch_size", "size"), "'batch_size' is missing"),
         (csv.replace(",0.9,50000", ",0.9,50001", 1), "num_examples differs between rows"),
     ]

@@ -85,6 +85,7 @@ def test_no_cycles():
             "batchgrow.report",
             (
                 "batchgrow.report",
+                "batchgrow.plan.noise",
                 "batchgrow.run.folder",
                 "batchgrow.run.timers",
                 "batchgrow.text_table",

@@ -25,8 +25,8 @@ from scipy import stats
 
 from batchgrow import report
 from batchgrow.plan import Recipe, curves, decay, grow, hybrid
-from batchgrow.report import facts, runs, wording
-from batchgrow.report.facts import same_noise_scale
+from batchgrow.report import runs, wording
+from batchgrow.report.facts import _segments, same_noise_scale
 
 
 @pytest.fixture(scope="module", params=KINDS, ids=[kind.task for kind in KINDS])
@@ -349,7 +349,7 @@ def test_the_pieces_of_a_plan_that_follows_are_one_segment():
         },
         finished=[run((10, 1.0), (10, 3.0), (20, 5.0)), run((10, 1.0), (20, 9.0), (20, 7.0))],
     )
-    first, second = facts._segments(group)
+    first, second = _segments(group)
     assert (first["num_updates"], first["tokens"], first["end_epoch"]) == (10, 700, 1.0)
     assert first["learning_rate_end"] == 10.0 and first["start_examples"] == 0
     assert (first["examples_per_second"], second["examples_per_second"]) == (2.0, 6.0)

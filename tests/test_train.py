@@ -9,6 +9,7 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -34,8 +35,10 @@ from batchgrow.data.datasets import ArrayDataset
 from batchgrow.data.jpeg_dataset import JpegDataset
 from batchgrow.data.records import BadRecordError
 from batchgrow.data.stream import Stream
+from batchgrow.engine import Engine
 from batchgrow.experiment import NonFiniteLoss, Outcome
 from batchgrow.layout import make_mesh
+from batchgrow.run import timers
 from batchgrow.run.run import Run
 from batchgrow.tasks import Outputs
 from batchgrow.tasks.classification import Classification
@@ -277,6 +280,52 @@ def test_a_value_error_while_training_is_not_bad_input(tmp_path):
     task = {"task.name": "test_train:Wrong", "task.num_classes": 10}
     with pytest.raises(RuntimeError, match="a fault of the program.*shapes do not match"):
         run_tiny(tmp_path, task)
+
+
+class Refusing(nn.Module):
+    """A model that does not accept what it is trained with, as `models.dropout` may say."""
+
+    @nn.compact
+    def __call__(self, image: Any, *, train: bool) -> Any:
+        if train:
+            raise ValueError("use nn.Dropout in it")
+        return nn.Dense(10)(image.reshape(len(image), -1))
+
+
+def test_a_model_that_cannot_be_traced_for_training_is_bad_input(tmp_path):
+    experiment = tiny_experiment()
+    task = Classification(Refusing(), num_classes=10)
+    with pytest.raises(ValueError, match=r"^use nn.Dropout in it"):
+        run_experiment(dataclasses.replace(experiment, task=task), tmp_path)
+
+
+def test_start_up_is_no_training(tmp_path, monkeypatch):
+    """The seconds before the first update do not count in the first row's examples per second."""
+    ahead = [0.0]
+    now = time.perf_counter
+    clock = SimpleNamespace(perf_counter=lambda: now() + ahead[0])
+    monkeypatch.setattr(timers, "time", clock)
+    initial_state = Engine.initial_state
+
+    def slow(engine: Engine) -> Any:
+        ahead[0] += 1e6
+        return initial_state(engine)
+
+    monkeypatch.setattr(Engine, "initial_state", slow)
+    run_tiny(tmp_path)
+    first = read_rows(tmp_path)[0]
+    assert first["wall_seconds"] > 1e6
+    assert first["examples_seen"] / first["examples_per_second"] < 1e5
+
+
+def test_segments_of_one_batch_size_waited_for_it_once(tmp_path):
+    """The second finds it compiled, and does not replace what the first has waited."""
+    changes = {"plan.name": "decay", "recipe.boundaries_epochs": (0.1,)}
+    run_tiny(tmp_path, changes | {"run.compilation_cache_dir": str(tmp_path / "cache")})
+    segments = read(tmp_path / "summary.json")["segments"]
+    assert len(segments) == 2
+    for segment in segments:
+        assert segment["waited_seconds"] >= 0.5 * segment["compile_seconds"] > 0
 
 
 def test_the_end_of_a_segment_alone_makes_no_checkpoint(tmp_path):

@@ -50,9 +50,7 @@ def _load(source: Source, part: Part) -> Any:
             f"({type(error).__name__}: {reason})"
         ) from error
     if not source.is_whole:
-        source.share(
-            len(found)
-        )  # Raises if data.test_share is missing: both parts are in one table.
+        source.share(len(found))  # Raises if data.test_share is missing.
     return found
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 
+from batchgrow.plan.noise import NOISE_SCALE
 from batchgrow.report import wording
 from batchgrow.report.axes import (
     count_ticks,
@@ -19,7 +20,6 @@ from batchgrow.report.axes import (
     value_ticks,
 )
 from batchgrow.report.drawing import LINES, PALETTE, Line, Panel
-from batchgrow.plan.noise import NOISE_SCALE
 from batchgrow.report.folders import Metric, Run
 from batchgrow.report.runs import PlanGroup
 

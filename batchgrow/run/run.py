@@ -67,7 +67,7 @@ class Run:
         self._replaced_before = 0
         self._clock = Clock()
         self._mark: Any = None
-        self._has_begun = False
+        self._has_trained = False
         self._traced: dict[str, float] = {}
         with ExitStack() as stack:
             self._folder = stack.enter_context(claim(workdir, is_writer=self._is_writer))
@@ -93,8 +93,8 @@ class Run:
 
     def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
         self._stack.__exit__(kind, error, traceback)
-        if isinstance(error, ValueError) and self._has_begun:
-            # Errors of the user were found before this point.
+        if isinstance(error, ValueError) and self._has_trained:
+            # Errors of the user were found before, those of a model while it was traced.
             raise RuntimeError(f"a fault of the program, not of its input: {error}") from error
 
     def restore(self, like: TrainState) -> TrainState | None:
@@ -114,6 +114,7 @@ class Run:
                 metric=self._experiment.task.metrics[0],
                 config=self._settings,
                 defaults=self._experiment.defaults,
+                is_own=True,
             )
         )
         restored = self._checkpoints.restore(like)
@@ -140,7 +141,6 @@ class Run:
         Raises:
           OSError: if a file cannot be written.
         """
-        self._has_begun = True
         e, seen = self._experiment, self.position.examples_seen
         self._record = self._stack.enter_context(
             RunRecord(self._folder, e, self._settings, self._mesh, self._is_writer)
@@ -152,6 +152,8 @@ class Run:
         )
         if seen:
             self._progress.say(f"resumed at {seen} examples ({self._folder})")
+        else:
+            self._clock.lap()  # Nothing was trained so far.
 
     def next_segment(self) -> Segment | None:
         """The current segment or, if it is complete, the next one; None at the end of the run."""
@@ -167,13 +169,14 @@ class Run:
         updates.start(batch_size)
         if updates.finished(batch_size) is None:
             self._progress.say(f"compiling for batch size {batch_size}")
-        before = self._clock.seconds["compile"]
+        waited = self._compiled.get(str(batch_size), {}).get("waited_seconds", 0.0)
+        waited -= self._clock.seconds["compile"]
         with self._clock.timer("compile"):
             yield
         self._compiled[str(batch_size)] = {
             "compile_seconds": updates.times[batch_size].compile_seconds,
             "cache_hit": updates.times[batch_size].cache_hit,
-            "waited_seconds": self._clock.seconds["compile"] - before,
+            "waited_seconds": waited + self._clock.seconds["compile"],
             "num_microbatches": updates.start(batch_size).result().layout.num_microbatches,
         }
 
@@ -184,6 +187,7 @@ class Run:
 
     def advance(self, points: Sequence[Point]) -> None:
         """Notes that these updates were dispatched."""
+        self._has_trained = True
         self.position.advance(points)
         self._progress.advance(sum(point.batch_size for point in points))
 
