@@ -9,11 +9,14 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from etils import epath
+from tiny import tiny_experiment
 
-from batchgrow.run.agreement import check_agreement, check_shared, fingerprint
+from batchgrow.run.agreement import check_agreement, check_shared, facts_of, fingerprint
+from batchgrow.run.folder import flatten
 
 HERE = pathlib.Path(__file__).parent
 TIME_LIMIT = 200  # seconds, on a machine that is busy with other things
@@ -128,3 +131,16 @@ def test_a_fingerprint_is_that_of_the_content() -> None:
     on_disk = fingerprint(OnDisk(x))
     assert on_disk == fingerprint(OnDisk(x.copy())) != fingerprint(OnDisk(x + 1))
     assert fingerprint(OnDisk(x[:3]))
+
+
+def test_every_field_but_those_of_one_process_is_compared(monkeypatch, tmp_path):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    experiment = tiny_experiment()
+    facts = facts_of(experiment, experiment.settings, epath.Path(tmp_path))
+    assert flatten(experiment.settings).keys() - facts.keys() == {
+        "run.data_dir",
+        "run.num_workers",
+        "run.compilation_cache_dir",
+        "run.progress",
+        "run.tensorboard",
+    }

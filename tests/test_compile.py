@@ -89,7 +89,9 @@ def test_close_does_not_wait_for_a_compilation():
     compiler = FakeCompiler()
     with CompileAhead(compiler.build) as sizes:
         under_way, waiting = sizes.start(4), sizes.start(8)
-        while compiler.started != [4]:
+        for _ in range(3000):  # half a minute
+            if compiler.started == [4]:
+                break
             time.sleep(0.01)
     assert not under_way.done() and waiting.cancelled()
     compiler.may_compile.set()

@@ -1,6 +1,10 @@
 """Which layout a batch size is compiled for, by the memory of the device; and what is dropped."""
 
+import gc
+import threading
+import time
 from functools import partial
+from itertools import count, islice
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +19,7 @@ from batchgrow.data.feed import make_feed
 from batchgrow.devices import memory_needed, training_flops
 from batchgrow.engine import Engine
 from batchgrow.layout import Layout, make_mesh
+from batchgrow.plan import Recipe, curves, decay
 from batchgrow.update import UpdateCompiler
 
 GIB = 2**30
@@ -145,6 +150,9 @@ def test_unknown_memory_has_a_default(platform, size):
 def test_release_frees_the_executable():
     """In XLA's own list: neither JAX's caches nor a reference cycle keep it."""
     client = jax.devices()[0].client
+    while any(thread.name.startswith("compile") for thread in threading.enumerate()):
+        time.sleep(0.01)  # compilations that earlier tests have left
+    gc.collect()
 
     def live() -> int:
         return len(client.live_executables())
@@ -160,6 +168,57 @@ def test_release_frees_the_executable():
         engine.prepare(128, [])
         assert live() == before + 1
     assert live() == before
+
+
+def test_an_update_takes_the_place_of_the_state_in_memory():
+    experiment = tiny_experiment()
+    with Engine(experiment, make_mesh(1)) as engine:
+        program, state = engine.updates.get(32), engine.initial_state()
+        points = list(islice(experiment.plan.points(), 1))  # type: ignore[attr-defined]
+        program(state, engine.feed.batch(program.dispatch_positions(points)), points)
+        assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
+
+
+def test_the_host_is_at_most_two_dispatches_ahead():
+    waited: list[int] = []
+    numbers = count()
+
+    def call(state: Any, *_: Any) -> Any:
+        number = next(numbers)
+        return state, SimpleNamespace(block_until_ready=lambda: waited.append(number))
+
+    program = update.UpdateProgram(call, Layout(4, 1, 1), 1, make_mesh(1), ())
+    points: Any = [SimpleNamespace(learning_rate=0.1)]
+    for _ in range(5):
+        program({}, {}, points)  # type: ignore[arg-type]
+    assert waited == [0, 1, 2]
+
+
+def test_what_is_compiled_is_read_ahead_as_far_as_there_is_room():
+    experiment = tiny_experiment()
+    asked: list[np.ndarray] = []
+
+    def read_ahead(positions: np.ndarray) -> bool:
+        asked.append(positions.ravel())
+        return len(asked) != 4  # The fourth finds no room.
+
+    with Engine(experiment, make_mesh(1)) as engine:
+        feed: Any = engine.feed
+        feed.read_ahead = read_ahead
+        known = experiment.plan.known()
+        engine.read_ahead(known, 64)
+        assert asked == []  # Nothing is compiled.
+        engine.updates.get(32)
+        engine.read_ahead(known, 64)
+        np.testing.assert_array_equal(np.concatenate(asked), np.arange(64, 64 + 4 * 32))
+        engine.read_ahead(known, 64)
+        np.testing.assert_array_equal(asked[4], asked[3])  # asked again
+
+
+def test_more_examples_than_positions_are_refused():
+    recipe = Recipe(2**20, 0.9, curves.constant(0.1), num_examples=2**20, num_epochs=4096)
+    with pytest.raises(ValueError, match="stream positions end at 4,294,967,295"):
+        tiny_experiment(plan=decay(recipe))
 
 
 def test_the_first_dispatch_of_a_size_runs_without_a_compilation_beside_it():

@@ -9,8 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from tiny import make_config, run_tiny
 
 from batchgrow import layout, noise, report
@@ -20,6 +18,7 @@ from batchgrow.engine import Engine
 from batchgrow.experiment import NoiseProbe
 from batchgrow.plan import Recipe, curves, follow, from_run, replay
 from batchgrow.plan.noise import NoiseAverage, estimate
+from batchgrow.run.noise_meter import NoiseMeter
 from batchgrow.tasks.regression import Regression
 
 
@@ -49,17 +48,6 @@ def test_without_replacement_the_gradient_of_the_training_set_is_meant():
     expected = (gradients.mean(0) ** 2).sum(), gradients.var(0, ddof=1).sum()
     errors = found.std(0) / math.sqrt(len(orders))
     assert (np.abs(found.mean(0) - expected) < 4 * errors).all()
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.floats(0.1, 10), st.floats(0.1, 10), st.integers(1, 64), st.integers(2, 32))
-def test_equals_the_formulae_of_mccandlish_and_of_nanogns(small, big, piece_size, num_pieces):
-    """nanoGNS writes them so, from the norms n of small and big batches."""
-    batch_size = piece_size * num_pieces
-    squared_norm, trace = estimate(small, big, piece_size, batch_size)
-    g = (batch_size * big - piece_size * small) / (batch_size - piece_size)
-    s = (small - big) / (1.0 / piece_size - 1.0 / batch_size)
-    assert squared_norm == pytest.approx(g) and trace == pytest.approx(s)
 
 
 def test_one_piece_is_refused():
@@ -170,6 +158,22 @@ def test_adam_has_a_preconditioned_noise_beside_it(betas_follow):
     plain = estimate(found["piece"], found["batch"], 3, 15)
     scaled = estimate(found["piece_preconditioned"], found["batch_preconditioned"], 3, 15)
     assert scaled[1] / scaled[0] == pytest.approx(plain[1] / plain[0], rel=1e-4)
+
+
+def test_the_preconditioner_divides_by_the_root_of_the_second_moment():
+    moments = {"w": jnp.array([4.0, 0.25])}
+    state = optax.ScaleByAdamState(jnp.int32(0), {"w": jnp.zeros(2)}, moments)
+    scale = noise._preconditioner((optax.EmptyState(), state))
+    squared = noise._squared_norm({"w": jnp.array([2.0, 3.0])}, scale)
+    assert float(squared) == pytest.approx(4 / 2 + 9 / 0.5)
+
+
+def test_the_column_is_the_ratio_of_the_averages():
+    meter, average = NoiseMeter(linear_experiment(1)), NoiseAverage(100.0)
+    for piece, batch in ((9.0, 5.0), (7.0, 3.0)):
+        meter.add({"piece": piece, "batch": batch})
+        average = average.add(*estimate(piece, batch, 3, 15, num_examples=40), 100)
+    assert meter.columns() == {"gradient_noise_scale": average.noise_scale}
 
 
 def test_the_layers_share_the_norms():

@@ -7,13 +7,16 @@ import pathlib
 import subprocess
 import sys
 from itertools import combinations
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from run_folders import make_run
 
 from batchgrow import report
+from batchgrow.experiment import NonFiniteLoss, Outcome
 from batchgrow.report import drawing, runs, swept
-from experiments import grid
+from experiments import grid, launch
 
 ROOT = pathlib.Path(__file__).parents[1]
 DIGITS = str(ROOT / "configs/digits.py")
@@ -227,3 +230,21 @@ def test_names_of_an_axis_do_not_touch(names):
     assert [label.get_text() for label in axis.get_ticklabels()] == list(names)
     boxes = [label.get_window_extent() for label in axis.get_ticklabels()]
     assert not any(first.overlaps(second) for first, second in combinations(boxes, 2))
+
+
+def test_a_cell_that_diverges_is_a_result_and_one_that_stops_ends_the_grid(monkeypatch):
+    ends = [NonFiniteLoss("the loss is nan"), Outcome.FINISHED, Outcome.GROWTH, Outcome.FINISHED]
+    seen: list[str] = []
+
+    def train(experiment, folder, **_):
+        seen.append(folder)
+        end = ends[len(seen) - 1]
+        if isinstance(end, Exception):
+            raise end
+        return end
+
+    monkeypatch.setattr(launch, "train", train)
+    monkeypatch.setattr(launch, "OVERRIDE", SimpleNamespace(value=False))
+    experiment: Any = SimpleNamespace(name="x")
+    assert launch.run_cells([(experiment, folder) for folder in "abcd"]) == 76
+    assert seen == ["a", "b", "c"]

@@ -199,6 +199,8 @@ def test_run_folder(tmp_path):
     seconds = summary["seconds"]
     assert sum(seconds.values()) == pytest.approx(summary["wall_seconds"], abs=0.1)
     assert seconds.keys() == {"compile", "input", "eval", "noise", "checkpoint", "step"}
+    used = [seconds[name] for name in ("compile", "eval", "checkpoint", "step")]
+    assert min(used) > 0 == seconds["noise"]
     assert [segment["batch_size"] for segment in summary["segments"]] == [32, 128]
     for segment in summary["segments"]:
         assert segment["num_microbatches"] == segment["batch_size"] // CPU_PASS
@@ -209,6 +211,36 @@ def test_run_folder(tmp_path):
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.json*")}
     assert train_without_compiling(config, tmp_path) is Outcome.FINISHED  # nothing is left to do
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.json*")} == before
+
+
+def test_the_loop_compiles_the_next_size_reads_ahead_and_drops_the_last(tmp_path, monkeypatch):
+    engines: list[Engine] = []
+    keys: list[set[int]] = []
+    caches: list[str] = []
+    reads = Counter()
+
+    class Noted(Engine):
+        def __init__(self, *args: Any):
+            super().__init__(*args)
+            engines.append(self)
+
+        def read_ahead(self, *args: Any) -> None:
+            reads[len(keys)] += 1
+
+    monkeypatch.setattr("batchgrow.train.Engine", Noted)
+    monkeypatch.setattr("batchgrow.train.enable_compilation_cache", caches.append)
+
+    def noted(_: int) -> bool:
+        keys.append(engines[0].updates.keys())
+        return False
+
+    changes = {"run.updates_per_dispatch": 1, "run.compilation_cache_dir": "a cache"}
+    run_tiny(tmp_path, changes, stop=noted)
+    small, large = (segment.num_updates for segment in PLAN.segments)
+    # The larger size from the second dispatch of the smaller one on, which is dropped in turn.
+    assert keys == [{32}, *[{32, 128}] * (small - 1), *[{128}] * large]
+    assert reads == Counter(range(small + large))
+    assert caches == ["a cache"]
 
 
 def test_input_is_counted_where_the_devices_wait_for_it(tmp_path):
