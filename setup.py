@@ -32,6 +32,7 @@ NOTEBOOKS = ["ipykernel", "nbclient", "nbformat"]
 
 EXTRAS = {
     "cuda": ["jax[cuda13]>=0.10"],
+    "cuda12": ["jax[cuda12]>=0.10"],  # drivers before 580
     "tpu": ["jax[tpu]>=0.10"],
     "docs": DOCS,
     "hf": ["datasets"],

@@ -158,8 +158,15 @@ def enable_compilation_cache(directory: str) -> str:
 
     The folder is JAX's own setting, else `directory`, else ~/.cache/batchgrow/xla.
 
-    Returns the folder in use, or "" if it cannot be written (then nothing is cached).
+    Several processes with GPUs have no cache. They share the search for the fastest kernels, and
+    only process 0 writes. If it read an executable, the others would wait for its share of the
+    search for ever.
+
+    Returns the folder in use, or "" if nothing is cached, as where the folder cannot be written.
     """
+    if jax.process_count() > 1 and jax.default_backend() == "gpu":
+        jax.config.update("jax_enable_compilation_cache", False)
+        return ""
     configured = jax.config.values["jax_compilation_cache_dir"]
     if not configured:
         home = pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()

@@ -5,11 +5,15 @@ from typing import Any
 
 import jax
 
-# Dense peak in FLOP/s by dtype, from the makers' data sheets; float32 on NVIDIA is without TF32.
+# Dense peak in FLOP/s by dtype, from the makers' data sheets; the first name that fits counts.
+# JAX multiplies float32 as TF32 on NVIDIA, and as bfloat16 on TPUs, unless it is told otherwise.
 PEAK_FLOPS = {
-    "NVIDIA H100": {"bfloat16": 989e12, "float32": 67e12},
-    "NVIDIA H200": {"bfloat16": 989e12, "float32": 67e12},
-    "NVIDIA A100": {"bfloat16": 312e12, "float32": 19.5e12},
+    "NVIDIA H100 PCIe": {"bfloat16": 756e12, "float32": 378e12},
+    "NVIDIA H100 NVL": {"bfloat16": 835e12, "float32": 417e12},
+    "NVIDIA H100": {"bfloat16": 989e12, "float32": 494e12},
+    "NVIDIA H200 NVL": {"bfloat16": 835e12, "float32": 417e12},
+    "NVIDIA H200": {"bfloat16": 989e12, "float32": 494e12},
+    "NVIDIA A100": {"bfloat16": 312e12, "float32": 156e12},
     "TPU v2": {"bfloat16": 22.5e12},
     "TPU v3": {"bfloat16": 61.5e12},
     "TPU v4": {"bfloat16": 275e12},

@@ -62,6 +62,10 @@ class PlanMixin:
             raise ValueError(
                 "ignore_data_skip=True would start the data anew on resume: leave it False"
             )
+        if not isinstance(getattr(self, "lr_scheduler", None), PlanLR | None):
+            raise ValueError(
+                "optimizers has a scheduler of the learning rate, which the plan sets; give None"
+            )
         if getattr(self, "is_deepspeed_enabled", False):
             raise ValueError("DeepSpeed fixes the batch size: train without DeepSpeed")
         arguments.max_steps = plan.num_updates

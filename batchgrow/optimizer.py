@@ -62,9 +62,17 @@ def optimizer_by_batch(
         keep their half-life in examples, and epsilon its proportion to the second moment.
       decay_follows_batch: whether decoupled weight decay and L1 keep their effect per example.
       b1_floor, b2_floor: the decay rates do not fall below these.
+
+    Raises:
+      ValueError: if betas_follow_batch is set and the momentum changes during the run.
     """
     coupling = coupling_of(name)
     follows = betas_follow_batch and coupling.noise == "diffusion" and not coupling.sums_momentum
+    if follows and fields.get("changing_momentum"):
+        raise ValueError(
+            "optimizer.betas_follow_batch: the momentum changes by the recipe or the plan, and b1 "
+            "cannot follow the batch too; use one of them"
+        )
 
     def at(size: int) -> optax.GradientTransformation:
         growth = size / batch_size
@@ -182,15 +190,15 @@ def make_optimizer(
         case "adagrad":
             links = [decay, _scale_by_root_of_sum(adagrad_initial, epsilon)]
         case "lars":
-            # You, Gitman & Ginsburg (2017): the trust ratio leaves out batch norm and biases.
+            # You, Gitman & Ginsburg (2017), without a trust ratio of batch norm and biases.
             trust = optax.scale_by_trust_ratio(trust_coefficient=trust_coefficient)
             trace = optax.trace(decay=momentum)
             if changing_momentum:
                 trace = scale_by_changing_momentum(momentum)
-            links = [decay, optax.masked(trust, kernels), trace]
+            links = [decay, optax.masked(trust, matrices), trace]
         case "lamb":
-            # You et al. (2020), Alg. 2.
-            links = [adam, decay, optax.masked(optax.scale_by_trust_ratio(), kernels)]
+            # You et al. (2020), Alg. 2, without a trust ratio of norms and biases.
+            links = [adam, decay, optax.masked(optax.scale_by_trust_ratio(), matrices)]
     chain = optax.chain(*links) if len(links) > 1 else links[0]
     return chain if clip_norm is None else optax.chain(optax.clip_by_global_norm(clip_norm), chain)
 

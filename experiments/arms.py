@@ -5,7 +5,6 @@ import math
 from typing import Any
 
 from batchgrow.config import ConfigDict
-from batchgrow.plan import to_megatron
 from batchgrow.report import PlanGroup, paired_difference, summarize
 from batchgrow.text_table import text_table
 from experiments.trials import piece_size_of
@@ -50,7 +49,7 @@ def arm_of(config: ConfigDict, arm: str, multiple: int, switch: float) -> Config
         case "ramp":
             sizes = [batch_size * 2**k for k in range(int(math.log2(multiple)) + 1)]
             part = _num_examples(config) / 2 / (len(sizes) - 1)
-            plan.batches = to_megatron([(round(k * part), b) for k, b in enumerate(sizes)])
+            plan.batches = " ".join(f"{round(k * part)}:{b}" for k, b in enumerate(sizes))
             plan.name, plan.exponent = "ramp", 0.0
         case "late_switch":
             start = round(switch * _num_examples(config))

@@ -64,12 +64,13 @@ def bench(config: ConfigDict, batch_size: int) -> dict[str, Any]:
     ours = synthetic.updates(experiment)
     calls = {"ours": ours.call}
     if _TORCH.value:
-        from experiments.torch_wide_resnet import torch_update
+        from experiments.torch_wide_resnet import torch_updates
 
-        model = config.model
-        calls["torch"] = torch_update(model.depth, model.width, batch_size, model.dtype)
-    seconds = synthetic.take_turns(calls, _SECONDS.value)
-    per_update = [s / ours.num_updates for s in seconds["ours"]]
+        model, count = config.model, ours.num_updates
+        calls["torch"] = torch_updates(model.depth, model.width, batch_size, model.dtype, count)
+    found = synthetic.take_turns(calls, _SECONDS.value)
+    seconds = {name: [s / ours.num_updates for s in turns] for name, turns in found.items()}
+    per_update = seconds["ours"]
     rate = batch_size / median(per_update)
     share = share_of_peak(experiment, make_mesh(config.run.num_devices))
     row = {

@@ -169,16 +169,19 @@ def _row(
 
 def as_text(found: dict[str, Any]) -> str:
     """Returns a line for each checkpoint."""
-    sizes = [branch["batch_size"] for branch in found["checkpoints"][0]["branches"]]
-    cells = [["epoch", "rate", "B_simple", "branched", *(f"loss at {size}" for size in sizes)]]
+    count = max(len(row["branches"]) for row in found["checkpoints"])
+    multiples = ["loss", *(f"x {2**k}" for k in range(1, count))]
+    cells = [["epoch", "batch", "rate", "B_simple", "branched", *multiples]]
     for row in found["checkpoints"]:
         noise = row.get("gradient_noise_scale")
+        sizes = [branch["batch_size"] for branch in row["branches"]]
         branched = f"{row['critical_batch_size']}" if row["is_bounded"] else f">= {sizes[-1]}"
         first = statistics.fmean(row["branches"][0]["losses"])
         rest = [f"{branch['difference']:+.4f}" for branch in row["branches"][1:]]
         cells.append(
             [
                 f"{row['epoch']:.3g}",
+                f"{sizes[0]}",
                 f"{row['learning_rate']:.3g}",
                 "unknown" if noise is None else f"{noise:.0f}",
                 branched,

@@ -160,13 +160,14 @@ def _leaving() -> Iterator[None]:
             # JAX lets a process leave when all the others do; one that fails alone cannot wait.
             # Nor for threads of Orbax, which wait for minutes where a write has failed.
             _after(GRACE_SECONDS, lambda: os._exit(status))
-        elif jax.distributed.is_initialized():
-            _disconnect()
-        elif status in GO_ON:
-            # Everything is written. Python would wait for a compilation under way, which may take
-            # longer than whoever sent the signal.
-            sys.stdout.flush()
-            os._exit(status)
+        else:
+            if jax.distributed.is_initialized():
+                _disconnect()
+            if status in GO_ON:
+                # Everything is written. Python would wait for a compilation under way, which may
+                # take longer than whoever sent the signal.
+                sys.stdout.flush()
+                os._exit(status)
 
 
 def _disconnect() -> None:

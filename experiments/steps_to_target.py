@@ -22,6 +22,7 @@ from etils import epath
 
 from batchgrow.compile import enable_compilation_cache
 from batchgrow.plan import Plan
+from batchgrow.plan.descent import find_descent
 from batchgrow.plan.noise import NOISE_SCALE, fit_steps
 from batchgrow.report.batch_figures import steps_panel
 from batchgrow.report.drawing import draw, png
@@ -74,7 +75,7 @@ def measure(config: Any, target: float) -> dict[str, Any]:
     first, num_examples = config.recipe.batch_size, base.train_data.num_examples
     most = _MAX_BATCH_SIZE.value or num_examples // 2
     sizes = advice.sizes_up_to(first, most)
-    rate = base.plan.recipe.learning_rate_at(0)
+    rate = find_descent(base.plan.recipe).ceiling(0)  # its highest
     rows: list[dict[str, Any]] = []
     with ExitStack() as stack:
         seeds = range(_SEEDS.value)

@@ -42,8 +42,10 @@ def wide_resnet(depth: int, width: int) -> nn.Module:
     return nn.Sequential(*layers, *head, nn.Linear(channels_in, 10))
 
 
-def torch_update(depth: int, width: int, batch_size: int, dtype: str) -> Callable[[], None]:
-    """One eager update on a fixed batch, channels last; returns when the device is done."""
+def torch_updates(
+    depth: int, width: int, batch_size: int, dtype: str, num_updates: int
+) -> Callable[[], None]:
+    """Eager updates on a fixed batch, channels last; returns when the device is done with all."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.backends.cudnn.benchmark = True
     model = wide_resnet(depth, width).to(device, memory_format=torch.channels_last)
@@ -53,11 +55,12 @@ def torch_update(depth: int, width: int, batch_size: int, dtype: str) -> Callabl
     labels = torch.randint(0, 10, (batch_size,), device=device)
 
     def call() -> None:
-        optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16"):
-            loss = F.cross_entropy(model(images), labels)
-        loss.backward()
-        optimizer.step()
+        for _ in range(num_updates):
+            optimizer.zero_grad(set_to_none=True)
+            with torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16"):
+                loss = F.cross_entropy(model(images), labels)
+            loss.backward()
+            optimizer.step()
         if device == "cuda":
             torch.cuda.synchronize()
 

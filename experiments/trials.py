@@ -134,7 +134,12 @@ def branch_points(
             f"at {plan.recipe.end_examples}; take fewer --examples, or an earlier checkpoint"
         )
     stages = {s.start_examples: s.batch_size for s in history if s.start_examples < position}
-    made = ramp(plan.recipe, [*stages.items(), (position, batch_size)], exponent=plan.exponent)
+    made = ramp(
+        plan.recipe,
+        [*stages.items(), (position, batch_size)],
+        exponent=plan.exponent,
+        momentum=plan.momentum_curve or history[-1].momentum,
+    )
     points = islice(made.points(position), num_examples // batch_size)
     return [point._replace(start_examples=point.start_examples + shift) for point in points]
 

@@ -14,7 +14,7 @@ import pytest
 from tiny import checkpoints, make_config, run_tiny
 
 from batchgrow.config import make_experiment, make_plan
-from batchgrow.plan import Recipe, Segment, curves, follow
+from batchgrow.plan import Recipe, Segment, curves, follow, grow
 from batchgrow.plan.noise import fit_steps
 from batchgrow.run.checkpoints import Checkpoints
 from batchgrow.run.folder import FolderError, run_folder
@@ -168,6 +168,17 @@ def test_a_branch_at_the_same_batch_is_the_run_itself(tmp_path):
         assert trials.noise(state, position).keys() <= {"gradient_noise_scale"}
         with pytest.raises(FolderError, match="no checkpoint at 5 examples; it has"):
             saved.read(5, trials.engine.state)
+
+
+def test_a_branch_has_the_momentum_of_the_plan():
+    """At the batch of the run it has the run's rate too, which the momentum has lowered."""
+    recipe = Recipe(16, 0.9, curves.constant(0.1), num_examples=1000, num_epochs=8)
+    plan = grow(recipe, momentum=0.98)
+    (segment,) = plan.known()
+    [own, *_] = plan.points()
+    (point, *_) = branch_points(plan, [segment], 0, own.batch_size, own.batch_size)
+    assert own.momentum == 0.98 and own.batch_size == 80
+    assert (point.momentum, point.learning_rate) == (0.98, pytest.approx(own.learning_rate))
 
 
 def test_branches_need_examples_that_can_be_read_again():

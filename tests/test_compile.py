@@ -85,6 +85,17 @@ def test_release_drops_the_executable():
     assert compiler.compiled == [4, 4]
 
 
+def test_several_processes_with_gpus_have_no_persistent_cache(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    was = jax.config.values["jax_enable_compilation_cache"]
+    try:
+        assert enable_compilation_cache("a folder") == ""
+        assert not jax.config.values["jax_enable_compilation_cache"]
+    finally:
+        jax.config.update("jax_enable_compilation_cache", was)
+
+
 def test_close_does_not_wait_for_a_compilation():
     compiler = FakeCompiler()
     with CompileAhead(compiler.build) as sizes:

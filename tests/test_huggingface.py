@@ -142,6 +142,12 @@ def test_errors(tmp_path) -> None:
         make_trainer(tmp_path, gradient_accumulation_steps=2)
     with pytest.raises(ValueError, match="ignore_data_skip=True"):
         make_trainer(tmp_path, ignore_data_skip=True)
+    model = Model()
+    sgd = torch.optim.SGD(model.parameters(), 0.1)
+    scheduler = torch.optim.lr_scheduler.ConstantLR(sgd)
+    arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
+    with pytest.raises(ValueError, match="a scheduler of the learning rate, which the plan sets"):
+        PlanTrainer(model, arguments, plan=PLAN, optimizers=(sgd, scheduler))
     trainer, _ = make_trainer(tmp_path, data=make_data()[:50])
     with pytest.raises(ValueError, match="made for num_examples=60, but the data set has 50"):
         trainer.train()

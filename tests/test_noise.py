@@ -169,10 +169,12 @@ def test_the_preconditioner_divides_by_the_root_of_the_second_moment():
 
 
 def test_the_column_is_the_ratio_of_the_averages():
-    meter, average = NoiseMeter(linear_experiment(1)), NoiseAverage(100.0)
+    probe = NoiseProbe(piece_size=3, num_pieces=5, every=30, horizon=100.0)
+    experiment = dataclasses.replace(linear_experiment(1), noise=probe)
+    meter, average = NoiseMeter(experiment), NoiseAverage(100.0)
     for piece, batch in ((9.0, 5.0), (7.0, 3.0)):
         meter.add({"piece": piece, "batch": batch})
-        average = average.add(*estimate(piece, batch, 3, 15, num_examples=40), 100)
+        average = average.add(*estimate(piece, batch, 3, 15, num_examples=40), 30)
     assert meter.columns() == {"gradient_noise_scale": average.noise_scale}
 
 

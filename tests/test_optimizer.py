@@ -146,6 +146,14 @@ def test_lamb_trusts_kernels_by_their_norms():
     np.testing.assert_allclose(actual["dense"]["bias"], step["dense"]["bias"], rtol=2e-5)
 
 
+@pytest.mark.parametrize(("name", "trust"), [("lars", 0.001), ("lamb", 1.0)])
+def test_every_matrix_has_a_trust_ratio_whatever_its_name(name, trust):
+    embedding = {"embedding": np.float32([[3.0, 4.0], [0.0, 0.0]])}
+    chain = make_optimizer(name, momentum=M, weight_decay=0.0)
+    direction, _ = chain.update(embedding, chain.init(embedding), embedding)
+    assert np.linalg.norm(direction["embedding"]) == pytest.approx(trust * 5.0, rel=1e-4)
+
+
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_momentum_matters_where_it_is_said_to(name):
     last = [directions(name, momentum=m)[-1]["dense"]["bias"] for m in (0.5, 0.9)]

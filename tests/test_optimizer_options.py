@@ -85,6 +85,19 @@ def test_changing_betas_divide_by_the_weights_that_the_averages_have():
         assert float(direction) == pytest.approx(1.0, rel=1e-4)
 
 
+def test_betas_follow_the_batch_or_the_momentum_changes():
+    with pytest.raises(ValueError, match="b1 cannot follow the batch too"):
+        optimizer_by_batch(
+            "adam",
+            batch_size=32,
+            exponent=0.5,
+            momentum=M,
+            weight_decay=0.0,
+            betas_follow_batch=True,
+            changing_momentum=True,
+        )
+
+
 def test_decoupled_decay_keeps_its_time_constant_in_examples():
     """w <- (1 - lr lambda) w: with a zero gradient, equal examples give equal weights."""
     for exponent in (0.0, 0.5, 1.0):

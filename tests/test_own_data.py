@@ -91,6 +91,14 @@ def test_folder_with_splits_keeps_shapes_that_are_equal(tmp_path):
     assert data.arrays["image"].shape == (8, 6, 8, 3)
 
 
+def test_tokens_below_zero_are_refused(tmp_path):
+    """As with rows that were filled up with -1."""
+    np.savez(tmp_path / "t.npz", tokens=np.full((40, 9), -1))
+    changes = {"data.test_share": 0.1, "model": transformer()}
+    with pytest.raises(ValueError, match="the array 'tokens' has -1; tokens are whole numbers"):
+        make_experiment(make_config(f"{tmp_path}/t.npz", changes, "language"))
+
+
 @pytest.mark.parametrize(("tokens", "size"), [("characters", 5), ("bytes", 256)])
 def test_text(tokens, size, tmp_path):
     (tmp_path / "a.txt").write_text("abcé " * 60, encoding="utf-8")
@@ -224,6 +232,7 @@ def test_hugging_face_says_what_to_install(monkeypatch):
 
 def test_hugging_face_folder(tmp_path):
     datasets = pytest.importorskip("datasets")
+    Image = pytest.importorskip("PIL.Image")
     columns = {"img": list(ARRAYS["image"][..., 0]), "kind": ARRAYS["label"].tolist()}
     features = datasets.Features(
         {"img": datasets.Image(), "kind": datasets.ClassLabel(names=["a", "b", "c", "d"])}
@@ -239,6 +248,23 @@ def test_hugging_face_folder(tmp_path):
     )
     with pytest.raises(ValueError, match="has one split; set data.test_share"):
         make_experiment(make_config(f"hf:{tmp_path}/table", changes | {"data.test_share": None}))
+    # A palette is no grey image, and 16 bits do not become 8 without a word.
+    palette = [Image.fromarray(np.uint8([[[255, 0, 0], [0, 255, 0]]] * 2)).convert("P")] * 8
+    deep = [Image.fromarray(np.full((2, 2), 1000, np.uint16))] * 8
+    for name, images in {"palette": palette, "deep": deep}.items():
+        made = datasets.Dataset.from_dict(
+            {"img": images, "kind": [0, 1] * 4},
+            features=datasets.Features(
+                {"img": datasets.Image(), "kind": datasets.ClassLabel(names=["a", "b"])}
+            ),
+        )
+        made.save_to_disk(str(tmp_path / name))
+    coloured = make_experiment(make_config(f"hf:{tmp_path}/palette", changes))
+    np.testing.assert_array_equal(
+        coloured.train_data.arrays["image"][0], [[[255, 0, 0], [0, 255, 0]]] * 2
+    )
+    with pytest.raises(ValueError, match="images of mode 'I;16' are not supported"):
+        make_experiment(make_config(f"hf:{tmp_path}/deep", changes))
     texts = datasets.Dataset.from_dict({"text": ["abc", "cab"] * 40})
     both = datasets.DatasetDict(train=texts, test=texts)
     both.save_to_disk(str(tmp_path / "texts"))

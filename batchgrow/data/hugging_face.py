@@ -10,6 +10,8 @@ from batchgrow.data.datasets import Dataset
 from batchgrow.data.pictures import make_pictures
 from batchgrow.data.source import Part, Source, make_dataset, make_text_dataset, select
 
+NUM_SEEN = 16  # images that say whether all are grey
+
 
 def open_hugging_face(source: Source, part: Part) -> Dataset:
     """Opens a data set of the hub, `hf:NAME[:CONFIG]`, or a folder of `save_to_disk`.
@@ -83,8 +85,28 @@ def from_hugging_face(table: Any, source: Source, part: Part, parts: dict[str, A
     labels = np.asarray(table.with_format("numpy")[names["label"]][:], np.int32)
     classes = getattr(table.features[names["label"]], "num_classes", int(labels.max()) + 1)
 
+    mode = _mode(table, names["image"], source)
+
     def read(index: int) -> np.ndarray:
-        image = np.asarray(table[index][names["image"]])
+        image = table[index][names["image"]]
+        image = np.asarray(image.convert(mode) if mode else image)
         return image if image.ndim == 3 else image[..., None]
 
     return make_pictures(read, labels, source, lambda i: f"image {i}", classes)
+
+
+def _mode(table: Any, column: str, source: Source) -> str | None:
+    """What all images are brought to: "L" if the first ones are grey, otherwise "RGB".
+
+    None for a table that returns arrays.
+    """
+    images = [table[i][column] for i in range(min(len(table), NUM_SEEN))]
+    if isinstance(images[0], np.ndarray):
+        return None
+    modes = {image.mode for image in images}
+    if deep := modes - {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}:
+        raise ValueError(
+            f"data.name {source.name!r}: images of mode {min(deep)!r} are not supported; convert "
+            "them to 8 bits"
+        )
+    return "L" if modes <= {"1", "L", "LA"} else "RGB"

@@ -222,6 +222,8 @@ def _usable(array: np.ndarray, name: str, given: str, source: Source) -> np.ndar
     if name in ("label", "tokens"):
         if array.dtype.kind == "f":
             raise ValueError(f"{where} has dtype {shown}; it must hold whole numbers, from 0 on")
+        if name == "tokens" and array.size and array.min() < 0:
+            raise ValueError(f"{where} has {array.min()}; tokens are whole numbers, from 0 on")
         if name == "label" and array.ndim == 2 and array.shape[1] == 1:
             array = array[:, 0]
         if name == "label" and array.ndim != 1:

@@ -127,4 +127,5 @@ class InceptionResNetV2(nn.Module):
 
         x = unit(x, 1536, 1, 1).astype(jnp.float32).mean((1, 2))
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        return nn.Dense(self.num_classes, name="classifier")(x)
+        start = nn.initializers.xavier_uniform()
+        return nn.Dense(self.num_classes, kernel_init=start, name="classifier")(x)
