@@ -107,7 +107,9 @@ def _add_growth(group: Any) -> None:
         "--plan_momentum", type=float, help="momentum of the plan; default: the recipe's"
     )
     group.add_argument(
-        "--exponent", type=float, help="p in learning rate ~ batch^p; default: by optimizer"
+        "--exponent",
+        type=float,
+        help="p in learning rate ~ batch^p; default: by optimizer, and 0 with --batches",
     )
     group.add_argument("--ladder", type=float, default=2.0, help="growth factor on smooth curves")
     group.add_argument("--batch_multiple", type=int, default=1, help="divides every batch size")
@@ -158,6 +160,14 @@ def _make_plan(options: argparse.Namespace) -> FixedPlan:
     if options.batches is not None:
         from batchgrow.plan.ramp import from_megatron, ramp
 
+        given = {
+            "--max_batch_size": options.max_batch_size is not None,
+            "--initial_multiple": options.initial_multiple != 1,
+            "--num_growths": options.num_growths is not None,
+        }
+        for name, is_given in given.items():
+            if is_given:
+                raise ValueError(f"{name} does not go with --batches, which says all batch sizes")
         return ramp(recipe, from_megatron(options.batches, options.batch_size), **growth)
     return grow(
         recipe,

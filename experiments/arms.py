@@ -36,7 +36,7 @@ def arm_of(config: ConfigDict, arm: str, multiple: int, switch: float) -> Config
     config.variant = arm
     plan, batch_size = config.plan, config.recipe.batch_size
     plan.name, plan.exponent, plan.momentum, plan.initial_multiple = "decay", None, None, 1.0
-    plan.max_batch_size = float(multiple * batch_size)
+    plan.momentum_rise_epochs, plan.max_batch_size = 0.0, float(multiple * batch_size)
     config.optimizer.betas_follow_batch = arm == "seesaw_betas"
     match arm:
         case "recipe":

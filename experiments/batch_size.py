@@ -88,6 +88,7 @@ def recipe_of(config: ConfigDict, epochs: float | None) -> ConfigDict:
     """
     config = copy.deepcopy(config)
     config.plan.name, config.plan.initial_multiple, config.plan.momentum = "decay", 1.0, None
+    config.plan.momentum_rise_epochs = 0.0
     whole, num_examples = config.recipe.num_epochs, open_data(config, "train").num_examples
     length: float = whole / 10 if epochs is None else min(epochs, whole)
     if not length > 0:

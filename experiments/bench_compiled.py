@@ -75,6 +75,9 @@ def bench(name: str, per_device: int) -> dict[str, Any]:
     mesh, cache = mesh_of(target), pathlib.Path(_CACHE.value or forecast.CACHE_DIR).expanduser()
     experiment, lower = MAKE[name](per_device, per_device * mesh.size)
     ours = compile_update(experiment, target, per_device * mesh.size, cache)
+    if not ours.get("cycles"):
+        reason = ours.get("error", f"the compiler for {target.name} estimates no cycles")
+        raise ValueError(f"--target={target.name}, {name} at {per_device} a device: {reason}")
     row: dict[str, Any] = {"model": name, "per_device": per_device}
     theirs: Compiled = Compiler(target, cache)(lower(mesh))
     their_cycles = sum(program.cycles(theirs.text))

@@ -177,8 +177,12 @@ def make_run(
         "wall_seconds": 20.0 + seed,
         "seconds": seconds,
         "segments": [
-            {"examples_per_second": 9000.0 + 1000 * seed, "share_of_peak": share_of_peak}
-            for _ in plan["segments"]
+            {
+                "batch_size": segment["batch_size"],
+                "examples_per_second": 9000.0 + 1000 * seed,
+                "share_of_peak": share_of_peak,
+            }
+            for segment in plan["segments"]
         ],
         "versions": {"python": "3.11.2", "jax": "0.10.2", "flax": "0.12.8", "batchgrow": "0.2.0"},
         "devices": {"platform": "cpu", "kind": "cpu", "count": 1, "processes": 1},

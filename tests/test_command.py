@@ -23,6 +23,14 @@ def run(capsys, *arguments: str) -> str:
     return capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "flag", ["--max_batch_size=300", "--initial_multiple=2", "--num_growths=1"]
+)
+def test_given_batches_leave_nothing_to_grow(capsys, flag) -> None:
+    assert main(["plan", *WRN, "--batches=0:256 50K:512", flag]) == 2
+    assert f"{flag.partition('=')[0]} does not go with --batches" in capsys.readouterr().err
+
+
 def test_prints_the_plan(capsys) -> None:
     assert run(capsys, *WRN, "--max_batch_size=5120") == PLAN.table() + "\n"
     assert run(capsys, *WRN, "--num_growths=0") == decay(RECIPE).table() + "\n"

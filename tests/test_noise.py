@@ -283,6 +283,13 @@ def test_follow_starts_no_higher_than_its_limit():
     assert follow(RECIPE, max_batch_size=8, decide_every_epochs=0.5).rungs == (8,)
 
 
+def test_a_run_that_follows_can_be_read_before_it_grows(tmp_path):
+    """As a report does beside a run that trains, or that has diverged."""
+    run_tiny(tmp_path, FOLLOW, stop=lambda examples_seen: True)
+    (segment,) = report.read_run(str(tmp_path)).plan["segments"]
+    assert segment["start_examples"] == 0
+
+
 def test_follow_waits_for_the_noise_times_the_factor():
     plan = follow(RECIPE, max_batch_size=64, factor=0.5, decide_every_epochs=1.0)
     assert [segment.batch_size for segment in decided(plan, [63, 64])] == [16, 16, 32]

@@ -9,6 +9,8 @@ import sys
 
 import pytest
 
+from experiments.lab import cifar10_plans
+
 README = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
 
 
@@ -31,6 +33,29 @@ def test_table_is_the_recorded_run():
             f"| `{plan['plan']}` | {updates:,} | {fewer:.1f}x | {100 * accuracy:.2f} % "
             f"| {seconds:.1f} s |"
         )
+        assert row in README
+
+
+def test_table_of_small_plans_is_recorded():
+    path = pathlib.Path(__file__).parents[1] / "experiments/results/cifar10_small.json"
+    for plan in json.loads(path.read_text())["comparisons"][0]["plans"]:
+        name, test = plan["variant"].removesuffix(",small"), plan["test"]
+        median, mean, deviation = (100 * test[key] for key in ("median", "mean", "stdev"))
+        row = (
+            f"| `{name}` | {plan['num_updates']:,} | {median:.2f} % "
+            f"| {mean:.2f} ± {deviation:.2f} |"
+        )
+        assert row in README
+
+
+def test_table_of_the_papers_batches_is_recorded():
+    path = pathlib.Path(__file__).parents[1] / "experiments/results/lab/cifar10_plans.json"
+    ours = {n["what"]: n["ours"] for n in json.loads(path.read_text())["numbers"]}
+    for plan in cifar10_plans.PLANS:
+        accuracy = ours[f"test accuracy, {plan}, momentum"]
+        adam = ours.get(f"test accuracy, {plan}, adam")
+        of_adam = f"{100 * adam:.2f} %" if adam else ""
+        row = f"| `{plan}` | {ours[f'updates, {plan}']:,.0f} | {100 * accuracy:.2f} % | {of_adam} |"
         assert row in README
 
 

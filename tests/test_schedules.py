@@ -43,6 +43,7 @@ def test_arms_differ_where_they_should() -> None:
     assert rates["ramp"] == pytest.approx(rates["recipe"], rel=0.01)
     assert plans["smith"].segments == plans["seesaw"].segments
     assert plans["ramp"].batch_sizes() == (12, 24, 48, 96)
+    config.plan.momentum, config.plan.momentum_rise_epochs = 0.98, 2.0  # of another plan
     twice = make_plan(arm_of(config, "ramp", 2, 0.75), config.data.num_train_examples)
     assert twice.batch_sizes() == (12, 24)
     assert plans["late_switch"].batch_sizes() == (12, 96)

@@ -174,7 +174,10 @@ def _merged(segments: Sequence[Facts]) -> Facts:
         for name in ("num_updates", "tokens")
     }
     rates = {name: _median([segment[name] for segment in segments]) for name in RATES}
-    return segments[0] | ends | sums | rates
+    merged = segments[0] | ends | sums | rates
+    if len(segments) > 1:
+        merged.pop("learning_rates", None)  # Those of the first one alone.
+    return merged
 
 
 def _median(values: Sequence[float | None]) -> float | None:

@@ -39,7 +39,8 @@ class PlanGroup:
 
     @property
     def plan(self) -> dict[str, Any]:
-        return self.runs[0].plan
+        """That of a finished run, if there is one: a plan may decide while the run goes on."""
+        return (self.finished or self.runs)[0].plan
 
     @property
     def num_updates(self) -> int:

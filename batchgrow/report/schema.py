@@ -103,7 +103,11 @@ SUMMARY: Fields = {
     "devices.count": COUNT,
     "devices.processes": COUNT,
 }
-MEASURED: Fields = {"examples_per_second?": NOT_NEGATIVE, "share_of_peak?": NOT_NEGATIVE}
+MEASURED: Fields = {
+    "batch_size": COUNT,
+    "examples_per_second?": NOT_NEGATIVE,
+    "share_of_peak?": NOT_NEGATIVE,
+}
 
 
 def parse(text: str) -> Any:

@@ -131,6 +131,11 @@ class Position:
         """Whether the batch grows here, by a decision that the plan has just taken."""
         return self._has_grown_late(self.examples_seen)
 
+    @property
+    def begins_late(self) -> bool:
+        """Whether the run begins here, with a segment that the plan has just decided."""
+        return not self.examples_seen and not self._plan.known(())
+
     def grows_next(self, measured: Mapping[str, float]) -> bool:
         """Returns whether a segment ends here and the next one has another batch size.
 

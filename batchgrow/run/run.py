@@ -161,6 +161,8 @@ class Run:
         if segment is not None and self.position.grows_late:
             self._progress.say(f"the batch grows to {segment.batch_size}: {self._reason()}")
             self._record.write_plan(self.position.history)
+        elif segment is not None and self.position.begins_late:
+            self._record.write_plan(self.position.history)
         return segment
 
     @contextlib.contextmanager

@@ -32,11 +32,11 @@ wait_for_slice() {
 }
 
 # The hosts' own Python may be older than batchgrow wants; uv brings one.
-install="test -d batchgrow || git clone -q $SOURCE batchgrow; cd batchgrow &&
+install="rm -f batchgrow/status; test -d batchgrow || git clone -q $SOURCE batchgrow; cd batchgrow &&
   { test -x ~/.local/bin/uv || curl -LsSf https://astral.sh/uv/install.sh | sh; } &&
   ~/.local/bin/uv venv -q --allow-existing --python 3.11 .venv &&
   ~/.local/bin/uv pip install -q -e '.[tpu,gs]'"
-train="cd batchgrow; rm -f status
+train="cd batchgrow
   .venv/bin/python -m experiments.train --distributed$(printf ' %q' "$@"); echo \$? > status"
 
 while true; do
