@@ -91,6 +91,12 @@ def test_a_label_that_is_not_a_class_is_refused(name, message, tmp_path):
         train_without_compiling(config, tmp_path)
 
 
+def test_a_batch_of_more_examples_than_all_epochs_have():
+    config = make_config({"recipe.batch_size": 10_000_000})
+    with pytest.raises(ValueError, match="recipe.batch_size 10,000,000 is more than the .* of all"):
+        make_plan(config, 1437)
+
+
 def test_a_batch_that_does_not_divide_names_the_nearest(tmp_path):
     config = make_config({"plan.batch_multiple": 20, "recipe.batch_size": 20})
     with pytest.raises(ValueError, match="20 cannot be laid out on 1 devices .* 16 and 32"):

@@ -41,6 +41,8 @@ def test_npz_with_two_splits_and_other_names(tmp_path):
     experiment = make_experiment(make_config(f"npz:{tmp_path}/a.npz"))
     assert experiment.train_data.example["image"].shape == (5, 5, 1)
     assert experiment.test_data.num_examples == 6
+    with pytest.raises(ValueError, match="has a test split.*leave data.test_share at None"):
+        make_experiment(make_config(f"npz:{tmp_path}/a.npz", {"data.test_share": 0.25}))
     np.savez(tmp_path / "b.npz", picture=ARRAYS["image"], kind=ARRAYS["label"])
     changes = {"data.test_share": 0.25, "data.columns": "picture,kind"}
     make_experiment(make_config(f"npz:{tmp_path}/b.npz", changes))

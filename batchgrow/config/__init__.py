@@ -123,6 +123,11 @@ def make_plan(config: ConfigDict, num_examples: int) -> Plan:
             optimizer=name,
             tokens_per_example=tokens_of(config),
         )
+        if recipe.batch_size > reference.end_examples:
+            raise ValueError(
+                f"recipe.batch_size {recipe.batch_size:,} is more than the "
+                f"{reference.end_examples:,} examples of all epochs; take a smaller one"
+            )
         if plan.name == "follow":
             return _follow(config, reference, options)
         found = _plan_of(reference, plan, options)

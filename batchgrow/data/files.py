@@ -38,6 +38,12 @@ def open_npz(source: Source, part: Part) -> Dataset:
     with np.load(path, allow_pickle=False) as file:
         names, split = list(file), source.split(part)
         suffix = f"_{split}" if any(name.endswith(f"_{split}") for name in names) else ""
+        own = f"_{source.test_split}"
+        if source.test_share is not None and any(name.endswith(own) for name in names):
+            raise ValueError(
+                f"data.name {source.name!r} has a test split, the arrays that end in {own}; leave "
+                f"data.test_share at None (it is {source.test_share})"
+            )
         arrays = {
             name.removesuffix(suffix): _read(file, name, source)
             for name in names
