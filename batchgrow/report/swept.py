@@ -142,7 +142,7 @@ def panel(found: Facts) -> Panel:
 
     Args:
       found: as `swept` returns it. A "title" replaces the one made of x and y; a line with
-        "is_reference" is drawn thin, without points.
+        "is_reference" is drawn thin, without points. With "is_linear" the axis of x is linear.
     """
     title = found.get("title") or f"{_words(found['y']).capitalize()} by {_words(found['x'])}"
     places = _places(found)
@@ -187,7 +187,7 @@ def _draw_numbers(axes: Axes, found: Facts, places: Sequence[Any]) -> None:
             look |= {"marker": "o", "markersize": 5}
         axes.plot(xs, means, **look)
         axes.fill_between(xs, low, high, color=PALETTE[index % len(PALETTE)], alpha=0.18, lw=0)
-    if _is_wide(places):
+    if _is_wide(places) and not found.get("is_linear"):
         axes.set_xscale("log")
         if len(places) <= MOST_PLACES:
             axes.xaxis.set_major_locator(FixedLocator(places))

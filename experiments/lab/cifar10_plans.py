@@ -23,6 +23,7 @@ TRIED: Mapping[str, Sequence[float]] = {
     "adam": (0.001, 0.003, 0.01, 0.03),
 }
 TUNING_EPOCHS = 4.0
+SHORT_EPOCHS = 0.25
 RATES = {"momentum": 0.4, "adam": 0.01}  # the best of those tried, which a test compares
 SECTION_5_1 = ("decaying_lr", "hybrid", "increasing_batch")
 SECTION_5_2 = ("increasing_batch_5120", "increased_lr", "increased_momentum")
@@ -112,19 +113,15 @@ def judge(trials: Sequence[Trial]) -> Verdict:
     return Verdict(
         [*numbers, *gaps.values(), *updates, *tried],
         [
-            _curves(trials, "Section 5.1, momentum", "momentum", SECTION_5_1, "train_loss"),
-            _curves(
-                trials, "Section 5.1, momentum", "momentum", SECTION_5_1, "train_loss", "updates"
-            ),
-            _curves(trials, "Section 5.1, Adam", "adam", SECTION_5_1, "train_loss"),
-            _curves(trials, "Section 5.2", "momentum", ("decaying_lr", *SECTION_5_2), "train_loss"),
-            _curves(trials, "Section 5.1, momentum", "momentum", SECTION_5_1, "test_accuracy"),
-            _curves(
-                trials, "Section 5.2", "momentum", ("decaying_lr", *SECTION_5_2), "test_accuracy"
-            ),
+            _curves(trials, "momentum", SECTION_5_1, "train_loss"),
+            _curves(trials, "momentum", SECTION_5_1, "train_loss", "updates"),
+            _curves(trials, "adam", SECTION_5_1, "train_loss"),
+            _curves(trials, "momentum", ("decaying_lr", *SECTION_5_2), "train_loss"),
+            _curves(trials, "momentum", SECTION_5_1, "test_accuracy"),
+            _curves(trials, "momentum", ("decaying_lr", *SECTION_5_2), "test_accuracy"),
         ],
-        f"Test accuracy against decaying_lr, in points: with momentum {said['momentum']}; with Adam "
-        f"{said['adam']}.",
+        "Test accuracy against decaying_lr, in points: with momentum "
+        f"{said['momentum']}; with Adam {said['adam']}.",
     )
 
 
@@ -134,12 +131,7 @@ def _source(optimizer: str, plan: str) -> tuple[str, str]:
 
 
 def _curves(
-    trials: Sequence[Trial],
-    title: str,
-    optimizer: str,
-    plans: Sequence[str],
-    y: str,
-    x: str = "epoch",
+    trials: Sequence[Trial], optimizer: str, plans: Sequence[str], y: str, x: str = "epoch"
 ) -> Facts:
     """A column of the rows during training, a line for each plan."""
     lines = []
@@ -147,11 +139,17 @@ def _curves(
         samples: dict[float, list[float]] = {}
         for trial in trials:
             if trial.labels == {"optimizer": optimizer, "plan": plan} and trial.run:
+                before = 0.0
                 for row in trial.run.rows:
-                    if y in row:
+                    # A row at the end of a segment may have few updates, and much noise.
+                    if y in row and row["epoch"] - before > SHORT_EPOCHS:
                         samples.setdefault(row[x], []).append(row[y])
+                    before = row["epoch"]
         lines.append(measured_line(plan, samples))
-    return chart(title, f"{x}s", y, lines)
+    words = f"{y.replace('_', ' ')}, {optimizer}"
+    title = f"{words.capitalize()} by {x}"
+    percent = y.endswith("accuracy")
+    return chart(title, x, words, lines, percent=percent, is_linear=True)
 
 
 STUDY = Study(

@@ -281,12 +281,24 @@ def line_of(label: str, found: Mapping[Any, Number]) -> Facts:
 
 
 def chart(
-    title: str, x: str, y: str, lines: Sequence[Facts], *, percent: bool | None = None
+    title: str,
+    x: str,
+    y: str,
+    lines: Sequence[Facts],
+    *,
+    percent: bool | None = None,
+    is_linear: bool = False,
 ) -> Facts:
-    """A panel of the figure; percent is by default whether y is an accuracy."""
+    """A panel of the figure.
+
+    Args:
+      percent: whether y is a share; by default, whether it is an accuracy.
+      is_linear: whether the axis of x is linear even if its values differ much.
+    """
     percent = y.endswith("accuracy") if percent is None else percent
     lines = [entry for entry in lines if entry["points"]]
-    return {"title": title, "x": x, "y": y, "percent": percent, "lines": lines}
+    made = {"title": title, "x": x, "y": y, "percent": percent, "lines": lines}
+    return made | ({"is_linear": True} if is_linear else {})
 
 
 def in_points(found: Number) -> str:
