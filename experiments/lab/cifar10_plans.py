@@ -141,8 +141,9 @@ def _curves(
             if trial.labels == {"optimizer": optimizer, "plan": plan} and trial.run:
                 before = 0.0
                 for row in trial.run.rows:
-                    # A row at the end of a segment may have few updates, and much noise.
-                    if y in row and row["epoch"] - before > SHORT_EPOCHS:
+                    # The last row of a segment may have few updates, so that its loss is noisy.
+                    is_short = row["epoch"] - before < SHORT_EPOCHS and y.startswith("train")
+                    if y in row and not is_short:
                         samples.setdefault(row[x], []).append(row[y])
                     before = row["epoch"]
         lines.append(measured_line(plan, samples))
