@@ -92,7 +92,11 @@ def judge(trials: Sequence[Trial]) -> Verdict:
     updates = [
         number(
             f"updates, {plan}",
-            [t.run.num_updates for t in trials if t.run and t.labels == {**MOMENTUM, "plan": plan}],
+            [
+                trial.run.rows[-1]["updates"]
+                for trial in trials
+                if trial.run and trial.labels == MOMENTUM | {"plan": plan}
+            ],
         )
         for plan in PLANS
     ]
