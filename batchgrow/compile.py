@@ -160,11 +160,11 @@ def enable_compilation_cache(directory: str) -> str:
 
     Several processes with GPUs have no cache. They share the search for the fastest kernels, and
     only process 0 writes. If it read an executable, the others would wait for its share of the
-    search for ever.
+    search for ever. Call it after `jax.distributed.initialize`.
 
     Returns the folder in use, or "" if nothing is cached, as where the folder cannot be written.
     """
-    if jax.process_count() > 1 and jax.default_backend() == "gpu":
+    if jax.distributed.is_initialized() and jax.default_backend() == "gpu":
         jax.config.update("jax_enable_compilation_cache", False)
         return ""
     configured = jax.config.values["jax_compilation_cache_dir"]

@@ -195,10 +195,10 @@ def make_optimizer(
             trace = optax.trace(decay=momentum)
             if changing_momentum:
                 trace = scale_by_changing_momentum(momentum)
-            links = [decay, optax.masked(trust, matrices), trace]
+            links = [decay, optax.masked(trust, trusted), trace]
         case "lamb":
             # You et al. (2020), Alg. 2, without a trust ratio of norms and biases.
-            links = [adam, decay, optax.masked(optax.scale_by_trust_ratio(), matrices)]
+            links = [adam, decay, optax.masked(optax.scale_by_trust_ratio(), trusted)]
     chain = optax.chain(*links) if len(links) > 1 else links[0]
     return chain if clip_norm is None else optax.chain(optax.clip_by_global_norm(clip_norm), chain)
 
@@ -339,3 +339,13 @@ def kernels(params: Params) -> Any:
 def matrices(params: Params) -> Any:
     """True for parameters of two or more dimensions: kernels and embeddings."""
     return jax.tree.map(lambda w: w.ndim >= 2, params)
+
+
+def trusted(params: Params) -> Any:
+    """True for `matrices` without biases and scales, which have two dimensions in some layers."""
+
+    def is_trusted(path: Any, w: jax.Array) -> bool:
+        name = getattr(path[-1], "key", None) if path else None
+        return w.ndim >= 2 and name not in ("bias", "scale")
+
+    return jax.tree_util.tree_map_with_path(is_trusted, params)

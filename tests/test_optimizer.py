@@ -148,10 +148,14 @@ def test_lamb_trusts_kernels_by_their_norms():
 
 @pytest.mark.parametrize(("name", "trust"), [("lars", 0.001), ("lamb", 1.0)])
 def test_every_matrix_has_a_trust_ratio_whatever_its_name(name, trust):
-    embedding = {"embedding": np.float32([[3.0, 4.0], [0.0, 0.0]])}
+    """And biases have none, also those of several heads."""
+    matrix = np.float32([[3.0, 4.0], [0.0, 0.0]])
+    params = {"embedding": matrix, "bias": 2 * matrix}
     chain = make_optimizer(name, momentum=M, weight_decay=0.0)
-    direction, _ = chain.update(embedding, chain.init(embedding), embedding)
+    direction, _ = chain.update({k: matrix for k in params}, chain.init(params), params)
     assert np.linalg.norm(direction["embedding"]) == pytest.approx(trust * 5.0, rel=1e-4)
+    plain = 5.0 if name == "lars" else math.sqrt(2)  # the gradient, or its signs
+    assert np.linalg.norm(direction["bias"]) == pytest.approx(plain, rel=1e-4)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from own import ARRAYS, make_config, train_twice, write_csv, write_images
 
 from batchgrow.config import make_experiment
+from batchgrow.data import hugging_face
 from batchgrow.data.datasets import SourceDataset
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -267,12 +268,25 @@ def test_hugging_face_folder(tmp_path):
     )
     with pytest.raises(ValueError, match="images of mode 'I;16' are not supported"):
         make_experiment(make_config(f"hf:{tmp_path}/deep", changes))
+    book = datasets.Dataset.from_dict({"text": ["abc" * 100]})
+    book.save_to_disk(str(tmp_path / "book"))
+    one = {"data.context": 8, "model": transformer(), "data.test_share": 0.1}
+    assert make_experiment(
+        make_config(f"hf:{tmp_path}/book", one, "language")
+    ).test_data.num_examples
     texts = datasets.Dataset.from_dict({"text": ["abc", "cab"] * 40})
     both = datasets.DatasetDict(train=texts, test=texts)
     both.save_to_disk(str(tmp_path / "texts"))
     changes = {"data.context": 8, "model": transformer()}
     experiment = make_experiment(make_config(f"hf:{tmp_path}/texts", changes, "language"))
     assert experiment.task.model.vocab_size == 4
+
+
+def test_no_colour_of_hugging_face_is_lost():
+    source: Any = types.SimpleNamespace(name="hf:some")
+    with pytest.raises(ValueError, match="the first images are grey, and another has mode 'RGB'"):
+        hugging_face._check_mode("RGB", "L", source)
+    hugging_face._check_mode("L", "RGB", source)
 
 
 def test_tfds_is_a_name_with_or_without_its_prefix(tmp_path):

@@ -39,7 +39,8 @@ def open_npz(source: Source, part: Part) -> Dataset:
         names, split = list(file), source.split(part)
         suffix = f"_{split}" if any(name.endswith(f"_{split}") for name in names) else ""
         own = f"_{source.test_split}"
-        if source.test_share is not None and any(name.endswith(own) for name in names):
+        has_own = bool(suffix) and suffix != own and any(name.endswith(own) for name in names)
+        if has_own and source.test_share is not None:
             raise ValueError(
                 f"data.name {source.name!r} has a test split, the arrays that end in {own}; leave "
                 f"data.test_share at None (it is {source.test_share})"

@@ -11,6 +11,8 @@ from batchgrow.data.pictures import make_pictures
 from batchgrow.data.source import Part, Source, make_dataset, make_text_dataset, select
 
 NUM_SEEN = 16  # images that say whether all are grey
+GREY = ("1", "L", "LA")  # modes of PIL with 8 bits or fewer
+COLOURED = ("P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 
 
 def open_hugging_face(source: Source, part: Part) -> Dataset:
@@ -51,8 +53,11 @@ def _load(source: Source, part: Part) -> Any:
             f"data.name {source.name!r}: split {split!r} cannot be loaded "
             f"({type(error).__name__}: {reason})"
         ) from error
-    if not source.is_whole:
-        source.share(len(found))  # Raises if data.test_share is missing.
+    if not source.is_whole and source.test_share is None:
+        raise ValueError(
+            f"data.name {source.name!r} has one split; set data.test_share to the share to test "
+            "on, or save a DatasetDict"
+        )
     return found
 
 
@@ -89,7 +94,10 @@ def from_hugging_face(table: Any, source: Source, part: Part, parts: dict[str, A
 
     def read(index: int) -> np.ndarray:
         image = table[index][names["image"]]
-        image = np.asarray(image.convert(mode) if mode else image)
+        if mode is not None:
+            _check_mode(image.mode, mode, source)
+            image = image.convert(mode)
+        image = np.asarray(image)
         return image if image.ndim == 3 else image[..., None]
 
     return make_pictures(read, labels, source, lambda i: f"image {i}", classes)
@@ -103,10 +111,19 @@ def _mode(table: Any, column: str, source: Source) -> str | None:
     images = [table[i][column] for i in range(min(len(table), NUM_SEEN))]
     if isinstance(images[0], np.ndarray):
         return None
-    modes = {image.mode for image in images}
-    if deep := modes - {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}:
+    is_grey = all(image.mode in GREY for image in images)
+    return "L" if is_grey else "RGB"
+
+
+def _check_mode(given: str, mode: str, source: Source) -> None:
+    """Raises a ValueError for an image that cannot be brought to `mode` without loss."""
+    if given not in (*GREY, *COLOURED):
         raise ValueError(
-            f"data.name {source.name!r}: images of mode {min(deep)!r} are not supported; convert "
-            "them to 8 bits"
+            f"data.name {source.name!r}: images of mode {given!r} are not supported; convert them "
+            "to 8 bits"
         )
-    return "L" if modes <= {"1", "L", "LA"} else "RGB"
+    if mode == "L" and given not in GREY:
+        raise ValueError(
+            f"data.name {source.name!r}: the first images are grey, and another has mode "
+            f"{given!r}; convert all to RGB"
+        )

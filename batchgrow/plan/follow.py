@@ -17,9 +17,10 @@ from batchgrow.plan.recipe import Recipe, check_whole
 class FollowPlan(Plan):
     """Climbs a ladder of batch sizes as the gradient noise scale passes its rungs.
 
-    The first rung is the recipe's batch size. At fixed positions of the run the plan looks at the
-    measured noise scale. It climbs to the next rung if `factor` times the noise scale is at least
-    that rung, and it never goes back. The learning rate is coupled to the batch as in every plan.
+    The first rung is the recipe's batch size, or `max_batch_size` if that is smaller. At fixed
+    positions of the run the plan looks at the measured noise scale. It climbs to the next rung if
+    `factor` times the noise scale is at least that rung, and it never goes back. The learning rate
+    is coupled to the batch as in every plan.
 
     Attributes:
       recipe: what the plan follows.

@@ -101,7 +101,8 @@ def share_of_peak(experiment: Experiment, mesh: Mesh) -> float | None:
         return None
     try:
         flops = flops_of(experiment.task, experiment.train_data.example)
-    except RuntimeError:  # JAX_PLATFORMS leaves out the CPU, which counts.
+    except (RuntimeError, ValueError):
+        # JAX_PLATFORMS leaves out the CPU, which counts, or a kernel of the model is not for it.
         return None
     return flops / (peak * mesh.size)
 
