@@ -39,7 +39,7 @@ class PlanGroup:
 
     @property
     def plan(self) -> dict[str, Any]:
-        """That of a finished run, if there is one: a plan may decide while the run goes on."""
+        """The plan of a finished run if there is one, because a plan may decide during the run."""
         return (self.finished or self.runs)[0].plan
 
     @property
