@@ -164,7 +164,8 @@ def enable_compilation_cache(directory: str) -> str:
 
     Returns the folder in use, or "" if nothing is cached, as where the folder cannot be written.
     """
-    if jax.distributed.is_initialized() and jax.default_backend() == "gpu":
+    is_shared = jax.distributed.is_initialized() and jax.process_count() > 1
+    if is_shared and jax.default_backend() == "gpu":
         jax.config.update("jax_enable_compilation_cache", False)
         return ""
     configured = jax.config.values["jax_compilation_cache_dir"]

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 # Dense peak in FLOP/s by dtype, from the makers' data sheets; the first name that fits counts.
-# JAX multiplies float32 as TF32 on NVIDIA, and as bfloat16 on TPUs, unless it is told otherwise.
+# By default JAX multiplies float32 numbers in TF32 on NVIDIA GPUs, and in bfloat16 on TPUs.
 PEAK_FLOPS = {
     "NVIDIA H100 PCIe": {"bfloat16": 756e12, "float32": 378e12},
     "NVIDIA H100 NVL": {"bfloat16": 835e12, "float32": 417e12},

@@ -87,6 +87,7 @@ def test_release_drops_the_executable():
 
 def test_several_processes_with_gpus_have_no_persistent_cache(monkeypatch):
     monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     was = jax.config.values["jax_enable_compilation_cache"]
     try:

@@ -116,7 +116,7 @@ def _mode(table: Any, column: str, source: Source) -> str | None:
 
 
 def _check_mode(given: str, mode: str, source: Source) -> None:
-    """Raises a ValueError for an image that cannot be brought to `mode` without loss."""
+    """Raises a ValueError for an image of more than 8 bits, or of colours that `mode` drops."""
     if given not in (*GREY, *COLOURED):
         raise ValueError(
             f"data.name {source.name!r}: images of mode {given!r} are not supported; convert them "

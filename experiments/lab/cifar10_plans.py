@@ -1,4 +1,4 @@
-"""The plans of Smith et al., Sections 5.1 and 5.2, with the paper's batches and rates."""
+"""The plans of Smith et al., Sections 5.1 and 5.2, with the paper's batches."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -170,7 +170,8 @@ STUDY = Study(
     "proportions, but a WRN-10-1 (theirs: WRN-16-4) and 20 epochs (theirs: 200), so every plan "
     "makes a tenth of the updates. The initial learning rate of each optimizer is the best by "
     "test accuracy of four, tried on decaying_lr alone with a fifth of the epochs. Activations "
-    "are bfloat16, batches above 640 are made of micro-batches. Plans that begin alike share that "
-    "part of a run. With XLA_FLAGS='--xla_cpu_experimental_ynn_fusion_type= "
+    "are bfloat16, and batches above 640 are made of micro-batches. In the recorded runs, plans "
+    "that begin alike share that part, which was trained once. They had "
+    "XLA_FLAGS='--xla_cpu_experimental_ynn_fusion_type= "
     "--xla_cpu_experimental_onednn_custom_call=true'.",
 )
