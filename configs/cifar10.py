@@ -73,7 +73,8 @@ def get_config(variant: str = "decaying_lr") -> ConfigDict:
         case "":
             pass
         case _:
-            raise ValueError(f"variant {variant!r}: after the comma stands small, tenth, short or nothing")
+            sizes = "small, short, tenth or nothing"
+            raise ValueError(f"variant {variant!r}: after the comma stands {sizes}")
     return config
 
 
@@ -138,7 +139,7 @@ def shrink(config: ConfigDict) -> None:
 
 
 def shorten(config: ConfigDict, num_epochs: float) -> None:
-    """The paper's batches and rates for fewer epochs of a small network, in the same proportions."""
+    """The paper's batches, rates and proportions, for fewer epochs of a small network."""
     config.model.depth = 10
     config.model.width = 1
     config.recipe.num_epochs = num_epochs
