@@ -22,6 +22,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
+from logging import getLogger
 from typing import Any
 
 import jax
@@ -142,6 +143,8 @@ def _parse(argv: list[str], positional: bool, fields: bool) -> list[str]:
         logging.set_verbosity(logging.WARNING)
         # Orbax logs every step of a save, and a traceback where we print one line.
         logging.get_absl_logger().addFilter(lambda record: "orbax" not in record.pathname)
+        # asyncio prints a traceback for each further file that Orbax could not write.
+        getLogger("asyncio").setLevel("CRITICAL")
         sys.unraisablehook = _unraisablehook
     return rest
 

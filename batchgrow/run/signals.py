@@ -13,6 +13,7 @@ import jax
 from jax.experimental import multihost_utils
 
 INTERRUPTED = 130  # The exit status of a second Ctrl-C, as in shells.
+INSIST_SECONDS = 5.0
 
 # JAX's preemption service counts on through all runs of a process, so this counter does too. Nobody
 # else may use the service: Orbax would, hence `checkpoints.Manager`.
@@ -82,6 +83,10 @@ def stopping_at_once(status: int) -> Iterator[None]:
     For what comes before training: there is no update to finish and no state to save. Beside other
     processes, or in another thread than the main one, the context changes nothing.
 
+    A library may swallow the exception: `promise`, with which tensorflow_datasets waits for its
+    downloads, does so now and then. So it is raised again every `INSIST_SECONDS`, and at the end of
+    the context.
+
     Args:
       status: the exit status.
     """
@@ -90,18 +95,32 @@ def stopping_at_once(status: int) -> Iterator[None]:
     ):
         yield
         return
+    asked, left = threading.Event(), threading.Event()
 
     def stop(number: int, _: FrameType | None) -> None:
         signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
-        _say(f"{signal.Signals(number).name}: stopping; training has not begun")
+        if not asked.is_set():
+            asked.set()
+            _say(f"{signal.Signals(number).name}: stopping; training has not begun")
         raise SystemExit(status)
 
+    def insist() -> None:
+        asked.wait()
+        while not left.wait(INSIST_SECONDS):
+            os.kill(os.getpid(), signal.SIGTERM)
+
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    # Started here, because a handler may interrupt what holds the locks of `threading`.
+    threading.Thread(target=insist, daemon=True).start()
     try:
         yield
     finally:
+        left.set()
         for number, handler in before.items():
             signal.signal(number, handler)
+        if asked.is_set():
+            raise SystemExit(status)
+        asked.set()  # lets the thread end
 
 
 def _say(text: str) -> None:
