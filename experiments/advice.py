@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from batchgrow.plan import FixedPlan, FollowPlan, decay, replay
-from batchgrow.plan.time_to_train import Hardware, fit, predict
+from batchgrow.plan.time_to_train import fit
 from batchgrow.report.batch_figures import noise_panel, update_time_panel
 from batchgrow.report.drawing import draw, png
 from batchgrow.report.wording import duration
@@ -26,6 +26,7 @@ def answer(
       peak: the share of the devices' peak that one example per second uses, if known.
     """
     fixed, slope = _fit(times)
+    fastest = 1 / slope if slope else max(size / seconds for size, seconds in times.items())
     num_examples = plan.recipe.num_examples
     recipe = decay(plan.recipe, batch_multiple=plan.batch_multiple, exponent=plan.exponent)
     plans = {"recipe": recipe} | ({"suggested": replay(plan, noise)} if noise else {})
@@ -35,7 +36,7 @@ def answer(
                 "batch_size": size,
                 "update_seconds": seconds,
                 "examples_per_second": size / seconds,
-                "share_of_fastest": size / seconds * slope,
+                "share_of_fastest": size / seconds / fastest,
                 "share_of_peak": size / seconds * peak if peak else None,
                 "epoch_seconds": num_examples / size * seconds,
             }
@@ -43,7 +44,7 @@ def answer(
         ],
         "seconds_per_update": fixed,
         "seconds_per_example": slope,
-        "idle_below": fixed / slope,
+        "idle_below": fixed * fastest,
         "noise": [
             {"epoch": position / num_examples, "noise_scale": scale} for position, scale in noise
         ],
@@ -53,24 +54,23 @@ def answer(
 
 
 def _fit(times: Mapping[int, float]) -> tuple[float, float]:
-    """(a, b) of seconds = a + b * batch size. If no size is slower, b is as if the largest were."""
+    """(a, b) of seconds = a + b * batch size. If no size is slower, b is 0."""
     try:
         return fit(*times.items())
     except ValueError:
-        largest = max(times)
-        return times[largest], times[largest] / largest
+        return times[max(times)], 0.0
 
 
 def _facts(plan: FixedPlan, fixed: float, slope: float) -> dict[str, Any]:
     """A plan with its predicted time. The measured times are those of all devices together."""
-    hardware = Hardware(slope, num_devices=1, seconds_per_update=fixed)
+    seconds = sum(s.num_updates * (fixed + slope * s.batch_size) for s in plan.segments)
     stages = [(segment.start_examples, segment.batch_size) for segment in plan.segments]
     return {
         "batches": stages,
         "exponent": plan.exponent,
         "num_examples": plan.end_examples,
         "num_updates": plan.num_updates,
-        "hours": predict(plan, 0, hardware)["seconds"] / 3600,
+        "hours": seconds / 3600,
     }
 
 

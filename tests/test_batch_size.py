@@ -92,6 +92,9 @@ def test_the_answer_says_what_cannot_be_had(noise, words):
 def test_times_that_do_not_grow_are_all_idle():
     found = advice.answer({1: 0.002, 64: 0.002}, [], follow(RECIPE, max_batch_size=128))
     assert found["idle_below"] == 64
+    assert [row["share_of_fastest"] for row in found["times"]] == [1 / 64, 1]
+    recipe = found["plans"]["recipe"]
+    assert recipe["hours"] == pytest.approx(0.002 * recipe["num_updates"] / 3600)
 
 
 def test_batch_sizes_double():
