@@ -32,10 +32,10 @@ from batchgrow.layout import make_mesh
 from batchgrow.plan import follow
 from batchgrow.plan.noise import NOISE_SCALE
 from batchgrow.run.summary import share_of_peak
-from batchgrow.train import train
 from experiments import advice, cli, synthetic
 from experiments.launch import experiment_of, launch
 from experiments.trials import environment_of, piece_size_of
+from experiments.watched import train_watched
 
 _CONFIG = cli.config_flag()
 _MAX_BATCH_SIZE = flags.DEFINE_integer(
@@ -133,7 +133,7 @@ def measured_noise(experiment: Experiment) -> list[tuple[int, float]]:
     """Trains in a temporary folder; returns (examples seen, noise scale) of each row."""
     end = experiment.cadence.log * MEASUREMENTS
     with tempfile.TemporaryDirectory() as workdir:
-        train(experiment, workdir, watch=lambda point, _: point.end_examples >= end)
+        train_watched(experiment, workdir, lambda point, _: point.end_examples >= end)
         lines = (epath.Path(workdir) / "metrics.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     return [(r["examples_seen"], r[NOISE_SCALE]) for r in rows if NOISE_SCALE in r]

@@ -8,6 +8,8 @@ makes only forward, backward and SGD on one fixed batch, in channels-last format
 for bfloat16. PyTorch must be installed for it (on a machine without a GPU, its CPU build).
 """
 
+import importlib.util
+import os
 from statistics import median
 from typing import Any
 
@@ -43,8 +45,10 @@ def main() -> str:
     config.model.width = timing.WIDTH.value
     config.model.dtype = timing.DTYPE.value
     config.run.updates_per_dispatch = _UPDATES.value
-    if _TORCH.value and jax.devices()[0].platform == "gpu":
-        config.run.num_devices = 1  # as PyTorch
+    if _TORCH.value:
+        os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.4")  # the rest for PyTorch
+        if torch_device() == "cuda":
+            config.run.num_devices = 1  # as PyTorch
     num_devices = make_mesh(config.run.num_devices).size
     rows = [bench(config, int(batch_size)) for batch_size in _BATCH_SIZES.value]
     model = f"WRN-{config.model.depth}-{config.model.width}, {IMAGE_SIZE} x {IMAGE_SIZE}"
@@ -52,7 +56,7 @@ def main() -> str:
     if _TORCH.value:
         from experiments.torch_wide_resnet import about
 
-        notes.append(about())
+        notes.append(about(torch_device()))
     return timing.report("bench_cifar10", rows, notes)
 
 
@@ -67,8 +71,15 @@ def bench(config: ConfigDict, batch_size: int) -> dict[str, Any]:
         from experiments.torch_wide_resnet import torch_updates
 
         model, count = config.model, ours.num_updates
-        calls["torch"] = torch_updates(model.depth, model.width, batch_size, model.dtype, count)
-    found = synthetic.take_turns(calls, _SECONDS.value)
+        calls["torch"] = torch_updates(
+            model.depth, model.width, batch_size, model.dtype, count, torch_device()
+        )
+    try:
+        found = synthetic.take_turns(calls, _SECONDS.value)
+    except RuntimeError as error:
+        if "CUDA out of memory" not in str(error):
+            raise
+        found = synthetic.take_turns({"ours": ours.call}, _SECONDS.value) | {"torch": []}
     seconds = {name: [s / ours.num_updates for s in turns] for name, turns in found.items()}
     per_update = seconds["ours"]
     rate = batch_size / median(per_update)
@@ -80,10 +91,31 @@ def bench(config: ConfigDict, batch_size: int) -> dict[str, Any]:
         "compile_seconds": ours.compile_seconds,
     }
     if _TORCH.value:
-        ratios = [b / a for a, b in zip(per_update, seconds["torch"], strict=True)]
-        row["torch_examples_per_second"] = batch_size / median(seconds["torch"])
-        row["ratio"] = median(ratios)
+        theirs = seconds["torch"]
+        row["torch_examples_per_second"] = timing.median([batch_size / x for x in theirs])
+        row["ratio"] = timing.median([b / a for a, b in zip(per_update, theirs, strict=False)])
     return row | {"turns": len(per_update)}
+
+
+def torch_device() -> str:
+    """PyTorch's name of the kind of device that JAX uses.
+
+    Raises:
+      ValueError: if PyTorch is missing, or has no such device.
+    """
+    if importlib.util.find_spec("torch") is None:
+        raise ValueError("--torch: PyTorch is missing; pip install torch, or leave out --torch")
+    import torch
+
+    platform = jax.devices()[0].platform
+    if platform == "cpu":
+        return "cpu"
+    if platform == "gpu" and torch.cuda.is_available():
+        return "cuda"
+    raise ValueError(
+        f"--torch: PyTorch {torch.__version__} has no {platform} here, which JAX uses; install a "
+        "build that has, or leave out --torch"
+    )
 
 
 if __name__ == "__main__":

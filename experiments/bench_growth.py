@@ -31,9 +31,9 @@ from absl import flags
 from batchgrow.experiment import Experiment
 from batchgrow.plan import Point
 from batchgrow.step import TrainState
-from batchgrow.train import train
 from experiments import timing
 from experiments.timing import median
+from experiments.watched import train_watched
 
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Batch size of the first segment.")
 _FACTOR = flags.DEFINE_integer("factor", 2, "Factor of the batch at each growth.")
@@ -137,7 +137,8 @@ def measure(
         return False
 
     with tempfile.TemporaryDirectory() as workdir:
-        train(make_experiment(segments, compile_ahead=compile_ahead), workdir, watch=watch)
+        experiment = make_experiment(segments, compile_ahead=compile_ahead)
+        train_watched(experiment, workdir, watch)
         summary = json.loads((pathlib.Path(workdir) / "summary.json").read_text())
     found = {segment["batch_size"]: segment for segment in summary["segments"]}
     return Timeline(

@@ -11,6 +11,7 @@ import json
 from statistics import median
 from typing import Any
 
+import jax
 from absl import flags, logging
 
 from batchgrow.config import ConfigDict
@@ -46,6 +47,7 @@ NUM_EXAMPLES = 2048  # on each device, or a batch, if that is more
 def main(_: list[str]) -> int:
     """Prints a row per model and batch size."""
     logging.set_verbosity(logging.WARNING)
+    jax.config.update("jax_enable_compilation_cache", False)  # it would be timed
     rows = []
     for name in _MODELS.value:
         for batch_size in map(int, _BATCH_SIZES.value):

@@ -8,8 +8,9 @@ again, and an interrupted training run continues: start the same command again u
 missing. CIFAR-10 has one seed for each plan.
 """
 
-import importlib.util
+import os
 import pathlib
+from collections.abc import Sequence
 
 from absl import flags
 
@@ -26,14 +27,13 @@ VARIANTS = (
 )
 
 
-def measurements(workdir: pathlib.Path, data_dir: str | None) -> list[Measurement]:
+def measurements(workdir: pathlib.Path, torch: Sequence[str] = ()) -> list[Measurement]:
     """All of them, the most telling first.
 
     Args:
-      workdir: folder of the training runs.
-      data_dir: where tensorflow_datasets keeps CIFAR-10, or None for its default.
+      workdir: folder of the training runs, in the repository's root if it is relative.
+      torch: `recording.torch_flags`.
     """
-    torch = ["--torch"] if importlib.util.find_spec("torch") else []
     growth = "--width=4 --batch_size=128 --factor=5 --dtype=bfloat16 --json"
     benchmarks = [
         Measurement("bench_growth", ("bench_growth", *growth.split())),
@@ -41,35 +41,36 @@ def measurements(workdir: pathlib.Path, data_dir: str | None) -> list[Measuremen
         Measurement("bench_step", ("bench_step", "--dtype=bfloat16", "--json")),
         Measurement("bench_imagenet", ("bench_imagenet", "--json")),
     ]
-    trainings = [_training(v, workdir.absolute() / v, data_dir) for v in VARIANTS]
+    trainings = [_training(v, workdir / v) for v in VARIANTS]
     return benchmarks[:1] + trainings[:1] + benchmarks[1:] + trainings[1:]
 
 
-def _training(variant: str, workdir: pathlib.Path, data_dir: str | None) -> Measurement:
-    arguments = ["sweep", "--config=configs/cifar10.py", f"--variants={variant}", "--seeds=1"]
-    if data_dir is not None:
-        arguments.append(f"--data_dir={data_dir}")
+def _training(variant: str, workdir: pathlib.Path) -> Measurement:
+    arguments = ("sweep", "--config=configs/cifar10.py", f"--variants={variant}", "--seeds=1")
     return Measurement(
         f"cifar10_{variant}",
         (*arguments, f"--workdir={workdir}"),
-        workdir / "report" / "report.json",
+        recording.ROOT / workdir / "report" / "report.json",
     )
 
 
 def main(_: list[str]) -> int:
-    """Measures what is missing; the exit status is 75 if something still is."""
+    """Measures what is missing; the exit status is that of `recording.record`."""
     folder = recording.folder_of_device()
     if folder.name == "cpu":
         raise ValueError("there is no GPU here; see README for what runs on a CPU")
-    found = measurements(pathlib.Path(flags.FLAGS.workdir), flags.FLAGS.data_dir)
-    missing = recording.record(found, folder, flags.FLAGS.minutes)
-    print(f"{folder / 'tables.md'}: {missing} measurements are missing")
-    return 75 if missing else 0
+    if flags.FLAGS.data_dir is not None:  # not as a flag: what is recorded names no folder
+        os.environ["TFDS_DATA_DIR"] = os.path.abspath(flags.FLAGS.data_dir)
+    workdir = pathlib.Path(flags.FLAGS.workdir) / folder.name
+    found = measurements(workdir, recording.torch_flags())
+    return recording.record(found, folder, flags.FLAGS.minutes)
 
 
 if __name__ == "__main__":  # the flags have the names of other commands' flags
     flags.DEFINE_float("minutes", 40.0, "When to stop.")
-    flags.DEFINE_string("workdir", "runs/gpu_tables", "Folder of the training runs.")
+    flags.DEFINE_string(
+        "workdir", "runs/gpu_tables", "Folder of the training runs, a folder in it for each device."
+    )
     flags.DEFINE_string(
         "data_dir", None, "Where tensorflow_datasets keeps CIFAR-10 (default: $TFDS_DATA_DIR)."
     )

@@ -20,8 +20,8 @@ from absl import flags, logging
 from batchgrow.config import ConfigDict, make_experiment
 from batchgrow.run import environment
 from batchgrow.text_table import text_table
-from batchgrow.train import train
 from experiments import cli
+from experiments.watched import train_watched
 
 _CONFIG = cli.config_flag()
 _JSON = flags.DEFINE_bool("json", False, "One line of JSON instead of the table.")
@@ -91,7 +91,7 @@ def trained(config: ConfigDict, num_devices: int = 1, factor: float = 1.0) -> di
     experiment = make_experiment(config)
     end = experiment.plan.end_examples
     with tempfile.TemporaryDirectory() as folder:
-        train(experiment, folder, watch=watch)
+        train_watched(experiment, folder, watch)
         with open(os.path.join(folder, "metrics.jsonl"), encoding="utf-8") as file:
             last = json.loads(file.readlines()[-1])
     metric = f"test_{experiment.task.metrics[0].name}"

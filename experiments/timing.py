@@ -11,7 +11,6 @@ from typing import Any
 import jax
 from absl import flags, logging
 
-from batchgrow import train as loop
 from batchgrow.experiment import Execution, Experiment
 from batchgrow.layout import AXIS_NAME
 from batchgrow.models import make_model
@@ -21,7 +20,9 @@ from batchgrow.run import environment
 from batchgrow.step import TrainState
 from batchgrow.tasks.classification import Classification
 from batchgrow.text_table import text_table
+from batchgrow.train import Watch
 from experiments import cli, synthetic
+from experiments.watched import train_watched
 
 NUM_CLASSES = 10
 
@@ -135,10 +136,10 @@ def model_name(experiment: Experiment) -> str:
     return f"WRN-{model.depth}-{model.width}, {height} x {width}"
 
 
-def train(experiment: Experiment, watch: loop.Watch) -> None:
+def train(experiment: Experiment, watch: Watch) -> None:
     """Trains in a temporary folder until `watch` has seen enough."""
     with tempfile.TemporaryDirectory() as workdir:
-        loop.train(experiment, workdir, watch=watch)
+        train_watched(experiment, workdir, watch)
 
 
 def report(title: str, rows: Sequence[dict[str, Any]], notes: Sequence[str] = ()) -> str:

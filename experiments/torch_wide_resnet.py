@@ -43,10 +43,9 @@ def wide_resnet(depth: int, width: int) -> nn.Module:
 
 
 def torch_updates(
-    depth: int, width: int, batch_size: int, dtype: str, num_updates: int
+    depth: int, width: int, batch_size: int, dtype: str, num_updates: int, device: str
 ) -> Callable[[], None]:
     """Eager updates on a fixed batch, channels last; returns when the device is done with all."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.backends.cudnn.benchmark = True
     model = wide_resnet(depth, width).to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
@@ -67,7 +66,7 @@ def torch_updates(
     return call
 
 
-def about() -> str:
+def about(device: str) -> str:
     """Version, device and threads, for a benchmark's notes."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    return f"PyTorch {torch.__version__}, {device}, {torch.get_num_threads()} threads"
+    name = torch.cuda.get_device_name() if device == "cuda" else "CPU"
+    return f"PyTorch {torch.__version__}, {name}, {torch.get_num_threads()} threads"

@@ -1,7 +1,13 @@
 """Measurements that are made once, in order, until the time is up, and shown on a page."""
 
 import json
+import os
+import pathlib
 import re
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -26,9 +32,11 @@ def made(monkeypatch):
 
     def measure(measurement, seconds):
         if seconds <= 0:
-            return None, "no time left"
+            raise TimeoutError("no time left")
         names.append(measurement.name)
-        return (None, "exit status 1") if measurement.name == "second" else (RESULT, "")
+        if measurement.name == "second":
+            raise ChildProcessError("exit status 1")
+        return RESULT
 
     monkeypatch.setattr(recording, "_measure", measure)
     return names
@@ -44,8 +52,13 @@ def test_what_is_there_is_not_measured_again(made, tmp_path, capsys):
 
 
 def test_nothing_starts_when_the_time_is_up(made, tmp_path):
-    assert record(ALL, tmp_path, minutes=0) == 3
+    assert record(ALL, tmp_path, minutes=0) == os.EX_TEMPFAIL
     assert made == []
+
+
+def test_the_status_is_0_when_nothing_is_missing(made, tmp_path):
+    assert record([ALL[0], ALL[2]], tmp_path, minutes=1) == 0
+    assert not list(tmp_path.glob("*.new"))
 
 
 def test_the_page_has_every_table(made, tmp_path):
@@ -70,15 +83,40 @@ def test_a_table_in_markdown():
 def test_the_last_line_of_a_command_is_its_result():
     """A real command, and one that refuses its flags."""
     digits = "--config=configs/digits.py:increasing_batch"
-    result, reason = recording._measure(Measurement("plan", ("plan", digits, "--json")), 300)
-    assert reason == "" and result["num_updates"] > 100
-    assert recording._measure(Measurement("plan", ("plan", "--no")), 300) == (None, "exit status 2")
+    result = recording._measure(Measurement("plan", ("plan", digits, "--json")), 300)
+    assert result["num_updates"] > 100
+    with pytest.raises(ChildProcessError, match="exit status 2"):
+        recording._measure(Measurement("plan", ("plan", "--no")), 300)
 
 
-def test_the_most_telling_measurement_is_first(tmp_path):
-    names = [x.name for x in gpu_tables.measurements(tmp_path, "d")]
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_command_under_way_with_nothing_recorded(number, tmp_path):
+    """It used to run on, beside the next start."""
+    program = (
+        "import pathlib; from experiments.recording import Measurement, record; "
+        "slopes = Measurement('slopes', ('bench_slopes', '--rows=100000', '--json')); "
+        f"raise SystemExit(record([slopes], pathlib.Path({str(tmp_path)!r}), 9))"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], cwd=recording.ROOT) as process:
+        children = pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        while not (child := children.read_text().split()):
+            time.sleep(0.1)
+        while "jaxlib" not in pathlib.Path(f"/proc/{child[0]}/maps").read_text():
+            time.sleep(0.1)
+        process.send_signal(number)
+        assert process.wait(timeout=recording.END_SECONDS) == os.EX_TEMPFAIL
+    assert not pathlib.Path(f"/proc/{child[0]}").exists()
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_most_telling_measurement_is_first():
+    found = gpu_tables.measurements(pathlib.Path("runs/a_gpu"))
+    names = [x.name for x in found]
     assert names[:2] == ["bench_growth", "cifar10_increasing_batch"]
     assert len(names) == len(set(names)) == 10
+    assert not any(re.search(r"=/\w", part) for x in found for part in x.arguments)
+    assert found[1].result == recording.ROOT / "runs/a_gpu/increasing_batch/report/report.json"
 
 
 def test_recorded_commands_name_no_folder_of_one_machine():
