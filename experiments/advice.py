@@ -54,7 +54,14 @@ def answer(
 
 
 def _fit(times: Mapping[int, float]) -> tuple[float, float]:
-    """(a, b) of seconds = a + b * batch size. If no size is slower, b is 0."""
+    """(a, b) of seconds = a + b * batch size.
+
+    If no size is slower, b is 0. One size alone does not tell the two apart: then a is 0, so that
+    no larger batch is promised to be faster.
+    """
+    if len(times) == 1:
+        ((size, seconds),) = times.items()
+        return 0.0, seconds / size
     try:
         return fit(*times.items())
     except ValueError:

@@ -16,6 +16,7 @@ import copy
 import dataclasses
 import json
 import math
+import os
 import statistics
 import sys
 import tempfile
@@ -64,16 +65,28 @@ def main(_: list[str]) -> int:
         batch_multiple=plan.batch_multiple or experiment.ghost_batch_size,
         exponent=plan.exponent,
     )
+    out = epath.Path(_OUT.value)
+    check_writable(out)
     times = dict(update_times(experiment))
     peak = share_of_peak(experiment, make_mesh(experiment.execution.num_devices))
     found = advice.answer(times, measured_noise(experiment), following, peak)
     found |= {"config": config.name, **environment_of()}
-    out = epath.Path(_OUT.value)
-    out.parent.mkdir(parents=True, exist_ok=True)
     out.with_name(f"{out.name}.json").write_text(json.dumps(found, indent=1) + "\n")
     out.with_name(f"{out.name}.png").write_bytes(advice.figure(found, recipe.num_examples))
     print(json.dumps(found) if _JSON.value else f"{advice.as_text(found)}\n{out}.png")
     return 0
+
+
+def check_writable(out: epath.Path) -> None:
+    """Makes the folder of `out`, writes an empty file there and removes it.
+
+    Raises:
+      OSError: if that is not possible.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    empty = out.with_name(f"{out.name}.{os.getpid()}")
+    empty.write_text("")
+    empty.unlink(missing_ok=True)
 
 
 def recipe_of(config: ConfigDict, epochs: float | None) -> ConfigDict:
@@ -108,6 +121,7 @@ def update_times(experiment: Experiment) -> Iterator[tuple[int, float]]:
 
     Raises:
       ValueError: for a limit below the smallest batch.
+      MemoryError: if the smallest batch does not fit.
     """
     first, data = experiment.ghost_batch_size, experiment.train_data
     mesh = make_mesh(experiment.execution.num_devices)
@@ -121,6 +135,8 @@ def update_times(experiment: Experiment) -> Iterator[tuple[int, float]]:
         try:
             updates = synthetic.updates(dataclasses.replace(experiment, plan=plan))
         except MemoryError:
+            if size == first:
+                raise
             return
         if has_end and updates.layout.num_microbatches > 1:
             return

@@ -12,6 +12,7 @@ too, and sums its metrics.
 import json
 import os
 import pathlib
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -70,26 +71,37 @@ def main(_: list[str]) -> int:
 
 
 def bench(name: str, per_device: int) -> dict[str, Any]:
-    """One row: ours, theirs, and the ratio of their cycles."""
+    """One row: ours, theirs, and the ratio of their cycles. None stands for what does not fit."""
     target = parse(_TARGET.value)
     mesh, cache = mesh_of(target), pathlib.Path(_CACHE.value or forecast.CACHE_DIR).expanduser()
     experiment, lower = MAKE[name](per_device, per_device * mesh.size)
     ours = compile_update(experiment, target, per_device * mesh.size, cache)
-    if not ours.get("cycles"):
-        reason = ours.get("error", f"the compiler for {target.name} estimates no cycles")
-        raise ValueError(f"--target={target.name}, {name} at {per_device} a device: {reason}")
-    row: dict[str, Any] = {"model": name, "per_device": per_device}
-    theirs: Compiled = Compiler(target, cache)(lower(mesh))
-    their_cycles = sum(program.cycles(theirs.text))
-    return row | {
-        "num_microbatches": ours["num_microbatches"],
-        "ours_cycles": round(ours["cycles"]),
+    about = f"--target={target.name}, {name} at {per_device} a device"
+    if "error" in ours:
+        print(f"{about}: {ours['error']}", file=sys.stderr, flush=True)
+    elif not ours["cycles"]:
+        raise ValueError(f"{about}: the compiler for {target.name} estimates no cycles")
+    theirs: Compiled | None = None
+    try:
+        theirs = Compiler(target, cache)(lower(mesh))
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        reason = str(error).splitlines()[0]
+        print(f"{about}: the peer does not fit: {reason}", file=sys.stderr, flush=True)
+    our_cycles = ours.get("cycles")
+    their_cycles = theirs and sum(program.cycles(theirs.text))
+    return {
+        "model": name,
+        "per_device": per_device,
+        "num_microbatches": ours.get("num_microbatches"),
+        "ours_cycles": our_cycles and round(our_cycles),
         "peer_cycles": their_cycles,
-        "ratio": ours["cycles"] / their_cycles,
-        "ours_mib": ours["memory_needed"] / 2**20,
-        "peer_mib": (memory_needed(theirs) or 0) / 2**20,
-        **_sent("ours", ours["collectives"]),
-        **_sent("peer", program.collectives(theirs.text)),
+        "ratio": our_cycles / their_cycles if our_cycles and their_cycles else None,
+        "ours_mib": ours["memory_needed"] / 2**20 if our_cycles else None,
+        "peer_mib": theirs and (memory_needed(theirs) or 0) / 2**20,
+        **_sent("ours", ours.get("collectives")),
+        **_sent("peer", theirs and program.collectives(theirs.text)),
     }
 
 
@@ -117,13 +129,16 @@ MAKE = {"resnet50": _resnet50, "wide_resnet": _wide_resnet, "transformer": _tran
 
 
 def _sent(who: str, collectives: Any) -> dict[str, Any]:
+    known = collectives is not None
     return {
-        f"{who}_collectives": sum(x["count"] for x in collectives),
-        f"{who}_sent_mib": sum(x["bytes"] for x in collectives) / 2**20,
+        f"{who}_collectives": sum(x["count"] for x in collectives) if known else None,
+        f"{who}_sent_mib": sum(x["bytes"] for x in collectives) / 2**20 if known else None,
     }
 
 
 def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

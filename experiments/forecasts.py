@@ -9,6 +9,7 @@ before is not compiled again, so an interrupted command can be started again.
 """
 
 import json
+import os
 import pathlib
 import re
 import runpy
@@ -17,6 +18,8 @@ from typing import Any
 
 from absl import flags
 
+from batchgrow.config import check_layouts, make_plan
+from batchgrow.config.data import num_examples_of
 from batchgrow.run import environment
 from batchgrow.targets.compile import compiler_versions
 from batchgrow.targets.forecast import GIB, check_compiler, forecast
@@ -71,18 +74,25 @@ def variants_of(file: str) -> Sequence[str]:
 
 
 def forecast_of(config: Any, target: Target) -> dict[str, Any]:
-    """The forecast of a config, or {"refused"} with the reason if no layout is possible."""
+    """The forecast of a config, or {"refused"} with the reason if no layout is possible.
+
+    Raises:
+      ValueError: for any other reason, such as a slice that the compiler does not know.
+    """
+    num_examples = num_examples_of(config)
+    plan = make_plan(config, num_examples)
     try:
-        return forecast(
-            config,
-            target,
-            config.data.num_train_examples,
-            num_processes=1,
-            compares=False,
-            cache_dir=_CACHE.value,
-        )
+        check_layouts(plan, target.num_devices, config)
     except ValueError as error:
         return {"refused": str(error)}
+    return forecast(
+        config,
+        target,
+        num_examples,
+        num_processes=1,
+        compares=False,
+        cache_dir=_CACHE.value,
+    )
 
 
 def write(path: pathlib.Path, target: Target, variant: str, found: dict[str, Any]) -> None:
@@ -98,7 +108,9 @@ def write(path: pathlib.Path, target: Target, variant: str, found: dict[str, Any
         update.pop("compile_seconds", None)  # of this machine, with whatever else it did
     whole["variants"][variant] = known | about
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+    temporary = path.with_suffix(f".{os.getpid()}")
+    temporary.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+    temporary.replace(path)
 
 
 def table(found: dict[str, Any]) -> str:
@@ -114,7 +126,7 @@ def table(found: dict[str, Any]) -> str:
         layout = f"{update['num_microbatches']} x {update['microbatch_size']}"
         seconds, segments = update["seconds"], found["segments"]
         parts = [x["seconds"] for x in segments if x["batch_size"] == int(size)]
-        known = seconds is not None and None not in parts
+        known = parts and None not in parts  # a plan that follows the noise has no segments
         minutes = f"{sum(parts) / 60:.1f}" if known else "-"
         need = f"{update['memory_needed'] / GIB:.2f}"
         rows.append([str(size), layout, need, limit, f"{1e3 * seconds:.4g}" if seconds else "-"])

@@ -27,9 +27,8 @@ from absl import flags
 
 from batchgrow import devices
 from batchgrow.config import ConfigDict, check_layouts, make_plan, warn_of
-from batchgrow.config.data import facts_of, open_data, source_of
+from batchgrow.config.data import facts_of, num_examples_of, open_data
 from batchgrow.config.task import make_task
-from batchgrow.data.catalog import is_at_hand
 from batchgrow.plan import FixedPlan, time_to_train
 from batchgrow.run.summary import flops_of, num_parameters
 from batchgrow.targets import forecast
@@ -85,7 +84,7 @@ def main(_: list[str]) -> int:
         return _print_forecast(config, parse(_TARGET.value))
     if num_devices < 1:
         raise ValueError(f"--num_devices={num_devices} must be 1 or more")
-    plan = make_plan(config, _num_examples(config))
+    plan = make_plan(config, num_examples_of(config))
     warn_of(plan)
     check_layouts(plan, num_devices, config)
     facts = plan.to_dict(num_devices=num_devices)
@@ -120,7 +119,7 @@ def main(_: list[str]) -> int:
 
 def _print_forecast(config: ConfigDict, target: Target) -> int:
     """Prints what the compiler says of each batch size; the status is 1 if one does not fit."""
-    num_examples, processes = _num_examples(config), _PROCESSES.value
+    num_examples, processes = num_examples_of(config), _PROCESSES.value
     found = forecast.forecast(config, target, num_examples, num_processes=processes)
     if _JSON.value:
         print(json.dumps(found, indent=2))
@@ -128,18 +127,6 @@ def _print_forecast(config: ConfigDict, target: Target) -> int:
         print(f"{forecast.table(found)}\n")
         print("\n".join(f"- {line}" for line in forecast.notes(found)))
     return int(any("error" in update for update in found["updates"].values()))
-
-
-def _num_examples(config: ConfigDict) -> int:
-    """Returns N: the size of the training set, or the config's number if opening the set is slow.
-
-    Raises:
-      ValueError: as `open_data`, if the data have another size than the config says.
-    """
-    said = config.data.num_train_examples
-    if said is not None and not is_at_hand(source_of(config)):
-        return said
-    return open_data(config, "train").num_examples
 
 
 def _time(config: ConfigDict, plan: FixedPlan) -> dict[str, Any]:

@@ -97,6 +97,18 @@ def test_times_that_do_not_grow_are_all_idle():
     assert recipe["hours"] == pytest.approx(0.002 * recipe["num_updates"] / 3600)
 
 
+def test_one_size_promises_no_speed():
+    """An update takes time in proportion to its batch."""
+    found = advice.answer({16: 0.004}, NOISE, follow(RECIPE, max_batch_size=128))
+    assert (found["seconds_per_update"], found["idle_below"]) == (0, 0)
+    assert found["seconds_per_example"] == pytest.approx(0.004 / 16)
+    suggested, recipe = found["plans"]["suggested"], found["plans"]["recipe"]
+    assert suggested["num_updates"] < recipe["num_updates"]
+    assert suggested["hours"] == pytest.approx(recipe["hours"], rel=0.02)
+    assert "of the fastest" in advice.as_text(found)
+    assert advice.figure(found, RECIPE.num_examples).startswith(b"\x89PNG")
+
+
 def test_batch_sizes_double():
     assert advice.sizes_up_to(16, 100) == [16, 32, 64]
     assert advice.sizes_up_to(1, 8) == [1, 2, 4, 8]
@@ -222,6 +234,33 @@ def test_the_command_answers(tmp_path):
     assert found["noise"] and found["plans"]["suggested"]["num_updates"] > 0
     assert (tmp_path / "answer.png").exists()
     assert json.loads((tmp_path / "answer.json").read_text()) == found
+
+
+# `batch_size` on a device that is too small for any batch.
+NOTHING_FITS = """
+from experiments import batch_size, launch
+def updates(_):
+    raise MemoryError("a batch of 16 needs too much")
+batch_size.synthetic.updates = updates
+launch.launch(batch_size.main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("folder", "message"), [("file", "File exists"), ("new", "a batch of 16 needs too much")]
+)
+def test_where_nothing_can_be_written_or_measured_one_line_says_so(tmp_path, folder, message):
+    (tmp_path / "file").touch()
+    done = subprocess.run(
+        [sys.executable, "-c", NOTHING_FITS, DIGITS, *SHORT, f"--out={tmp_path / folder}/out"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ") and message in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert folder == "file" or not list((tmp_path / folder).iterdir())
 
 
 @pytest.mark.slow

@@ -1,11 +1,15 @@
 """Machines that are not here: their names, what is read from programs, and what is told."""
 
+import hashlib
 import importlib.util
 import json
+import os
 import pathlib
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from types import SimpleNamespace
 
 import jax
@@ -16,9 +20,9 @@ from batchgrow.devices import peak_flops
 from batchgrow.engine import Engine
 from batchgrow.layout import make_mesh
 from batchgrow.targets import forecast, program
-from batchgrow.targets.compile import Compiled, Compiler
+from batchgrow.targets.compile import Compiled, Compiler, compiler_versions
 from batchgrow.targets.machines import GENERATIONS, parse
-from configs import cifar10
+from configs import cifar10, digits
 from experiments import forecasts
 
 GIB = 2**30
@@ -187,6 +191,29 @@ def test_the_compiler_remembers(tmp_path):
     assert lowered.calls == 2
 
 
+def test_flags_of_the_compiler_are_part_of_the_key(tmp_path, monkeypatch):
+    """Where none is set, the key is what it was before there were flags in it."""
+    lowered, target = FakeLowered(), parse("v5e:2x2")
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    monkeypatch.setenv("LIBTPU_INIT_ARGS", "")
+    Compiler(target, tmp_path)(lowered)
+    about = [target.name, compiler_versions(target), lowered.as_text()]
+    key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:32]
+    assert [path.name for path in tmp_path.iterdir()] == [f"{key}.json.gz"]
+    for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS"):
+        monkeypatch.setenv(name, "--xla_some_flag=true")
+        Compiler(target, tmp_path)(lowered)
+    assert lowered.calls == 3
+
+
+def test_what_cannot_be_kept_is_returned(tmp_path, caplog):
+    (tmp_path / "file").touch()
+    found = Compiler(parse("v5e:2x2"), tmp_path / "file" / "cache")(FakeLowered())
+    assert found.text == PROGRAM
+    (record,) = caplog.records
+    assert "what the compiler said is not kept: " in record.getMessage()
+
+
 def test_a_refusal_is_remembered(tmp_path):
     lowered = FakeLowered("RESOURCE_EXHAUSTED: Used 20G of 15.75G hbm")
     for _ in range(2):
@@ -280,6 +307,18 @@ def test_a_missing_compiler_is_named(monkeypatch):
         assert "\n" not in str(raised.value)
 
 
+def test_a_killed_compilation_says_what_to_do(monkeypatch):
+    def killed(*_):
+        raise BrokenProcessPool("A process in the process pool was terminated abruptly")
+
+    monkeypatch.setattr(forecast, "check_compiler", lambda target: None)
+    monkeypatch.setattr(forecast, "make_pool", ThreadPoolExecutor)
+    monkeypatch.setattr(forecast, "_compile_one", killed)
+    with pytest.raises(MemoryError, match="take --compile_processes=1, or a machine") as raised:
+        forecast.forecast(digits.get_config("hybrid"), parse("v5e:2x2"), 1437)
+    assert "\n" not in str(raised.value)
+
+
 # A command whose worker compiles for an hour.
 BUSY = """
 import time
@@ -320,6 +359,86 @@ def test_variants_are_added_to_the_file_of_the_same_compiler(tmp_path, monkeypat
     monkeypatch.setattr(forecasts, "compiler_versions", lambda target: {"jax": "another"})
     forecasts.write(path, target, "grow", found)
     assert list(json.loads(path.read_text())["variants"]) == ["grow"]
+
+
+def test_a_record_stays_whole_where_the_next_cannot_be_written(tmp_path, monkeypatch):
+    def fails(*_):
+        raise OSError("no space")
+
+    path, target = tmp_path / "c.json", parse("v5e:2x2")
+    forecasts.write(path, target, "decay", {"refused": "no layout"})
+    before = path.read_text()
+    monkeypatch.setattr(pathlib.Path, "replace", fails)
+    with pytest.raises(OSError, match="no space"):
+        forecasts.write(path, target, "grow", {"refused": "no layout"})
+    assert path.read_text() == before
+
+
+def test_the_minutes_of_a_plan_without_segments_are_unknown():
+    row = forecasts.table({"updates": {128: UPDATE}, "segments": []}).splitlines()[-1]
+    assert row.split()[-2:] == ["1", "-"]
+
+
+def test_only_a_missing_layout_is_recorded_as_refused(monkeypatch):
+    def unknown(*_, **__):
+        raise ValueError("--target=v5e:3x5: no such slice")
+
+    monkeypatch.setattr(forecasts, "_CACHE", SimpleNamespace(value=""))
+    monkeypatch.setattr(forecasts, "forecast", unknown)
+    found = forecasts.forecast_of(cifar10.get_config("hybrid"), parse("v5e:16x16"))
+    assert "cannot be laid out on 256 devices" in found["refused"]
+    with pytest.raises(ValueError, match="no such slice"):
+        forecasts.forecast_of(digits.get_config("hybrid"), parse("v5e:2x2"))
+
+
+def test_the_data_say_how_many_they_are_where_the_config_does_not(monkeypatch):
+    monkeypatch.setattr(forecasts, "_CACHE", SimpleNamespace(value=""))
+    monkeypatch.setattr(forecasts, "forecast", lambda _, __, num_examples, **___: num_examples)
+    config = digits.get_config("hybrid")
+    config.data.num_train_examples = None
+    assert forecasts.forecast_of(config, parse("v5e:2x2")) == 1437
+
+
+# Rows of `bench_compiled`: all fits, the peer does not, ours does not.
+ROWS = """
+import json
+from types import SimpleNamespace
+import jax
+from experiments import bench_compiled
+from batchgrow.targets.compile import Compiled
+ours = {"num_microbatches": 1, "cycles": 9.0, "memory_needed": 2**20, "collectives": []}
+def compiled(size):
+    if size > 32:
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Used 20G of 15G hbm\\nand more")
+    cycles = 'backend_config={"estimated_cycles":"3"}'
+    return Compiled(text=f"ENTRY %m () -> s32[] {{\\n  ROOT %c = s32[] copy(), {cycles}\\n}}")
+def updated(_, __, size, ___):
+    return ours if size < 512 else {"error": "too small"}
+bench_compiled.mesh_of = lambda target: SimpleNamespace(size=4)
+bench_compiled.compile_update = updated
+bench_compiled.Compiler = lambda *_: compiled
+bench_compiled.MAKE = {"resnet50": lambda size, _: (None, lambda mesh: size)}
+bench_compiled.forecast.check_compiler = lambda target: None
+bench_compiled.compiler_versions = lambda target: {}
+bench_compiled.cli.run(bench_compiled.main)
+"""
+
+
+def test_a_row_has_none_for_what_does_not_fit():
+    done = subprocess.run(
+        [sys.executable, "-c", ROWS, "--models=resnet50", "--batch_sizes=32,64,128", "--json"],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)["rows"]
+    cycles = [(row["ours_cycles"], row["peer_cycles"], row["ratio"]) for row in rows]
+    assert cycles == [(9, 3, 3.0), (9, None, None), (None, None, None)]
+    assert len({tuple(row) for row in rows}) == 1
+    assert "resnet50 at 64 a device: the peer does not fit: RESOURCE_EXHAUSTED" in done.stderr
+    assert "resnet50 at 128 a device: too small" in done.stderr
 
 
 def test_a_config_without_variants_needs_some():

@@ -6,7 +6,7 @@ from typing import Any
 
 from batchgrow.config.task import inputs_of
 from batchgrow.data import jpeg
-from batchgrow.data.catalog import open_part
+from batchgrow.data.catalog import is_at_hand, open_part
 from batchgrow.data.datasets import Dataset, InMemory
 from batchgrow.data.jpeg_dataset import JpegDataset
 from batchgrow.data.prepared import open_source
@@ -41,6 +41,18 @@ def open_data(config: ConfigDict, part: Part, *, to_read: bool = True) -> Datase
             "or point run.data_dir to the right data"
         )
     return found
+
+
+def num_examples_of(config: ConfigDict) -> int:
+    """Returns N: the size of the training set, or the config's number if opening the set is slow.
+
+    Raises:
+      ValueError: as `open_data`, if the data have another size than the config says.
+    """
+    said = config.data.num_train_examples
+    if said is not None and not is_at_hand(source_of(config)):
+        return said
+    return open_data(config, "train").num_examples
 
 
 def source_of(config: ConfigDict) -> Source:

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import json
+import logging
 import os
 import pathlib
 import time
@@ -24,6 +25,8 @@ from batchgrow.targets import program
 from batchgrow.targets.machines import Target, mesh_of
 
 MEMORY = ("argument", "output", "alias", "temp", "generated_code")
+FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")  # environment variables that the compilers read
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -63,20 +66,27 @@ class Compiler:
     def __call__(self, lowered: Any) -> Compiled:
         """Compiles, unless that was done before.
 
+        If the result cannot be written, it is returned all the same.
+
         Raises:
           JaxRuntimeError: if the compiler refuses the program because it needs too much memory.
         """
         about = [self._target.name, compiler_versions(self._target), lowered.as_text()]
+        flags = {name: os.environ[name] for name in FLAGS if os.environ.get(name)}
+        about += [flags] if flags else []
         key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:32]
         path = self._cache_dir / f"{key}.json.gz"
-        if path.exists():
+        if os.path.exists(path):  # False too where the folder cannot be read
             found = Compiled(**json.loads(gzip.decompress(path.read_bytes())))
         else:
             found = _compile(lowered)
-            self._cache_dir.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_suffix(f".{os.getpid()}")
-            temporary.write_bytes(gzip.compress(json.dumps(asdict(found)).encode()))
-            temporary.replace(path)
+            try:
+                self._cache_dir.mkdir(parents=True, exist_ok=True)
+                temporary = path.with_suffix(f".{os.getpid()}")
+                temporary.write_bytes(gzip.compress(json.dumps(asdict(found)).encode()))
+                temporary.replace(path)
+            except OSError as error:
+                log.warning("what the compiler said is not kept: %s", error)
         if found.refusal:
             raise jax.errors.JaxRuntimeError(found.refusal)
         return found

@@ -9,6 +9,7 @@ import pickle
 import threading
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import lru_cache, partial
 from typing import Any
 
@@ -51,6 +52,7 @@ def forecast(
     Raises:
       ValueError: if the compiler for the target is not installed, or a batch size cannot be laid
         out on it.
+      MemoryError: if a process that compiles was killed, as the system does where memory ends.
     """
     check_compiler(target)
     plan = make_plan(config, num_examples)
@@ -70,8 +72,14 @@ def forecast(
     compile_one = partial(_compile_one, pickle.dumps(config), target.name, cache)
     os.environ["JAX_PLATFORMS"] = "cpu"  # for the processes: no device is used
     workers = min(len(sizes), num_processes or max(1, (os.cpu_count() or 1) // 2))
-    with make_pool(workers) as pool:
-        updates = dict(zip(sizes, pool.map(compile_one, sizes), strict=True))
+    try:
+        with make_pool(workers) as pool:
+            updates = dict(zip(sizes, pool.map(compile_one, sizes), strict=True))
+    except BrokenProcessPool as error:
+        raise MemoryError(
+            f"--target={target.name}: a process that compiles was killed, most likely because "
+            "memory ended; take --compile_processes=1, or a machine with more memory"
+        ) from error
     return {
         "target": target.name,
         "updates": updates,
