@@ -56,8 +56,10 @@ def test_a_library_that_swallows_the_exit_does_not_keep_the_process(
 
 
 def test_without_a_signal_nothing_is_raised_or_left_behind() -> None:
-    before = signal.getsignal(signal.SIGTERM), set(threading.enumerate())
+    before, threads = signal.getsignal(signal.SIGTERM), set(threading.enumerate())
     with stopping_at_once(75):
-        (started,) = set(threading.enumerate()) - before[1]
+        (started,) = set(threading.enumerate()) - threads
+        assert signal.getsignal(signal.SIGTERM) != before
     started.join(timeout=60)
-    assert (signal.getsignal(signal.SIGTERM), set(threading.enumerate())) == before
+    assert not started.is_alive()
+    assert signal.getsignal(signal.SIGTERM) == before
