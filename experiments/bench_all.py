@@ -29,13 +29,13 @@ def measurements(on_cpu: bool) -> list[Measurement]:
     commands = {
         "bench_step": [dtype],
         "bench_growth": [dtype, "--batch_size=128", "--factor=5", *growth.split()],
-        "bench_scaling": [dtype, *(["--depth=10"] if on_cpu else [])],
         "bench_cifar10": [dtype, *torch, *cifar10.split()],
         "bench_imagenet": [dtype, *imagenet.split()],
     }
     if _DATA_DIR.value is not None:
         tf = ["--tf"] if importlib.util.find_spec("tensorflow") else []
         commands["bench_input"] = [f"--data_dir={_DATA_DIR.value}", *tf]
+    commands["bench_scaling"] = [dtype, *(["--depth=10", "--repetitions=2"] if on_cpu else [])]
     if importlib.util.find_spec("libtpu"):
         commands["bench_compiled"] = []
     return [Measurement(name, (name, *rest, "--json")) for name, rest in commands.items()]
