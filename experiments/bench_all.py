@@ -25,7 +25,7 @@ def measurements(on_cpu: bool) -> list[Measurement]:
     torch = recording.torch_flags()
     growth = "--depth=10 --updates=8" if on_cpu else "--width=4"
     cifar10 = "--batch_sizes=128,640 --updates_per_dispatch=1 --seconds=12" if on_cpu else ""
-    imagenet = "--models=resnet18 --image_size=64" if on_cpu else ""
+    imagenet = "--models=resnet18 --image_size=64 --batch_sizes=32,64" if on_cpu else ""
     commands = {
         "bench_step": [dtype],
         "bench_growth": [dtype, "--batch_size=128", "--factor=5", *growth.split()],
