@@ -9,7 +9,6 @@ before is not compiled again, so an interrupted command can be started again.
 """
 
 import json
-import os
 import pathlib
 import re
 import runpy
@@ -17,10 +16,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from absl import flags
+from etils import epath
 
 from batchgrow.config import check_layouts, make_plan
 from batchgrow.config.data import num_examples_of
 from batchgrow.run import environment
+from batchgrow.run.files import write_whole
 from batchgrow.targets.compile import compiler_versions
 from batchgrow.targets.forecast import GIB, check_compiler, forecast
 from batchgrow.targets.machines import Target, parse
@@ -108,9 +109,7 @@ def write(path: pathlib.Path, target: Target, variant: str, found: dict[str, Any
         update.pop("compile_seconds", None)  # of this machine, with whatever else it did
     whole["variants"][variant] = known | about
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}")
-    temporary.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_whole(epath.Path(path), f"{json.dumps(whole, indent=1)}\n".encode())
 
 
 def table(found: dict[str, Any]) -> str:

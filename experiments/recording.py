@@ -151,20 +151,20 @@ def _end(process: subprocess.Popen) -> None:
 
 def page(folder: pathlib.Path) -> str:
     """Returns the results of a folder as Markdown: for each its table, command and versions."""
-    parts = [f"# Measured on {folder.name}\n"]
+    parts = [f"# Measured on {folder.name}"]
     for path in sorted(folder.glob("*.json")):
         result = json.loads(path.read_text(encoding="utf-8"))
         if "rows" not in result:
-            parts.append(f"## {path.stem}\n\nSee [{path.name}]({path.name}).\n")
+            parts.append(f"## {path.stem}\n\nSee [{path.name}]({path.name}).")
             continue
         devices, versions = result["devices"], result["versions"]
         about = f"{devices['count']} x {devices['kind']}, jax {versions['jax']}"
         notes = "\n".join(f"- {note}" for note in result.get("notes", []))
         parts.append(
             f"## {path.stem}\n\n`{result['command']}`\n\n{about}, commit {result['commit']}\n\n"
-            f"{markdown_table(result['rows'])}\n\n{notes}"
+            f"{markdown_table(result['rows'])}\n\n{notes}".rstrip()
         )
-    return "\n".join(parts).rstrip() + "\n"
+    return "\n\n".join(parts) + "\n"
 
 
 def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -68,6 +68,7 @@ def test_the_page_has_every_table(made, tmp_path):
     text = page(tmp_path)
     assert "1 x a device, jax 0.10.2, commit abc" in text and "- as README has it" in text
     assert "[cifar10_hybrid.json](cifar10_hybrid.json)" in text
+    assert all(f"\n\n## {x.name}\n\n" in text for x in (ALL[0], ALL[2]))
 
 
 def test_a_table_in_markdown():
