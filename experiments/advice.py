@@ -95,13 +95,7 @@ def as_text(found: dict[str, Any]) -> str:
         ]
         for row in found["times"]
     ]
-    lines = [
-        f"An update takes {1e3 * found['seconds_per_update']:.3g} ms, and "
-        f"{1e6 * found['seconds_per_example']:.3g} microseconds for each example.",
-        f"Below a batch of {_size(found['idle_below'])} the hardware is idle more than half of the "
-        "time.",
-        _about_noise(found),
-    ]
+    lines = [*_about_times(found), _about_noise(found)]
     recipe, suggested = found["plans"]["recipe"], found["plans"].get("suggested")
     takes = f"the recipe takes {_cost(recipe)}"
     if suggested is None:
@@ -123,6 +117,21 @@ def config_flags(plan: dict[str, Any]) -> list[str]:
         "--config.plan.name=ramp",
         f"--config.plan.exponent={plan['exponent']:g}",
         f"--config.plan.batches='{batches}'",
+    ]
+
+
+def _about_times(found: dict[str, Any]) -> list[str]:
+    per_example = f"{1e6 * found['seconds_per_example']:.3g} microseconds"
+    if len(found["times"]) == 1:
+        return [
+            f"An example takes {per_example}. One batch size alone does not tell what a larger one "
+            "would save: raise --max_batch_size."
+        ]
+    return [
+        f"An update takes {1e3 * found['seconds_per_update']:.3g} ms, and {per_example} for each "
+        "example.",
+        f"Below a batch of {_size(found['idle_below'])} the hardware is idle more than half of the "
+        "time.",
     ]
 
 

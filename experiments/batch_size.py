@@ -16,7 +16,6 @@ import copy
 import dataclasses
 import json
 import math
-import os
 import statistics
 import sys
 import tempfile
@@ -35,7 +34,8 @@ from batchgrow.plan.noise import NOISE_SCALE
 from batchgrow.run.summary import share_of_peak
 from experiments import advice, cli, synthetic
 from experiments.launch import experiment_of, launch
-from experiments.trials import environment_of, piece_size_of
+from experiments.result_files import check_writable, environment_of, write_result
+from experiments.trials import piece_size_of
 from experiments.watched import train_watched
 
 _CONFIG = cli.config_flag()
@@ -71,22 +71,9 @@ def main(_: list[str]) -> int:
     peak = share_of_peak(experiment, make_mesh(experiment.execution.num_devices))
     found = advice.answer(times, measured_noise(experiment), following, peak)
     found |= {"config": config.name, **environment_of()}
-    out.with_name(f"{out.name}.json").write_text(json.dumps(found, indent=1) + "\n")
-    out.with_name(f"{out.name}.png").write_bytes(advice.figure(found, recipe.num_examples))
+    write_result(out, found, advice.figure(found, recipe.num_examples))
     print(json.dumps(found) if _JSON.value else f"{advice.as_text(found)}\n{out}.png")
     return 0
-
-
-def check_writable(out: epath.Path) -> None:
-    """Makes the folder of `out`, writes an empty file there and removes it.
-
-    Raises:
-      OSError: if that is not possible.
-    """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    empty = out.with_name(f"{out.name}.{os.getpid()}")
-    empty.write_text("")
-    empty.unlink(missing_ok=True)
 
 
 def recipe_of(config: ConfigDict, epochs: float | None) -> ConfigDict:

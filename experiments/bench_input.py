@@ -21,12 +21,24 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from absl import app, flags
+from absl import flags
 
 from batchgrow.data import jpeg, prepared, stream, worker_feed, workers
 from batchgrow.text_table import text_table
+from experiments import cli
+from experiments.result_files import environment_of
 
-FLAGS = flags.FLAGS
+_DATA_DIR = flags.DEFINE_string(
+    "data_dir", None, "Folder in which tensorflow_datasets has imagenet2012."
+)
+_SPLIT = flags.DEFINE_string("split", "train", "Split of the data set.")
+_NUM_WORKERS = flags.DEFINE_integer("num_workers", 0, "Worker processes; 0: one for each core.")
+_IMAGE_SIZE = flags.DEFINE_integer("image_size", 224, "Side of a decoded image in pixels.")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Images in a batch.")
+_NUM_BATCHES = flags.DEFINE_integer("num_batches", 20, "Batches in a repetition.")
+_REPETITIONS = flags.DEFINE_integer("repetitions", 7, "Repetitions of each pipeline.")
+_TF = flags.DEFINE_bool("tf", False, "Measure tf.data too (pip install -e '.[tf]').")
+_JSON = flags.DEFINE_bool("json", False, "Print one line of JSON instead of the table.")
 
 Pipeline = Callable[[], AbstractContextManager[Iterator[Any]]]
 
@@ -113,82 +125,78 @@ def seconds() -> np.ndarray:
     return np.array([time.perf_counter(), cpu])
 
 
-def bench(source: workers.EncodedSource, num_workers: int, records: str) -> dict[str, Any]:
+def bench(
+    source: workers.EncodedSource, num_workers: int, records: str
+) -> list[dict[str, str | float]]:
     """Images a second per core of each pipeline; tf.data too, if `records` is given.
 
     Each repetition starts its pipeline and stops it, or one would read ahead in another's time.
 
     Returns:
-      `{"cores", "images", "image_size", "wall": {name: rate}, "processor": {name: rate}}`.
+      For each pipeline its name, its two rates, and this pipeline's rates divided by them.
     """
-    size, image_size = FLAGS.batch_size, FLAGS.image_size
+    size, image_size = _BATCH_SIZE.value, _IMAGE_SIZE.value
     pipelines: dict[str, Pipeline] = {
         "batchgrow": partial(our_batches, source, size, image_size, num_workers)
     }
     for dtype in ("float32", "uint8") if records else ():
         pipelines[f"tf.data {dtype}"] = partial(tf_batches, records, size, image_size, dtype)
     taken: dict[str, list[np.ndarray]] = {name: [] for name in pipelines}
-    for _ in range(FLAGS.repetitions):
+    for _ in range(_REPETITIONS.value):
         for name, start_pipeline in pipelines.items():
             with start_pipeline() as batches:
                 for _ in range(4 * max(2, num_workers)):  # made while it started
                     next(batches)
                 start = seconds()
-                for _ in range(FLAGS.num_batches):
+                for _ in range(_NUM_BATCHES.value):
                     next(batches)
                 taken[name].append(seconds() - start)
-    result: dict[str, Any] = {
-        "cores": num_workers,
-        "images": len(source),
-        "image_size": image_size,
-        "wall": {},
-        "processor": {},
-    }
-    for name, values in taken.items():
-        wall, processor = size * FLAGS.num_batches / np.median(values, axis=0)
-        result["wall"][name] = round(wall / num_workers, 1)
-        result["processor"][name] = round(processor, 1)
-    return result
+    images = size * _NUM_BATCHES.value / np.array([num_workers, 1])
+    rates = {name: images / np.median(values, axis=0) for name, values in taken.items()}
+    rows = []
+    for name, (wall, processor) in rates.items():
+        our_wall, our_processor = rates["batchgrow"] / rates[name]
+        rows.append(
+            {
+                "pipeline": name,
+                "images_per_wall_second_and_core": float(wall),
+                "ours_over_this": float(our_wall),
+                "images_per_cpu_second": float(processor),
+                "ours_over_this_by_cpu": float(our_processor),
+            }
+        )
+    return rows
 
 
-def table(result: dict[str, Any]) -> str:
-    """The result as text, with ours as a multiple of theirs."""
-    heads = ("wall time", "ours/this", "CPU time", "ours/this")
-    rows = [["images/s per core", *heads]]
-    for name in result["wall"]:
-        row = [name]
-        for kind in ("wall", "processor"):
-            rate = result[kind][name]
-            row += [f"{rate:.0f}", f"{result[kind]['batchgrow'] / rate:.2f}"]
-        rows.append(row)
-    return text_table(rows, left=True) + (
-        f"\n{result['images']} images to {result['image_size']} x {result['image_size']}, "
-        f"{result['cores']} cores, medians of {FLAGS.repetitions} interleaved repetitions"
-    )
-
-
-def _main(argv: list[str]) -> None:
-    del argv
-    source = prepared.open_source("imagenet2012", FLAGS.split, FLAGS.data_dir, decode=False)
-    num_workers = FLAGS.num_workers or len(os.sched_getaffinity(0))
+def main(_: list[str]) -> int:
+    """Measures, and prints the table."""
+    if _DATA_DIR.value is None:
+        raise ValueError("--data_dir is missing: the folder in which tfds has imagenet2012")
+    source = prepared.open_source("imagenet2012", _SPLIT.value, _DATA_DIR.value, decode=False)
+    num_workers = _NUM_WORKERS.value or len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as folder:
-        records = os.path.join(folder, "records") if FLAGS.tf else ""
+        records = os.path.join(folder, "records") if _TF.value else ""
         if records:
             write_records(source, records)
-        result = bench(source, num_workers, records)
-    print(json.dumps(result) if FLAGS.json else table(result))
+        rows = bench(source, num_workers, records)
+    side = _IMAGE_SIZE.value
+    notes = [
+        f"{len(source)} images to {side} x {side}, {num_workers} cores, medians of "
+        f"{_REPETITIONS.value} interleaved repetitions"
+    ]
+    if records:
+        import tensorflow as tf
+
+        notes.append(f"TensorFlow {tf.__version__}")
+    if _JSON.value:
+        about = {"benchmark": "bench_input", "rows": rows, "notes": notes}
+        print(json.dumps(about | environment_of()))
+        return 0
+    cells = [["images/s per core", "wall time", "ours/this", "CPU time", "ours/this"]]
+    cells += [[str(row.pop("pipeline")), *(f"{rate:.3g}" for rate in row.values())] for row in rows]
+    print(text_table(cells, left=True), *notes, sep="\n")
+    return 0
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string(
-        "data_dir", None, "Folder in which tensorflow_datasets has imagenet2012.", required=True
-    )
-    flags.DEFINE_string("split", "train", "Split of the data set.")
-    flags.DEFINE_integer("num_workers", 0, "Worker processes; 0: one for each core.")
-    flags.DEFINE_integer("image_size", 224, "Side of a decoded image in pixels.")
-    flags.DEFINE_integer("batch_size", 64, "Images in a batch.")
-    flags.DEFINE_integer("num_batches", 20, "Batches in a repetition.")
-    flags.DEFINE_integer("repetitions", 7, "Repetitions of each pipeline.")
-    flags.DEFINE_bool("tf", False, "Measure tf.data too (pip install -e '.[tf]').")
-    flags.DEFINE_bool("json", False, "Print one line of JSON instead of the table.")
-    app.run(_main)
+    cli.run(main)

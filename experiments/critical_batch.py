@@ -31,11 +31,11 @@ from batchgrow.run.folder import FolderError, run_folder
 from batchgrow.text_table import text_table
 from experiments import cli
 from experiments.launch import experiment_of, launch
+from experiments.result_files import check_writable, environment_of, write_result
 from experiments.trials import (
     Trials,
     branch_length,
     branch_points,
-    environment_of,
     largest_within,
     mean_loss,
     piece_size_of,
@@ -61,12 +61,10 @@ _JSON = flags.DEFINE_bool("json", False, "Print JSON instead of a table.")
 
 def main(_: list[str]) -> int:
     """Runs the branches, and prints the table."""
-    config = _CONFIG.value
+    config, out = _CONFIG.value, epath.Path(_OUT.value)
+    check_writable(out)
     found = {"config": config.name, "tolerance": _TOLERANCE.value, "checkpoints": branches(config)}
     found |= environment_of()
-    out = epath.Path(_OUT.value)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.with_name(f"{out.name}.json").write_text(json.dumps(found, indent=1) + "\n")
     curves = {
         f"epoch {row['epoch']:.2g}": [
             (branch["batch_size"], branch["difference"])
@@ -75,9 +73,7 @@ def main(_: list[str]) -> int:
         ]
         for row in found["checkpoints"]
     }
-    out.with_name(f"{out.name}.png").write_bytes(
-        png(draw(branch_panel(curves, _TOLERANCE.value)), dpi=100)
-    )
+    write_result(out, found, png(draw(branch_panel(curves, _TOLERANCE.value)), dpi=100))
     print(json.dumps(found) if _JSON.value else f"{as_text(found)}\n{out}.png")
     return 0
 

@@ -1,6 +1,6 @@
 """Measures finished runs: sharpness, the Hessian's spectrum, distance, the loss along a line.
 
-    python -m experiments.landscape RUN [RUN ...] --out=runs/landscape
+    python -m experiments.landscape RUN [RUN ...]
     python -m experiments.landscape RUN --position=12800      # an earlier checkpoint
 
 Each RUN is a run folder with a checkpoint. The newest one is measured, in evaluation mode, on the
@@ -9,8 +9,6 @@ their solutions; running statistics of batch norm are interpolated with the para
 --config.trace.per_decade=8 also show the distance from the start over the updates.
 """
 
-import json
-import os
 from typing import Any
 
 from absl import flags
@@ -20,8 +18,9 @@ from batchgrow.report import drawing, swept
 from batchgrow.text_table import text_table
 from experiments.lab.solutions import line_between, measure
 from experiments.launch import launch
+from experiments.result_files import check_writable, environment_of, write_result
 
-_OUT = flags.DEFINE_string("out", "", "Folder for landscape.json and landscape.png.")
+_OUT = flags.DEFINE_string("out", "runs/landscape", "Folder for landscape.json and landscape.png.")
 _EXAMPLES = flags.DEFINE_integer("examples", 10_000, "Training examples of the loss.", 1)
 _EPSILONS = flags.DEFINE_list("epsilons", ["1e-3", "5e-4"], "Sizes of Keskar's box.")
 _STEPS = flags.DEFINE_integer("lanczos_steps", 30, "Products with the Hessian; 0: none.", 0)
@@ -31,12 +30,14 @@ _POINTS = flags.DEFINE_integer("line_points", 25, "Places along the line between
 
 def main(folders: list[str]) -> int:
     """Measures the runs in `folders`, and prints and writes what it found."""
-    if not folders or not _OUT.value:
-        raise ValueError("give run folders and a folder for the result: RUN [RUN ...] --out=DIR")
+    if not folders:
+        raise ValueError("give run folders: RUN [RUN ...]")
     try:
         epsilons = [float(epsilon) for epsilon in _EPSILONS.value]
     except ValueError:
         raise ValueError(f"--epsilons={','.join(_EPSILONS.value)}: give numbers") from None
+    out = epath.Path(_OUT.value) / "landscape"
+    check_writable(out)
     found = {
         folder: measure(
             folder, epsilons, _EXAMPLES.value, num_steps=_STEPS.value, position=_POSITION.value
@@ -46,20 +47,18 @@ def main(folders: list[str]) -> int:
     line = None
     if len(folders) == 2:
         line = line_between(folders[0], folders[1], _EXAMPLES.value, _POINTS.value)
-    out = epath.Path(_OUT.value)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "landscape.json").write_text(json.dumps({"runs": found, "line": line}, indent=1))
-    charts = charts_of(found, line)
+    charts, figure = charts_of(found, line), None
     if charts:
         columns = min(2, len(charts))
         drawn = drawing.draw(*map(swept.panel, charts), columns=columns, one_legend=False)
-        (out / "landscape.png").write_bytes(drawing.png(drawn))
+        figure = drawing.png(drawn)
+    write_result(out, {"runs": found, "line": line, **environment_of()}, figure)
     rows = [["run", "loss", *(f"sharpness {e:g}" for e in epsilons), "largest eigenvalue"]]
     for folder, facts in found.items():
         largest = f"{facts['eigenvalues'][0]:.4g}" if facts["eigenvalues"] else "-"
         cells = [f"{value:.4g}" for value in facts["sharpness"].values()]
         rows.append([folder, f"{facts['loss']:.4g}", *cells, largest])
-    print(f"{text_table(rows, left=True)}\n\n{os.path.join(_OUT.value, 'landscape.json')}")
+    print(f"{text_table(rows, left=True)}\n\n{out}.json")
     return 0
 
 

@@ -29,7 +29,8 @@ from batchgrow.report.drawing import draw, png
 from batchgrow.text_table import text_table
 from experiments import advice, cli
 from experiments.launch import experiment_of, launch
-from experiments.trials import Trials, constant_plan, environment_of, piece_size_of, tune
+from experiments.result_files import check_writable, environment_of, write_result
+from experiments.trials import Trials, constant_plan, piece_size_of, tune
 
 _CONFIG = cli.config_flag()
 _TARGET = flags.DEFINE_float("target", None, "Test loss at which a trial ends.")
@@ -53,14 +54,13 @@ def main(_: list[str]) -> int:
     target = _TARGET.value
     if target is None:
         raise ValueError("--target is missing: the test loss at which a trial ends")
+    out = epath.Path(_OUT.value)
+    check_writable(out)
     enable_compilation_cache(config.run.compilation_cache_dir)
     found = measure(config, target) | {"config": config.name, "target": target, **environment_of()}
-    out = epath.Path(_OUT.value)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.with_name(f"{out.name}.json").write_text(json.dumps(found, indent=1) + "\n")
     steps = [(row["batch_size"], row["steps"]) for row in found["sizes"]]
     panel = steps_panel(steps, (found["S_min"], found["B_crit"]), found["B_simple"])
-    out.with_name(f"{out.name}.png").write_bytes(png(draw(panel), dpi=100))
+    write_result(out, found, png(draw(panel), dpi=100))
     print(json.dumps(found) if _JSON.value else f"{as_text(found)}\n{out}.png")
     return 0
 

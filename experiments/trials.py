@@ -4,7 +4,6 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +13,6 @@ from batchgrow.engine import Engine
 from batchgrow.experiment import Experiment, NoiseProbe
 from batchgrow.layout import make_mesh
 from batchgrow.plan import FixedPlan, Plan, Point, Segment, curves, ramp
-from batchgrow.run import environment
 from batchgrow.run.noise_meter import NoiseMeter
 from batchgrow.step import TrainState
 
@@ -191,13 +189,3 @@ def tune(steps_at: Callable[[float], float], start: float) -> dict[float, float]
         rate = 2 * best if best == max(found) else best / 2
         found[rate] = steps_at(rate)
     return found
-
-
-def environment_of() -> dict[str, Any]:
-    """Returns what is recorded beside a result."""
-    return {
-        "command": environment.command(),
-        "commit": environment.commit(),
-        "versions": environment.versions(),
-        "devices": environment.devices(),
-    }

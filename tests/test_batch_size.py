@@ -105,7 +105,9 @@ def test_one_size_promises_no_speed():
     suggested, recipe = found["plans"]["suggested"], found["plans"]["recipe"]
     assert suggested["num_updates"] < recipe["num_updates"]
     assert suggested["hours"] == pytest.approx(recipe["hours"], rel=0.02)
-    assert "of the fastest" in advice.as_text(found)
+    text = advice.as_text(found)
+    assert "of the fastest" in text and "An example takes 250 microseconds. One batch size" in text
+    assert "0 ms" not in text and "idle more" not in text
     assert advice.figure(found, RECIPE.num_examples).startswith(b"\x89PNG")
 
 
@@ -261,6 +263,22 @@ def test_where_nothing_can_be_written_or_measured_one_line_says_so(tmp_path, fol
     assert done.stderr.startswith("error: ") and message in done.stderr
     assert done.stderr.count("\n") == 1
     assert folder == "file" or not list((tmp_path / folder).iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "flags"),
+    [
+        ("batch_size", [DIGITS]),
+        ("critical_batch", [DIGITS, "--workdir=nothing-here"]),
+        ("steps_to_target", [DIGITS, "--target=0.1"]),
+        ("landscape", ["nothing-here"]),
+    ],
+)
+def test_a_result_that_cannot_be_written_is_refused_first(tmp_path, name, flags):
+    (tmp_path / "file").touch()
+    error = command(name, *flags, f"--out={tmp_path}/file/out", status=1)
+    assert error.count("\n") == 1 and error.startswith("error: ") and "file" in error
 
 
 @pytest.mark.slow

@@ -132,4 +132,8 @@ def test_the_input_benchmark_runs_without_tensorflow(data_dir):
     )
     assert run.returncode == 0, run.stderr
     result = json.loads(run.stdout.splitlines()[-1])
-    assert result["wall"]["batchgrow"] > 0 and result["processor"]["batchgrow"] > 0
+    (row,) = result["rows"]
+    assert row["pipeline"] == "batchgrow" and row["ours_over_this"] == 1
+    assert row["images_per_wall_second_and_core"] > 0 and row["images_per_cpu_second"] > 0
+    assert result["command"].startswith("python -m experiments.bench_input --data_dir=")
+    assert result["versions"]["jax"] and result["commit"]
