@@ -19,7 +19,7 @@ Sec. 5.2, batches up to 5120:
 batches and learning rates, for 10 epochs; two CPU cores train it.
 
 `VARIANT,short` has the paper's batches and learning rates and all images at their full resolution,
-but 60 epochs of a WRN-10-1. `VARIANT,tenth` is the same with 20 epochs.
+but 50 epochs of a WRN-10-1. `VARIANT,tenth` is the same with 20 epochs.
 """
 
 from batchgrow.config import ConfigDict
@@ -69,7 +69,7 @@ def get_config(variant: str = "decaying_lr") -> ConfigDict:
         case "tenth":
             shorten(config, 20.0)
         case "short":
-            shorten(config, 60.0)
+            shorten(config, 50.0)
         case "":
             pass
         case _:

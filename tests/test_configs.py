@@ -55,7 +55,7 @@ def test_builds_a_plan_and_a_task(name, variant):
 
 
 @pytest.mark.parametrize("variant", MODULES["cifar10"].VARIANTS)
-@pytest.mark.parametrize(("size", "part"), [("tenth", 0.1), ("short", 0.3)])
+@pytest.mark.parametrize(("size", "part"), [("tenth", 0.1), ("short", 0.25)])
 def test_a_shorter_run_has_the_papers_batches_and_a_part_of_its_updates(variant, size, part):
     def plan(size: str):
         return make_plan(MODULES["cifar10"].get_config(variant + size), 50_000)
