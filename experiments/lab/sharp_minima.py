@@ -16,6 +16,7 @@ from experiments.lab.study import (
     number,
     paired,
     values_of,
+    with_interval,
 )
 
 NUM_EXAMPLES, NUM_EPOCHS = 10_240, 15
@@ -99,10 +100,9 @@ def judge(trials: Sequence[Trial]) -> Verdict:
     }
     for name, values in largest.items():
         numbers.append(number(f"largest eigenvalue of the Hessian, {name} batch", values))
-    by_what = {entry.what: entry.ours for entry in numbers}
-    small, large, growing = (
-        by_what.get(f"sharpness at {EPSILONS[0]:g}, {name} batch") or 0.0
-        for name in ("small", "large", "growing")
+    large, small, growing = (
+        with_interval(number("", sharp.get((name, EPSILONS[0]), [])))
+        for name in ("large", "small", "growing")
     )
     accuracy = {name: [*values_of(trials, "test_accuracy", batch=name).values()] for name in names}
     at_first = {name: sharp[name, EPSILONS[0]] for name in names}
@@ -117,9 +117,9 @@ def judge(trials: Sequence[Trial]) -> Verdict:
                 [measured_line("sharpness", at_first)],
             ),
         ],
-        f"The large batch ends {in_points(gap)} points from the small one on the test set, and its "
-        f"solution is {large / small:.1f} times as sharp ({large:.3g} against {small:.3g}); that "
-        f"of the growing batch has sharpness {growing:.3g}.",
+        f"The large batch ends {in_points(gap)} points from the small one on the test set. The "
+        f"sharpness of its solution is {large}, that of the small batch {small}, and that of the "
+        f"growing batch {growing}.",
     )
 
 

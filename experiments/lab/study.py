@@ -311,6 +311,16 @@ def in_points(found: Number) -> str:
     return f"{100 * found.ours:+.2f}{bounds}"
 
 
+def with_interval(found: Number, digits: int = 3) -> str:
+    """A value with its interval: "413 (-77.1 to 903)"."""
+    if found.ours is None:
+        return "unknown"
+    bounds = ""
+    if found.low is not None and found.high is not None:
+        bounds = f" ({found.low:.{digits}g} to {found.high:.{digits}g})"
+    return f"{found.ours:.{digits}g}{bounds}"
+
+
 def signed(found: Number) -> str:
     """A difference with its interval: "-0.042 (-0.060 to -0.024)"."""
     if found.ours is None:
