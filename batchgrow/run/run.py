@@ -212,7 +212,7 @@ class Run:
             executable = engine.noise().result()
         with self._clock.timer("noise"):
             norms = engine.measure_noise(executable, state, self.position.examples_seen)
-        self._noise.add(norms)
+        self._noise.add(norms, self.position.num_passed(self._experiment.cadence.noise))
 
     def evaluate(self, engine: "Engine", state: TrainState) -> dict[str, float]:
         """The metrics of the test set, by column of a row."""
