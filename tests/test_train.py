@@ -38,6 +38,7 @@ from batchgrow.data.stream import Stream
 from batchgrow.engine import Engine
 from batchgrow.experiment import NonFiniteLoss, Outcome
 from batchgrow.layout import make_mesh
+from batchgrow.plan import curves
 from batchgrow.run import timers
 from batchgrow.run.run import Run
 from batchgrow.tasks import Outputs
@@ -385,6 +386,20 @@ def test_no_checkpoint_of_a_diverged_run(tmp_path):
     with pytest.raises(NonFiniteLoss, match="in a new workdir"):
         run_tiny(tmp_path, changes)
     assert checkpoints(tmp_path) == [32]
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast")
+def test_no_checkpoint_of_parameters_that_are_not_finite(tmp_path):
+    """The loss of the first update is that before it, and does not tell."""
+    often = {"run.checkpoint_every_epochs": 0.02, "run.updates_per_dispatch": 1}
+    experiment = tiny_experiment({"log_every_epochs": 9.0} | often)
+    plan: Any = experiment.plan
+    recipe = dataclasses.replace(plan.recipe, curve=curves.constant(1e39))  # inf in float32
+    experiment = dataclasses.replace(experiment, plan=dataclasses.replace(plan, recipe=recipe))
+    message = "a parameter is not finite after update 1 .*there is no good row before"
+    with pytest.raises(NonFiniteLoss, match=message):
+        run_experiment(experiment, tmp_path)
+    assert checkpoints(tmp_path) == []
 
 
 MOVING = {
