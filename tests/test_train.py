@@ -470,7 +470,7 @@ def test_replaced_records_are_counted_in_the_summary(tmp_path):
 
 
 def test_a_label_of_jpegs_that_is_not_a_class_stops_the_first_update(tmp_path):
-    with pytest.raises(BadRecordError, match="label is [5-9], but task.num_classes is 5; set"):
+    with pytest.raises(BadRecordError, match="label is [5-9], but model.num_classes is 5; set"):
         train(jpeg_experiment({}, num_classes=5), str(tmp_path))
     assert not read_rows(tmp_path)
 
