@@ -22,12 +22,29 @@ import numpy as np
 
 from batchgrow import tracking
 from batchgrow.plan import FixedPlan, Recipe, curves, grow
-from batchgrow.plan.coupling import COUPLINGS
+from batchgrow.plan.coupling import COUPLINGS, coupling_of
 from batchgrow.plan.exchange import from_text, stages, to_csv, to_json, to_olmo_core
 
 CURVES = ("constant", "step", "cosine", "exponential", "inverse_time", "polynomial")
 FORMS = ("table", "csv", "json", "megatron", "olmo-core")
 RECIPE = ("batch_size", "momentum", "num_examples", "num_epochs", "learning_rate")
+# The parser leaves options of a plan that are not given at None, so that it is known which are.
+DEFAULTS = {
+    "optimizer": "momentum",
+    "curve": "constant",
+    "boundaries_epochs": (),
+    "factor": 0.1,
+    "final_learning_rate": 0.0,
+    "power": 1.0,
+    "warmup_epochs": 0.0,
+    "initial_learning_rate": 0.0,
+    "initial_multiple": 1.0,
+    "ladder": 2.0,
+    "batch_multiple": 1,
+}
+# The options that go with --from; all others describe a plan.
+BESIDE_FROM = ("source", "to", "tokens_per_example", "num_devices", "out", "plot", "command")
+NOT_WITH_BATCHES = ("max_batch_size", "initial_multiple", "num_growths", "ladder")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -68,33 +85,31 @@ def _parser() -> argparse.ArgumentParser:
 def _add_recipe(group: Any) -> None:
     group.add_argument("--from", dest="source", type=pathlib.Path, help="a CSV or JSON table")
     group.add_argument("--batch_size", type=int, help="batch size of the recipe")
-    group.add_argument("--momentum", type=float, help="momentum of the recipe; for Adam b1")
-    group.add_argument("--optimizer", choices=tuple(COUPLINGS), default="momentum")
+    group.add_argument(
+        "--momentum", type=float, help="momentum of the recipe; for Adam b1, for sgd none"
+    )
+    group.add_argument("--optimizer", choices=tuple(COUPLINGS))
     group.add_argument("--num_examples", type=int, help="N, the size of the training set")
     group.add_argument("--num_epochs", type=float, help="length of the recipe")
     group.add_argument("--learning_rate", type=float, help="highest learning rate")
-    group.add_argument("--curve", choices=CURVES, default="constant")
+    group.add_argument("--curve", choices=CURVES)
     group.add_argument(
         "--boundaries_epochs",
         type=_numbers,
-        default=(),
         help="step: the epochs of the steps, 60,120,160",
     )
-    group.add_argument("--factor", type=float, default=0.1, help="step: factor at each boundary")
+    group.add_argument("--factor", type=float, help="step: factor at each boundary")
     group.add_argument(
         "--final_learning_rate",
         type=float,
-        default=0.0,
         help="cosine, polynomial: learning rate at the end",
     )
-    group.add_argument("--power", type=float, default=1.0, help="polynomial: its power")
+    group.add_argument("--power", type=float, help="polynomial: its power")
     group.add_argument(
         "--decay_rate", type=float, help="exponential, inverse_time: rate of an epoch"
     )
-    group.add_argument("--warmup_epochs", type=float, default=0.0, help="length of the warm-up")
-    group.add_argument(
-        "--initial_learning_rate", type=float, default=0.0, help="learning rate at epoch 0"
-    )
+    group.add_argument("--warmup_epochs", type=float, help="length of the warm-up")
+    group.add_argument("--initial_learning_rate", type=float, help="learning rate at epoch 0")
 
 
 def _add_growth(group: Any) -> None:
@@ -102,7 +117,7 @@ def _add_growth(group: Any) -> None:
     group.add_argument(
         "--max_batch_size", type=float, help="largest batch; default: a tenth of the data"
     )
-    group.add_argument("--initial_multiple", type=float, default=1.0, help="of the first batch")
+    group.add_argument("--initial_multiple", type=float, help="of the first batch")
     group.add_argument(
         "--plan_momentum", type=float, help="momentum of the plan; default: the recipe's"
     )
@@ -111,8 +126,8 @@ def _add_growth(group: Any) -> None:
         type=float,
         help="p in learning rate ~ batch^p; default: by optimizer, and 0 with --batches",
     )
-    group.add_argument("--ladder", type=float, default=2.0, help="growth factor on smooth curves")
-    group.add_argument("--batch_multiple", type=int, default=1, help="divides every batch size")
+    group.add_argument("--ladder", type=float, help="growth factor on smooth curves")
+    group.add_argument("--batch_multiple", type=int, help="divides every batch size")
     group.add_argument(
         "--batches",
         help="given batch sizes instead: Megatron-LM's '0:256 50K:512', or its 'START INCREMENT "
@@ -126,9 +141,9 @@ def _numbers(text: str) -> tuple[float, ...]:
 
 def _plan(options: argparse.Namespace) -> None:
     if options.source is not None:
-        given = [name for name in RECIPE if getattr(options, name) is not None]
-        if given:
-            raise ValueError(f"--from has the whole plan: leave out --{given[0]}")
+        for name, value in vars(options).items():
+            if value is not None and name not in BESIDE_FROM:
+                raise ValueError(f"--from has the whole plan: leave out --{name}")
         plan = from_text(options.source.read_text(encoding="utf-8"))
     else:
         plan = _make_plan(options)
@@ -141,7 +156,21 @@ def _plan(options: argparse.Namespace) -> None:
         print(text, end="")
 
 
+def _filled(options: argparse.Namespace) -> argparse.Namespace:
+    """Returns the options with the defaults of those that are not given."""
+    given = {name: value for name, value in vars(options).items() if value is not None}
+    defaults: dict[str, Any] = dict(DEFAULTS)
+    if not coupling_of(given.get("optimizer", DEFAULTS["optimizer"])).uses_momentum:
+        defaults["momentum"] = 0.0
+    return argparse.Namespace(**(vars(options) | defaults | given))
+
+
 def _make_plan(options: argparse.Namespace) -> FixedPlan:
+    if options.batches is not None:
+        for name in NOT_WITH_BATCHES:
+            if getattr(options, name) is not None:
+                raise ValueError(f"--{name} does not go with --batches, which says all batch sizes")
+    options = _filled(options)
     missing = [name for name in RECIPE if getattr(options, name) is None]
     if missing:
         raise ValueError(f"--{missing[0]} is missing: a recipe needs it")
@@ -160,14 +189,6 @@ def _make_plan(options: argparse.Namespace) -> FixedPlan:
     if options.batches is not None:
         from batchgrow.plan.ramp import from_megatron, ramp
 
-        given = {
-            "--max_batch_size": options.max_batch_size is not None,
-            "--initial_multiple": options.initial_multiple != 1,
-            "--num_growths": options.num_growths is not None,
-        }
-        for name, is_given in given.items():
-            if is_given:
-                raise ValueError(f"{name} does not go with --batches, which says all batch sizes")
         return ramp(recipe, from_megatron(options.batches, options.batch_size), **growth)
     return grow(
         recipe,

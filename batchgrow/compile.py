@@ -55,7 +55,8 @@ class CompileAhead(Generic[Key]):
       build: takes a key (for example a batch size) and returns the executable. It runs in the
         background. `get` raises the exceptions that it raises.
       order: the keys in the order in which they will be needed; `get` starts the one after its own.
-        Without it, call `start` to say what to compile, and when.
+        A key that comes again counts where it comes first. Without an order, call `start` to say
+        what to compile, and when.
       pool: the thread that compiles, if several objects share one.
 
     Attributes:
@@ -70,7 +71,7 @@ class CompileAhead(Generic[Key]):
         pool: ThreadPoolExecutor | None = None,
     ):
         self._build = build
-        self._following = dict(itertools.pairwise(order))
+        self._following = dict(itertools.pairwise(dict.fromkeys(order)))
         self.pool = pool or ThreadPoolExecutor(1, thread_name_prefix="compile")
         self._futures: dict[Key, Future] = {}
         self.times: dict[Key, CompileTimes] = {}

@@ -25,7 +25,7 @@ class Outcome(StrEnum):
 
 
 class NonFiniteLoss(RuntimeError):
-    """The training loss became infinite or NaN."""
+    """The training loss or a parameter became infinite or NaN."""
 
 
 @dataclass(frozen=True)

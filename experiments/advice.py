@@ -115,6 +115,8 @@ def config_flags(plan: dict[str, Any]) -> list[str]:
     batches = " ".join(f"{position}:{size}" for position, size in plan["batches"])
     return [
         "--config.plan.name=ramp",
+        "--config.plan.initial_multiple=1.0",
+        f"--config.plan.max_batch_size={max(size for _, size in plan['batches']):.1f}",
         f"--config.plan.exponent={plan['exponent']:g}",
         f"--config.plan.batches='{batches}'",
     ]

@@ -68,10 +68,11 @@ def test_the_flags_of_the_answer_make_the_plan_that_it_predicts():
     noise = [(num_examples * epoch, 20.0 * epoch) for epoch in range(1, 30)]
     suggested = advice.answer(TIMES, noise, plan)["plans"]["suggested"]
     assert len(suggested["batches"]) > 3
+    config.plan.max_batch_size, config.plan.initial_multiple = 32.0, 2.0  # do not go with the plan
     for flag in advice.config_flags(suggested):
         name, value = flag.removeprefix("--config.").split("=")
         section, field = name.split(".")
-        config[section][field] = float(value) if field == "exponent" else value.strip("'")
+        config[section][field] = value.strip("'") if field in ("name", "batches") else float(value)
     made = make_plan(config, num_examples)
     by_flags = [(s.start_examples, s.batch_size) for s in made.known()]
     merged = [by_flags[0]] + [

@@ -1,6 +1,7 @@
 """`python -m batchgrow`: plans without a config file."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -24,7 +25,7 @@ def run(capsys, *arguments: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "flag", ["--max_batch_size=300", "--initial_multiple=2", "--num_growths=1"]
+    "flag", ["--max_batch_size=300", "--initial_multiple=1", "--num_growths=1", "--ladder=2"]
 )
 def test_given_batches_leave_nothing_to_grow(capsys, flag) -> None:
     assert main(["plan", *WRN, "--batches=0:256 50K:512", flag]) == 2
@@ -62,6 +63,51 @@ def test_converts_tables(capsys, tmp_path) -> None:
     assert list(from_text(text).points())[-1].learning_rate == PLAN.at(10**7).learning_rate
 
 
+PLAN_OPTIONS = [
+    *("--batch_size=8", "--momentum=0.9", "--num_examples=9", "--num_epochs=1", "--optimizer=adam"),
+    *("--learning_rate=0.1", "--curve=constant", "--boundaries_epochs=1", "--factor=0.1"),
+    *("--final_learning_rate=0", "--power=1", "--decay_rate=1", "--warmup_epochs=0"),
+    *("--initial_learning_rate=0", "--num_growths=1", "--max_batch_size=300", "--ladder=2"),
+    *("--initial_multiple=1", "--plan_momentum=0.9", "--exponent=1", "--batch_multiple=1"),
+    "--batches=0:8",
+]
+
+
+@pytest.mark.parametrize("flag", PLAN_OPTIONS)
+def test_a_table_has_the_whole_plan(capsys, tmp_path, flag: str) -> None:
+    """Also an option at its default is refused, rather than ignored."""
+    path = tmp_path / "plan.csv"
+    path.write_text(to_csv(PLAN))
+    assert main(["plan", f"--from={path}", flag]) == 2
+    name = flag.partition("=")[0]
+    assert capsys.readouterr().err == f"batchgrow: --from has the whole plan: leave out {name}\n"
+
+
+def test_every_option_of_a_plan_is_refused_beside_a_table(capsys) -> None:
+    with pytest.raises(SystemExit):
+        main(["plan", "--help"])
+    text = capsys.readouterr().out
+    listed = re.findall(r"^  (--\w+)", text.partition("recipe (or --from)")[2], re.M)
+    output = {"--to", "--tokens_per_example", "--num_devices", "--out", "--plot"}
+    assert {flag.partition("=")[0] for flag in PLAN_OPTIONS} == {*listed} - output - {"--from"}
+
+
+def test_a_table_knows_its_optimizer(capsys, tmp_path) -> None:
+    path = tmp_path / "plan.csv"
+    adamw = [*WRN, "--optimizer=adamw", "--max_batch_size=2048"]
+    assert run(capsys, *adamw, "--to=csv", f"--out={path}") == ""
+    found, expected = run(capsys, f"--from={path}"), run(capsys, *adamw)
+    assert "diffusion" in found
+    assert found.splitlines()[-1] == expected.splitlines()[-2]  # the total, without the bound
+
+
+def test_sgd_has_no_momentum(capsys) -> None:
+    rest = [flag for flag in WRN if not flag.startswith("--momentum")]
+    recipe = Recipe(128, 0.0, RECIPE.curve, 50_000, 200, "sgd")
+    text = run(capsys, *rest, "--optimizer=sgd", "--max_batch_size=5120")
+    assert text == grow(recipe, max_batch_size=5120).table() + "\n"
+
+
 def test_megatron(capsys) -> None:
     text = run(capsys, *WRN, "--max_batch_size=5120", "--to=megatron")
     assert text == "0:128 3000064:640 5999744:3200 7999744:5120\n"
@@ -87,6 +133,11 @@ def test_plots(capsys, tmp_path) -> None:
     [
         (WRN[1:], "--batch_size is missing: a recipe needs it"),
         ([*WRN, "--momentum=1"], "momentum=1.0 must be at least 0 and below 1"),
+        (
+            [*WRN, "--optimizer=sgd"],
+            "momentum=0.9: the optimizer 'sgd' has no momentum; set it to 0, or take the optimizer "
+            "'momentum'",
+        ),
         ([*WRN, "--curve=exponential"], "--decay_rate is missing: --curve=exponential needs it"),
         ([*WRN, "--to=olmo-core"], "--tokens_per_example is missing: OLMo-core counts tokens"),
         (["--from=none.csv"], "[Errno 2] No such file or directory: 'none.csv'"),

@@ -63,6 +63,17 @@ def test_get_begins_what_follows_in_the_order():
     assert compiler.started == [4, 8, 16]
 
 
+def test_a_key_that_comes_again_hides_none_after_it():
+    compiler = FakeCompiler()
+    compiler.may_compile.set()
+    with CompileAhead(compiler.build, order=(64, 16, 64, 128)) as sizes:
+        sizes.get(64)
+        assert list(sizes.times) == [64, 16]
+        for key in (16, 64):
+            sizes.get(key)
+        assert list(sizes.times) == [64, 16, 128]
+
+
 def test_errors_of_the_background_surface_in_get():
     compiler = FakeCompiler()
     compiler.may_compile.set()

@@ -4,6 +4,7 @@ The loss is h w^2 / 2. The gradient of B examples is h w + s e / sqrt(B), with e
 """
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from batchgrow.optimizer import optimizer_by_batch
-from batchgrow.plan import Recipe, decay, grow
+from batchgrow.plan import Recipe, decay, grow, ramp
 from batchgrow.plan.coupling import COUPLINGS, decay_at, epsilon_at, weight_decay_at
 from batchgrow.plan.curves import constant, step
 
@@ -68,6 +69,21 @@ def test_momentum_multiplies_the_batch_of_sgd_only() -> None:
         assert of_plan == pytest.approx(of_recipe)  # the displacement under a constant gradient
     kept = [stationary(adam_rate(1e-5, 32), 32, m, sums=False) for m in (0.9, 0.98)]
     assert kept[1] == pytest.approx(kept[0], rel=0.01)
+
+
+def test_sgd_has_no_momentum() -> None:
+    """The noise scale would count it, 1 / (1 - m) times as large, although no update has it."""
+    fields: dict[str, Any] = {"curve": constant(0.1), "num_examples": 1000, "num_epochs": 4}
+    recipe = Recipe(32, 0.0, optimizer="sgd", **fields)
+    assert decay(recipe).at(0).noise_scale == pytest.approx(0.1 * 1000 / 32)
+    for make in (
+        lambda: Recipe(32, 0.9, optimizer="sgd", **fields),
+        lambda: Recipe(32, lambda epoch: 0.9, optimizer="sgd", **fields),
+        lambda: grow(recipe, momentum=0.9),
+        lambda: ramp(recipe, [(0, 32)], momentum=0.9),
+    ):
+        with pytest.raises(ValueError, match="the optimizer 'sgd' has no momentum; set it to 0"):
+            make()
 
 
 def test_adam_keeps_its_noise_with_exponent_one_half() -> None:

@@ -1,5 +1,6 @@
 """Plans in tables and in other trainers' forms."""
 
+import dataclasses
 import json
 
 import pytest
@@ -16,6 +17,7 @@ PLANS = {
     "decay": decay(WRN),
     "cosine": grow(SMOOTH, max_batch_size=200),
     "momentum": grow(SMOOTH, momentum=0.95, max_batch_size=64, exponent=0.5),
+    "adamw": grow(dataclasses.replace(SMOOTH, optimizer="adamw"), max_batch_size=200),
 }
 
 
@@ -30,11 +32,25 @@ def test_a_table_holds_every_update_exactly(name: str, write) -> None:
     text = write(plan)
     found = exchange.from_text(text)
     assert updates(found.points()) == updates(plan.points())  # Bit for bit.
+    assert [p.noise for p in found.points()] == [p.noise for p in plan.points()]
     assert found.end_examples == plan.end_examples == found.recipe.end_examples
     assert [len(found.learning_rates(s)) for s in found.segments] == [
         segment.num_updates for segment in plan.segments
     ]
     assert write(found) == text
+
+
+def test_a_table_without_an_optimizer_is_for_momentum() -> None:
+    """As tables from before the column."""
+    content = json.loads(exchange.to_json(PLANS["step"]))
+    del content["optimizer"]
+    table = exchange.to_csv(PLANS["step"]).replace(",optimizer\n", "\n")
+    for text in (json.dumps(content), table.replace(",momentum\n", "\n")):
+        found = exchange.from_text(text)
+        assert (found.recipe.optimizer, updates(found.points())) == (
+            "momentum",
+            updates(PLANS["step"].points()),
+        )
 
 
 def test_rows_of_constant_rates_are_short() -> None:
@@ -81,6 +97,9 @@ def test_wrong_tables() -> None:
         (json.dumps(good | {"num_examples": 0}), "num_examples=0 must be a whole number"),
         (csv.replace("batch_size", "size"), "'batch_size' is missing"),
         (csv.replace(",0.9,50000", ",0.9,50001", 1), "num_examples differs between rows"),
+        (csv.replace(",50000,momentum", ",50000,adam", 1), "optimizer differs between rows"),
+        (json.dumps(good | {"optimizer": "adamx"}), "unknown optimizer 'adamx'; choose sgd"),
+        (json.dumps(good | {"optimizer": "sgd"}), "momentum=0.9: the optimizer 'sgd' has no"),
     ]
     for text, message in cases:
         with pytest.raises(ValueError, match=message) as caught:

@@ -36,6 +36,16 @@ def test_resident_and_streamed_feeds_give_the_same_examples(data):
     assert make_feed(data, 4, "streamed").arrays == ()
 
 
+def test_any_attribute_of_a_data_set_of_ones_own_is_its_own():
+    """Only `arrays` go to the devices, although `ArrayDataset` has `rows` for them."""
+
+    class Own(TextDataset):
+        rows = 50
+
+    data = Own(TEXT.arrays["tokens"], context=4)
+    assert make_feed(data, 4, "resident").arrays is data.arrays
+
+
 def test_feeds_that_a_data_set_cannot_have():
     with pytest.raises(ValueError, match="run.input is 'workers', but .* set it to 'resident'"):
         make_feed(TABLE, 0, "workers")

@@ -298,7 +298,7 @@ def test_replacing_goes_on_up_to_the_eighth():
 @pytest.mark.parametrize("on_bad_record", ["stop", "replace"])
 def test_a_label_that_is_no_class_always_stops(on_bad_record):
     """Labels are 0, 10, ..., 190."""
-    message = r"bad record 19 \(n01_19.JPEG\): its label is 190, but task.num_classes is 190; set"
+    message = r"bad record 19 \(n01_19.JPEG\): its label is 190, but model.num_classes is 190; set"
     with pytest.raises(workers.BadRecordError, match=f"{message} .* to 191 or more"):
         load(small_source(), range(20), on_bad_record=on_bad_record, num_classes=190)
     assert len(load(small_source(), range(20), num_classes=191)[1]) == 20

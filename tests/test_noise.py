@@ -16,7 +16,7 @@ from batchgrow.config import make_experiment
 from batchgrow.data.datasets import ArrayDataset
 from batchgrow.engine import Engine
 from batchgrow.experiment import NoiseProbe
-from batchgrow.plan import Recipe, curves, follow, from_run, replay
+from batchgrow.plan import FollowPlan, Recipe, curves, decay, follow, from_run, grow, replay
 from batchgrow.plan.noise import NoiseAverage, estimate
 from batchgrow.run.noise_meter import NoiseMeter
 from batchgrow.tasks.regression import Regression
@@ -172,9 +172,10 @@ def test_the_column_is_the_ratio_of_the_averages():
     probe = NoiseProbe(piece_size=3, num_pieces=5, every=30, horizon=100.0)
     experiment = dataclasses.replace(linear_experiment(1), noise=probe)
     meter, average = NoiseMeter(experiment), NoiseAverage(100.0)
-    for piece, batch in ((9.0, 5.0), (7.0, 3.0)):
-        meter.add({"piece": piece, "batch": batch})
-        average = average.add(*estimate(piece, batch, 3, 15, num_examples=40), 30)
+    for piece, batch, num_intervals in ((9.0, 5.0, 1), (7.0, 3.0, 2)):
+        meter.add({"piece": piece, "batch": batch}, num_intervals)
+        estimates = estimate(piece, batch, 3, 15, num_examples=40)
+        average = average.add(*estimates, 30 * num_intervals)
     assert meter.columns() == {"gradient_noise_scale": average.noise_scale}
 
 
@@ -279,6 +280,44 @@ def test_follow_climbs_one_rung_at_a_time_and_never_back():
     assert plan.known(history[:2]) == tuple(history[:2])
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"decide_every_epochs": 0.0}, "decide_every_epochs=0.0 must be a finite number above 0"),
+        ({"decide_every_epochs": math.nan}, "decide_every_epochs=nan must be"),
+        ({"decide_every_epochs": math.inf}, "decide_every_epochs=inf must be"),
+        ({"batch_multiple": 0}, "batch_multiple=0 must be a whole number, 1 or more"),
+    ],
+)
+def test_follow_refuses_wrong_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        follow(RECIPE, **options)
+
+
+def test_a_plan_that_follows_checks_its_fields():
+    with pytest.raises(TypeError, match=r"not a FollowPlan: pass plan.recipe"):
+        follow(follow(RECIPE))
+    with pytest.raises(TypeError, match=r"not a FollowPlan: pass plan.recipe"):
+        FollowPlan(follow(RECIPE), 64, 100)
+    with pytest.raises(ValueError, match="max_batch_size=100 must be a multiple of .*=16"):
+        FollowPlan(RECIPE, 100, 100, batch_multiple=16)
+    with pytest.raises(ValueError, match="batch_multiple=0 must be a whole number"):
+        FollowPlan(RECIPE, 100, 100, batch_multiple=0)
+
+
+def test_an_update_of_several_intervals_counts_them_all(tmp_path, monkeypatch):
+    """The averages are by examples: 64 between probes, then updates of 128."""
+    added, add = [], NoiseMeter.add
+
+    def note(meter, norms, num_intervals):
+        added.append(num_intervals)
+        add(meter, norms, num_intervals)
+
+    monkeypatch.setattr(NoiseMeter, "add", note)
+    run_tiny(tmp_path, {"noise.share": 1.0, "noise.num_pieces": 4})
+    assert added == [1] * 5 + [2] * 3
+
+
 def test_follow_starts_no_higher_than_its_limit():
     assert follow(RECIPE, max_batch_size=8, decide_every_epochs=0.5).rungs == (8,)
 
@@ -357,3 +396,33 @@ def test_a_recorded_run_becomes_a_fixed_plan():
     other = dataclasses.replace(RECIPE, num_examples=999)
     with pytest.raises(ValueError, match="is for 1000 examples and the recipe has 999"):
         from_run(other, plan.to_dict(history))
+
+
+def updates(plan):
+    return [(p.start_examples, p.batch_size, p.learning_rate, p.momentum) for p in plan.points()]
+
+
+def test_a_recorded_plan_has_the_exponent_of_its_optimizer():
+    recipe = dataclasses.replace(RECIPE, optimizer="adamw")
+    plan = follow(recipe, max_batch_size=64, decide_every_epochs=0.5)
+    recorded = plan.to_dict(decided(plan, [200]))
+    rates = {p.batch_size: p.learning_rate for p in from_run(recipe, recorded).points()}
+    assert rates == {16: 0.1, 32: pytest.approx(0.1 * math.sqrt(2)), 64: pytest.approx(0.2)}
+    wrong = "segment 1 of the recorded plan .* rate 0.141421, but .* exponent=1 has 0.2 there; use"
+    with pytest.raises(ValueError, match=wrong) as error:
+        from_run(recipe, recorded, exponent=1.0)
+    assert "\n" not in str(error.value)
+
+
+def test_a_recorded_plan_keeps_its_jumps():
+    """An update that starts just before a jump has the rate after it."""
+    recipe = dataclasses.replace(RECIPE, curve=curves.step(0.1, (0.5, 1.5), 0.5))
+    for plan in (grow(recipe, max_batch_size=64), decay(recipe)):
+        recorded = plan.to_dict()
+        early = [row for row in recorded["segments"] if "nominal_start_examples" in row]
+        assert any(row["start_examples"] < row["nominal_start_examples"] for row in early)
+        assert updates(from_run(recipe, recorded)) == updates(plan)
+    for row in early:  # As a folder from before the field was written.
+        del row["nominal_start_examples"]
+    with pytest.raises(ValueError, match="segment 1 of the recorded plan starts with the learning"):
+        from_run(recipe, recorded)

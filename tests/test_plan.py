@@ -75,6 +75,7 @@ def test_plan_as_numbers() -> None:
     assert len(plan["noise_scale"]) == 128
     assert plan["segments"][3] == {
         "start_examples": 7_999_744,
+        "nominal_start_examples": 8_000_000,
         "end_examples": 10_001_664,
         "num_updates": 391,
         "batch_size": 5120,

@@ -164,6 +164,31 @@ def test_configs_name_ramps_and_wsd() -> None:
         make_plan(config, 1437)
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        (
+            "initial_multiple",
+            2.0,
+            "plan.initial_multiple 2.0: plan.name 'ramp' has its first batch",
+        ),
+        (
+            "max_batch_size",
+            48.0,
+            "plan.max_batch_size 48 is less than the batch 64 of plan.batches",
+        ),
+    ],
+)
+def test_a_ramp_ignores_no_field(field: str, value: float, message: str) -> None:
+    config = digits.get_config()
+    config.plan.name, config.plan.batches, config.plan.max_batch_size = "ramp", "0:16 1K:64", 64.0
+    assert make_plan(config, 1437).batch_sizes() == (16, 64)
+    config.plan[field] = value
+    with pytest.raises(ValueError, match=message) as error:
+        make_plan(config, 1437)
+    assert "\n" not in str(error.value)
+
+
 def test_tokens_are_counted_beside_examples() -> None:
     recipe = Recipe(64, 0.9, constant(0.1), 10_000, num_epochs=4, tokens_per_example=128)
     plan = ramp(recipe, STAGES)

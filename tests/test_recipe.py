@@ -74,6 +74,9 @@ def test_wrong_learning_rates_name_the_epoch() -> None:
 def test_noise_scales() -> None:
     """g = lr / (1 - m) * (N / B - 1), and without the -1; they agree where B is far below N."""
     assert noise_scale(0.1, 128, 0.9, 50_000) == pytest.approx(390.625)
+    for batch_size in range(100, 200):  # The plan has the same bits.
+        plan = decay(Recipe(batch_size, 0.9, constant(0.1), 50_000, num_epochs=1))
+        assert noise_scale(0.1, batch_size, 0.9, 50_000) == plan.at(0).noise_scale
     assert noise_scale_exact(0.1, 128, 0.9, 50_000) == pytest.approx(389.625)
     assert noise_scale_exact(0.1, 1000, 0.9, 1000) == 0
     assert accumulation_epochs(128, 0.9, 50_000) == pytest.approx(0.0256)

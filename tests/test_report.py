@@ -24,7 +24,7 @@ from run_folders import (
 from scipy import stats
 
 from batchgrow import report
-from batchgrow.plan import Recipe, curves, decay, grow, hybrid
+from batchgrow.plan import Recipe, curves, decay, follow, grow, hybrid
 from batchgrow.report import runs, wording
 from batchgrow.report.facts import _segments, same_noise_scale
 
@@ -187,6 +187,28 @@ def test_plans_of_one_recipe_have_the_same_noise_scale_and_others_do_not(curve, 
     for made in others:
         assert same_noise_scale([decayed, plan(made)]) is False
     assert same_noise_scale([decayed]) is None
+
+
+def test_noise_that_is_not_known_yet_or_0_can_be_read(tmp_path):
+    """A plan that decides late has none at first; the first update of a warm-up has a rate of 0."""
+    rising = Recipe(16, 0.9, curves.with_warmup(curves.constant(0.1), 2), 100, num_epochs=4)
+    follows = follow(dataclasses.replace(rising, curve=curves.constant(0.1), num_epochs=400))
+    late = follows.to_dict([follows.next((), {})])
+    decayed, grown = decay(rising).to_dict(), grow(rising, initial_multiple=2).to_dict()
+    assert late["noise_scale"] == [] and decayed["noise_scale"][0] == 0
+    made = make_run(tmp_path / "run", "hybrid", 0)
+    for plan in (late, decayed, {**decayed, "noise_scale": [-1.0]}):
+        (tmp_path / "run/plan.json").write_text(json.dumps(plan))
+        if plan["noise_scale"] == [-1.0]:
+            with pytest.raises(ValueError, match="must be a list of numbers, 0 or more; restore"):
+                report.read_run(made.path)
+        else:
+            found = report.facts([report.read_run(made.path)])
+            assert found["comparisons"][0]["same_noise_scale"] is None
+    assert same_noise_scale([decayed, grown]) is True
+    assert same_noise_scale([decayed, late]) is None
+    still = {**decayed, "noise_scale": [0.0] * 128}
+    assert same_noise_scale([still, still]) is True and same_noise_scale([still, grown]) is False
 
 
 def test_unfinished_run_is_listed_and_left_out_of_the_statistics(found):

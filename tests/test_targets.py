@@ -118,8 +118,6 @@ ENTRY %main (a: u8[6,6]) -> (s32[]) {
 def test_cycles_count_loops_and_no_fused_parts():
     """Once: the copy. Each update: 4 passes of 5 and 1, the all-reduce, and the outer condition."""
     assert program.cycles(PROGRAM) == (100, 4 * (5 + 1) + 10 + 1)
-    first, second = program.most_expensive(PROGRAM, 2)
-    assert (first.name, second.name) == ("copy.1", "pass")
 
 
 def test_a_dispatch_of_one_update_is_all_its_own():

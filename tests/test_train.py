@@ -38,6 +38,7 @@ from batchgrow.data.stream import Stream
 from batchgrow.engine import Engine
 from batchgrow.experiment import NonFiniteLoss, Outcome
 from batchgrow.layout import make_mesh
+from batchgrow.plan import curves
 from batchgrow.run import timers
 from batchgrow.run.run import Run
 from batchgrow.tasks import Outputs
@@ -387,6 +388,20 @@ def test_no_checkpoint_of_a_diverged_run(tmp_path):
     assert checkpoints(tmp_path) == [32]
 
 
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast")
+def test_no_checkpoint_of_parameters_that_are_not_finite(tmp_path):
+    """The loss of the first update is that before it, and does not tell."""
+    often = {"run.checkpoint_every_epochs": 0.02, "run.updates_per_dispatch": 1}
+    experiment = tiny_experiment({"log_every_epochs": 9.0} | often)
+    plan: Any = experiment.plan
+    recipe = dataclasses.replace(plan.recipe, curve=curves.constant(1e39))  # inf in float32
+    experiment = dataclasses.replace(experiment, plan=dataclasses.replace(plan, recipe=recipe))
+    message = "a parameter is not finite after update 1 .*there is no good row before"
+    with pytest.raises(NonFiniteLoss, match=message):
+        run_experiment(experiment, tmp_path)
+    assert checkpoints(tmp_path) == []
+
+
 MOVING = {
     "recipe.batch_size": 4,
     "ghost_batch_size": 4,
@@ -455,7 +470,7 @@ def test_replaced_records_are_counted_in_the_summary(tmp_path):
 
 
 def test_a_label_of_jpegs_that_is_not_a_class_stops_the_first_update(tmp_path):
-    with pytest.raises(BadRecordError, match="label is [5-9], but task.num_classes is 5; set"):
+    with pytest.raises(BadRecordError, match="label is [5-9], but model.num_classes is 5; set"):
         train(jpeg_experiment({}, num_classes=5), str(tmp_path))
     assert not read_rows(tmp_path)
 

@@ -151,9 +151,7 @@ def _plan_of(recipe: Recipe, plan: ConfigDict, options: dict[str, Any]) -> Fixed
         case "grow":
             return grow(recipe, **options)
         case "ramp":
-            batches = from_megatron(plan.batches, recipe.batch_size)
-            names = ("batch_multiple", "momentum", "exponent")
-            return ramp(recipe, batches, **{name: options[name] for name in names})
+            return _ramp(recipe, plan, options)
     raise ValueError(f"unknown plan.name {plan.name!r}; choose {', '.join(PLANS)}")
 
 
@@ -211,6 +209,24 @@ def _descends(optimizer: optax.GradientTransformation) -> bool:
         return sum(float(jnp.sum(update)) for update in jax.tree.leaves(updates)) < 0
     except Exception:  # It may be for the parameters of one model only.
         return False
+
+
+def _ramp(recipe: Recipe, plan: ConfigDict, options: dict[str, Any]) -> FixedPlan:
+    if plan.initial_multiple != 1.0:
+        raise ValueError(
+            f"plan.initial_multiple {plan.initial_multiple}: plan.name 'ramp' has its first batch "
+            "in plan.batches; set it to 1.0"
+        )
+    names = ("batch_multiple", "momentum", "exponent")
+    batches = from_megatron(plan.batches, recipe.batch_size)
+    found = ramp(recipe, batches, **{name: options[name] for name in names})
+    largest = max(found.batch_sizes())
+    if plan.max_batch_size is not None and largest > plan.max_batch_size:
+        raise ValueError(
+            f"plan.max_batch_size {plan.max_batch_size:g} is less than the batch {largest} of "
+            "plan.batches; raise it, or set it to None"
+        )
+    return found
 
 
 def _follow(config: ConfigDict, recipe: Recipe, options: dict[str, Any]) -> Plan:
@@ -274,7 +290,7 @@ def make_execution(run: ConfigDict) -> Execution:
     return Execution(**{k: v for k, v in fields.items() if k in Execution.__dataclass_fields__})
 
 
-def check_layouts(experiment_plan: Plan, num_devices: int, config: ConfigDict) -> None:
+def check_layouts(plan: Plan, num_devices: int, config: ConfigDict) -> None:
     """Checks that every batch size of a plan can be laid out on the devices.
 
     Raises:
@@ -283,5 +299,5 @@ def check_layouts(experiment_plan: Plan, num_devices: int, config: ConfigDict) -
     from batchgrow.layout import possible_layouts
 
     limit = config.run.max_microbatch_size or math.inf
-    for size in experiment_plan.batch_sizes():
+    for size in plan.batch_sizes():
         possible_layouts(size, num_devices, config.ghost_batch_size or 1, limit)

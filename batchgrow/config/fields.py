@@ -113,7 +113,12 @@ FIELDS = (
     Field("optimizer.decay_on", "all", one_of(*DECAY_ON), "kernels: no norms, biases, embeddings"),
     Field("optimizer.b2", 0.999, DECAY, "b2 of adam, adamw and lamb"),
     Field("optimizer.epsilon", 1e-8, NOT_NEGATIVE, "of adam, adamw, lamb, rmsprop, adagrad"),
-    Field("optimizer.betas_follow_batch", False, FLAG, "b1, b2 keep their half-life in examples"),
+    Field(
+        "optimizer.betas_follow_batch",
+        False,
+        FLAG,
+        "b1, b2 keep their half-life in examples; rows state b1 of the recipe's batch",
+    ),
     Field("optimizer.b1_floor", 0.5, DECAY, "least b1 with betas_follow_batch"),
     Field("optimizer.b2_floor", 0.9, DECAY, "least b2 with betas_follow_batch"),
     Field("optimizer.decay_follows_batch", True, FLAG, "keep the time constant of adamw's decay"),
@@ -149,7 +154,7 @@ FIELDS = (
     Field(
         "plan.max_batch_size", None, maybe(number(1, infinite=True)), "None: by N/10 and the curve"
     ),
-    Field("plan.initial_multiple", 1.0, POSITIVE, "factor of the first batch and learning rate"),
+    Field("plan.initial_multiple", 1.0, POSITIVE, "factor of the first batch; the rate follows it"),
     Field("plan.momentum", None, maybe(DECAY), "for SGD the batch follows it; None: the recipe's"),
     Field(
         "plan.momentum_rise_epochs",
@@ -159,7 +164,11 @@ FIELDS = (
     ),
     Field("plan.exponent", None, maybe(number(0, 1)), "p in lr ~ batch^p; None: the optimizer's"),
     Field(
-        "plan.batches", "", TEXT, 'for "ramp": "EXAMPLE:BATCH ..." or "START INCREMENT EXAMPLES"'
+        "plan.batches",
+        "",
+        TEXT,
+        'for "ramp": "EXAMPLE:BATCH ..." or "START INCREMENT EXAMPLES"; unlike in the function '
+        "ramp(), the learning rate follows by default",
     ),
     Field(
         "plan.ladder", 2.0, number(1.01, infinite=True), "growth factor where the curve is smooth"

@@ -124,6 +124,13 @@ def make_momentum(recipe: ConfigDict, optimizer: str) -> float | curves.Learning
 
 
 def plan_momentum(config: ConfigDict) -> float | curves.LearningRateCurve | None:
+    """Returns the momentum of `config.plan`: a number, a function of the epoch, or None.
+
+    None stands for that of the recipe.
+
+    Raises:
+      ValueError: for a rise without what it needs.
+    """
     recipe, plan = config.recipe, config.plan
     if not plan.momentum_rise_epochs:
         return plan.momentum
@@ -137,6 +144,11 @@ def plan_momentum(config: ConfigDict) -> float | curves.LearningRateCurve | None
 
 
 def has_momentum(name: str) -> bool:
+    """Returns whether the optimizer with this name takes a momentum or b1.
+
+    Raises:
+      ValueError: for an unknown name.
+    """
     if ":" in name:
         return "momentum" in parameters(find(name, {}, "optimizer.name"))
     if name not in OPTIMIZERS:

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from batchgrow.data.datasets import Dataset, InMemory, evaluation_batches
+from batchgrow.data.datasets import ArrayDataset, Dataset, InMemory, evaluation_batches
 from batchgrow.data.jpeg_dataset import JpegDataset
 from batchgrow.data.stream import Stream
 from batchgrow.layout import shard
@@ -55,12 +55,12 @@ class ResidentFeed:
     """The devices hold the whole training set, and the host sends indices only.
 
     Args:
-      data: the training set.
+      data: the training set. The devices hold its `arrays`, or `rows` of an `ArrayDataset`.
       stream: gives the example at each position.
     """
 
     def __init__(self, data: InMemory, stream: Stream):
-        self.arrays = getattr(data, "rows", data.arrays)
+        self.arrays = data.rows if isinstance(data, ArrayDataset) else data.arrays
         self.example: HostBatch = {
             "index": jax.ShapeDtypeStruct((), np.int32),
             "position": jax.ShapeDtypeStruct((), np.uint32),

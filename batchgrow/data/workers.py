@@ -159,7 +159,7 @@ class JpegLoader:
         remedy = "use a split that has labels"
         if label >= 0:
             remedy = f"set the field to {label + 1} or more"
-        reason = f"its label is {label}, but task.num_classes is {count}; {remedy}"
+        reason = f"its label is {label}, but model.num_classes is {count}; {remedy}"
         raise BadRecordError(record.index, record.file_name, reason)
 
 

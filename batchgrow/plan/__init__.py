@@ -3,11 +3,12 @@
 `batchgrow.plan.optax_schedules` is not imported here, because it needs JAX and optax.
 """
 
+from batchgrow.plan.coupling import noise_scale
 from batchgrow.plan.follow import FollowPlan, follow, from_run, replay
 from batchgrow.plan.growth import decay, grow, hybrid
 from batchgrow.plan.plan import FixedPlan, Plan, Point, Segment
 from batchgrow.plan.ramp import from_megatron, ramp, to_megatron
-from batchgrow.plan.recipe import Recipe, noise_scale
+from batchgrow.plan.recipe import Recipe
 
 __all__ = [
     "FixedPlan",

@@ -17,6 +17,11 @@ import math
 from dataclasses import dataclass
 
 
+def noise_scale(learning_rate: float, batch_size: int, momentum: float, num_examples: int) -> float:
+    """Returns learning_rate / (1 - momentum) * N / B, the form that a plan keeps equal."""
+    return learning_rate * (1 / (1 - momentum)) * num_examples / batch_size
+
+
 @dataclass(frozen=True)
 class Coupling:
     """What a plan must know about an optimizer.
@@ -45,11 +50,11 @@ class Coupling:
         self, learning_rate: float, batch_size: int, momentum: float, num_examples: int
     ) -> float | None:
         """Returns the quantity `noise` of an update, or None if it has no formula."""
-        rate = learning_rate * self.gain(momentum)
         match self.noise:
             case "noise_scale":
-                return rate * num_examples / batch_size
+                return noise_scale(learning_rate, batch_size, momentum, num_examples)
             case "diffusion":
+                rate = learning_rate * self.gain(momentum)
                 return rate * math.sqrt(num_examples / batch_size)
         return None
 

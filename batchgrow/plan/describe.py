@@ -42,7 +42,8 @@ def to_dict(
     """Returns the known segments as plain numbers, ready for JSON.
 
     A value with `_start` is that of the first update of a segment, one with `_end` that of the
-    last. If the learning rate of a segment does not follow the straight line between the two,
+    last. "nominal_start_examples" is where the recipe puts the start of a segment, if that is not
+    its start. If the learning rate of a segment does not follow the straight line between the two,
     "learning_rates" has corners `[examples seen, learning rate]` of a line that it follows. With
     `num_devices` each segment also has a `per_device_batch_size`, which is a fraction if the
     devices do not divide the batch.
@@ -113,6 +114,8 @@ def _row(plan: Plan, segment: Segment, num_devices: int | None) -> dict[str, Any
         "num_updates": segment.num_updates,
         "batch_size": segment.batch_size,
     }
+    if segment.nominal_start_examples != segment.start_examples:
+        row["nominal_start_examples"] = segment.nominal_start_examples
     if num_devices is not None:
         whole, rest = divmod(segment.batch_size, num_devices)
         row["per_device_batch_size"] = segment.batch_size / num_devices if rest else whole

@@ -53,7 +53,7 @@ def to_rows(plan: FixedPlan) -> list[Row]:
     return rows
 
 
-def from_rows(rows: Sequence[Row], num_examples: int) -> FixedPlan:
+def from_rows(rows: Sequence[Row], num_examples: int, optimizer: str = "momentum") -> FixedPlan:
     """Returns the plan of the rows, with the same updates bit for bit.
 
     Its recipe has the learning rates of the rows as its curve, and the plan keeps them whatever the
@@ -62,10 +62,11 @@ def from_rows(rows: Sequence[Row], num_examples: int) -> FixedPlan:
     Args:
       rows: in order, from example 0 on.
       num_examples: N, the size of the training set.
+      optimizer: that of the recipe.
 
     Raises:
-      ValueError: if a row does not start where the one before it ends, the momentum changes, or
-        num_examples is below 1.
+      ValueError: if a row does not start where the one before it ends, the momentum changes,
+        num_examples is below 1, or the optimizer is unknown.
     """
     check_whole("num_examples", num_examples)
     segments: list[Segment] = []
@@ -98,7 +99,8 @@ def from_rows(rows: Sequence[Row], num_examples: int) -> FixedPlan:
         raise ValueError("the table has no rows")
     curve = _lookup(rows, num_examples)
     num_epochs = position / num_examples
-    recipe = Recipe(rows[0].batch_size, rows[0].momentum, curve, num_examples, num_epochs)
+    first = rows[0]
+    recipe = Recipe(first.batch_size, first.momentum, curve, num_examples, num_epochs, optimizer)
     return FixedPlan(recipe, tuple(segments), exponent=0.0)
 
 
@@ -114,43 +116,54 @@ def _lookup(rows: Sequence[Row], num_examples: int) -> Curve:
 
 
 def to_csv(plan: FixedPlan) -> str:
-    """Returns the table as CSV. `num_examples` is the same in each row.
+    """Returns the table as CSV. `num_examples` and `optimizer` are the same in each row.
 
     >>> from batchgrow import Recipe, curves, grow
     >>> recipe = Recipe(4, 0.9, curves.step(0.1, (1,), 0.5), num_examples=8, num_epochs=2)
     >>> print(to_csv(grow(recipe, max_batch_size=8)), end="")
-    segment,start_examples,num_updates,batch_size,learning_rate,momentum,num_examples
-    0,0,2,4,0.1,0.9,8
-    1,8,1,8,0.1,0.9,8
+    segment,start_examples,num_updates,batch_size,learning_rate,momentum,num_examples,optimizer
+    0,0,2,4,0.1,0.9,8,momentum
+    1,8,1,8,0.1,0.9,8,momentum
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*Row._fields, "num_examples"])
-    writer.writerows([*row, plan.recipe.num_examples] for row in to_rows(plan))
+    facts = _facts(plan)
+    writer.writerow([*Row._fields, *facts])
+    writer.writerows([*row, *facts.values()] for row in to_rows(plan))
     return text.getvalue()
 
 
 def to_json(plan: FixedPlan) -> str:
-    """Returns the table as JSON: {"num_examples": N, "rows": [{"segment": 0, ...}, ...]}."""
+    """Returns the table as JSON.
+
+    It is {"num_examples": N, "optimizer": NAME, "rows": [{"segment": 0, ...}, ...]}.
+    """
     rows = [row._asdict() for row in to_rows(plan)]
-    return json.dumps({"num_examples": plan.recipe.num_examples, "rows": rows}, indent=2) + "\n"
+    return json.dumps(_facts(plan) | {"rows": rows}, indent=2) + "\n"
+
+
+def _facts(plan: FixedPlan) -> dict[str, Any]:
+    """What a table says of the whole plan."""
+    return {"num_examples": plan.recipe.num_examples, "optimizer": plan.recipe.optimizer}
 
 
 def from_text(text: str) -> FixedPlan:
-    """Returns the plan of a CSV or JSON table.
+    """Returns the plan of a CSV or JSON table. Without an optimizer it is for "momentum".
 
     Raises:
       ValueError: if the text is neither, or as `from_rows`.
     """
     try:
         if text.lstrip().startswith("{"):
-            content = json.loads(text)
-            found, num_examples = content["rows"], int(content["num_examples"])
+            facts = json.loads(text)
+            found = facts["rows"]
         else:
             found = list(csv.DictReader(io.StringIO(text)))
-            num_examples = int(found[0]["num_examples"]) if found else 1
-            if {int(row["num_examples"]) for row in found} - {num_examples}:
-                raise ValueError("num_examples differs between rows")
+            facts = found[0] if found else {"num_examples": 1}
+            for name in ("num_examples", "optimizer"):
+                if any(row.get(name) != facts.get(name) for row in found):
+                    raise ValueError(f"{name} differs between rows")
+        num_examples, optimizer = int(facts["num_examples"]), facts.get("optimizer", "momentum")
         rows = [_row(row) for row in found]
     except (KeyError, TypeError, ValueError) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
@@ -158,7 +171,7 @@ def from_text(text: str) -> FixedPlan:
             f"not the table of a plan ({reason}): a CSV table has the columns "
             f"{','.join(Row._fields)},num_examples, and JSON has num_examples and rows"
         ) from error
-    return from_rows(rows, num_examples)
+    return from_rows(rows, num_examples, str(optimizer))
 
 
 def _row(values: Mapping[str, Any]) -> Row:

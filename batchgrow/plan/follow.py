@@ -1,5 +1,6 @@
 """A plan that grows the batch when the measured gradient noise has grown."""
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from batchgrow.plan.curves import LearningRateCurve
-from batchgrow.plan.growth import batch_limit, check_exponent, nearest
+from batchgrow.plan.growth import batch_limit, check_exponent, check_recipe, nearest
 from batchgrow.plan.noise import NOISE_SCALE
 from batchgrow.plan.plan import FixedPlan, Plan, Segment
 from batchgrow.plan.recipe import Recipe, check_whole
@@ -32,6 +33,7 @@ class FollowPlan(Plan):
       exponent: as in `Plan`.
 
     Raises:
+      TypeError: if `recipe` is not a `Recipe`.
       ValueError: for a field out of its range.
     """
 
@@ -44,7 +46,15 @@ class FollowPlan(Plan):
     exponent: float = 1.0
 
     def __post_init__(self) -> None:
+        check_recipe(self.recipe)
         check_whole("decide_every", self.decide_every)
+        check_whole("batch_multiple", self.batch_multiple)
+        check_whole("max_batch_size", self.max_batch_size)
+        if self.max_batch_size % self.batch_multiple:
+            raise ValueError(
+                f"max_batch_size={self.max_batch_size} must be a multiple of "
+                f"batch_multiple={self.batch_multiple}"
+            )
         if not 0 < self.factor < math.inf:
             raise ValueError(f"factor={self.factor} must be a finite number above 0")
         if not 1 < self.ladder < math.inf:
@@ -117,8 +127,15 @@ def follow(
       exponent: as for `grow`.
 
     Raises:
+      TypeError: if `recipe` is not a `Recipe`.
       ValueError: for an option out of its range.
     """
+    check_recipe(recipe)
+    check_whole("batch_multiple", batch_multiple)
+    if not 0 < decide_every_epochs < math.inf:
+        raise ValueError(
+            f"decide_every_epochs={decide_every_epochs} must be a finite number above 0"
+        )
     first = nearest(recipe.batch_size, batch_multiple)
     return FollowPlan(
         recipe,
@@ -147,30 +164,50 @@ def replay(plan: FollowPlan, noise: Sequence[tuple[float, float]]) -> FixedPlan:
     return from_run(plan.recipe, plan.to_dict(history), plan.exponent)
 
 
-def from_run(recipe: Recipe, plan: Mapping[str, Any], exponent: float = 1.0) -> FixedPlan:
+def from_run(recipe: Recipe, plan: Mapping[str, Any], exponent: float | None = None) -> FixedPlan:
     """Returns the plan that a recorded run has followed, to be used without measuring.
 
     Args:
       recipe: the recipe of the run.
       plan: the content of its plan.json.
-      exponent: the exponent of the run.
+      exponent: `plan.exponent` of the run; None: the optimizer's.
 
     Raises:
-      ValueError: if the plan belongs to a training set of another size.
+      ValueError: if the plan belongs to a training set of another size, or a segment of it has
+        other learning rates by this recipe and exponent.
     """
     if plan["num_examples"] != recipe.num_examples:
         raise ValueError(
             f"the recorded plan is for {plan['num_examples']} examples and the recipe has "
             f"{recipe.num_examples}; use the recipe of that run"
         )
+    rows = plan["segments"]
+    segments = [_segment_of(row) for row in rows]
+    changes = {segment.batch_size for segment in segments} != {recipe.batch_size}
+    exponent = check_exponent(recipe, exponent, changes)
+    curve = recipe.momentum if callable(recipe.momentum) else None
+    found = FixedPlan(recipe, tuple(segments), exponent, momentum_curve=curve)
+    for index, (row, segment) in enumerate(zip(rows, segments, strict=True)):
+        recorded, rate = row["learning_rate_start"], found.learning_rate_of(segment, 0)
+        if not math.isclose(recorded, rate, rel_tol=1e-6, abs_tol=1e-12):
+            raise ValueError(
+                f"segment {index} of the recorded plan starts with the learning rate "
+                f"{recorded:.6g}, but the recipe with exponent={exponent:g} has {rate:.6g} there; "
+                "use the recipe and the exponent of that run"
+            )
     merged: list[Segment] = []
-    for row in plan["segments"]:
-        start = row["start_examples"]
-        new = Segment(start, row["num_updates"], row["batch_size"], row["momentum"], start)
+    for new in segments:
         last = merged[-1] if merged else None
-        if last and (last.batch_size, last.momentum) == (new.batch_size, new.momentum):
+        same = last and (last.batch_size, last.momentum) == (new.batch_size, new.momentum)
+        if last and same and new.nominal_start_examples <= new.start_examples:
             merged[-1] = last._replace(num_updates=last.num_updates + new.num_updates)
         else:
             merged.append(new)
-    curve = recipe.momentum if callable(recipe.momentum) else None
-    return FixedPlan(recipe, tuple(merged), exponent, momentum_curve=curve)
+    return dataclasses.replace(found, segments=tuple(merged))
+
+
+def _segment_of(row: Mapping[str, Any]) -> Segment:
+    """The segment of a row of plan.json (see `describe.to_dict`)."""
+    start = row["start_examples"]
+    nominal = row.get("nominal_start_examples", start)
+    return Segment(start, row["num_updates"], row["batch_size"], row["momentum"], nominal)

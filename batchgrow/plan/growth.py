@@ -83,10 +83,10 @@ def grow(
         removes both limits up to the size of the training set.
       initial_multiple: the factor of the first batch size (Sec. 5.2). The learning rate follows.
       momentum: m of the plan, by default m0 of the recipe. If the momentum of the optimizer sums
-        gradients, the batch size is multiplied by (1 - m0) / (1 - m), which leaves the learning
-        rate unchanged (Sec. 5.2). If it averages them, as Adam's b1, nothing else changes. A
-        function of the epoch is a momentum that changes during the run: where it rises, the batch
-        grows by the same factor.
+        gradients, the batch size is multiplied by (1 - m0) / (1 - m), which with exponent 1 leaves
+        the learning rate unchanged (Sec. 5.2). If it averages them, as Adam's b1, nothing else
+        changes. A function of the epoch is a momentum that changes during the run: where it rises,
+        the batch grows by the same factor.
       exponent: the power of B / B0 in the learning rate, 0 to 1; by default that of the optimizer:
         1 for SGD and momentum, 1/2 for Adam (see `batchgrow.plan.coupling`). 1/2 is also Seesaw's
         rule (arXiv 2510.14717): where the recipe divides the learning rate by a, the plan divides
@@ -109,7 +109,8 @@ def grow(
     """
     check_recipe(recipe)
     momentum = recipe.momentum if momentum is None else momentum
-    _check_options(initial_multiple, momentum, ladder, batch_multiple, num_growths)
+    check_momentum(momentum, recipe.optimizer)
+    _check_options(initial_multiple, ladder, batch_multiple, num_growths)
     followed, gain = at_momentum(recipe, momentum)
     first = recipe.batch_size * initial_multiple * gain
     limit = batch_limit(recipe, max_batch_size, nearest(first, batch_multiple), batch_multiple)
@@ -161,14 +162,8 @@ def grow(
 
 
 def _check_options(
-    initial_multiple: float,
-    momentum: Momentum,
-    ladder: float,
-    batch_multiple: int,
-    num_growths: int | None,
+    initial_multiple: float, ladder: float, batch_multiple: int, num_growths: int | None
 ) -> None:
-    if not callable(momentum):
-        check_momentum(momentum)
     check_whole("batch_multiple", batch_multiple)
     if not 0 < initial_multiple < math.inf:
         raise ValueError(f"initial_multiple={initial_multiple} must be finite and above 0")

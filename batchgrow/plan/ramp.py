@@ -64,8 +64,7 @@ def ramp(
     check_recipe(recipe)
     check_whole("batch_multiple", batch_multiple)
     momentum = recipe.momentum if momentum is None else momentum
-    if not callable(momentum):
-        check_momentum(momentum)
+    check_momentum(momentum, recipe.optimizer)
     if not 1 < ladder < math.inf:
         raise ValueError(f"ladder={ladder} must be a finite number above 1")
     stages = _stages_of(recipe, batches, ladder) if callable(batches) else check_stages(batches)

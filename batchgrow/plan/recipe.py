@@ -20,11 +20,6 @@ from batchgrow.plan.coupling import Coupling, coupling_of
 from batchgrow.plan.curves import LearningRateCurve, evaluate
 
 
-def noise_scale(learning_rate: float, batch_size: int, momentum: float, num_examples: int) -> float:
-    """Returns learning_rate * N / (B * (1 - momentum)), the form that a plan keeps equal."""
-    return learning_rate * num_examples / (batch_size * (1 - momentum))
-
-
 def noise_scale_exact(
     learning_rate: float, batch_size: int, momentum: float, num_examples: int
 ) -> float:
@@ -65,7 +60,7 @@ class Recipe:
     Attributes:
       batch_size: B0, the examples of one update on all devices together.
       momentum: m0, at least 0 and below 1; or a function of the epoch that returns it, as in
-        one-cycle recipes. For Adam, b1.
+        one-cycle recipes. For Adam, b1. For "sgd", which has none, 0.
       curve: the learning rate as a function of the epoch, which is a real number. It is called
         once per update. `from_optax` makes a recipe from a schedule that counts updates.
       num_examples: N, the size of the training set.
@@ -90,9 +85,7 @@ class Recipe:
     def __post_init__(self) -> None:
         check_whole("batch_size", self.batch_size)
         check_whole("num_examples", self.num_examples)
-        if not callable(self.momentum):
-            check_momentum(self.momentum)
-        coupling_of(self.optimizer)
+        check_momentum(self.momentum, self.optimizer)
         if self.tokens_per_example is not None:
             check_whole("tokens_per_example", self.tokens_per_example)
         if not 0 < self.num_epochs < math.inf:
@@ -155,7 +148,17 @@ def check_whole(name: str, number: int, least: int = 1) -> None:
         raise ValueError(f"{name}={number} must be a whole number, {least} or more")
 
 
-def check_momentum(momentum: float) -> None:
-    """Raises a ValueError unless `momentum` is at least 0 and below 1."""
-    if not 0 <= momentum < 1:
+def check_momentum(momentum: Momentum, optimizer: str) -> None:
+    """Raises a ValueError for a momentum outside of 0 to 1, or one that would not be used.
+
+    With "sgd" the noise scale would count it, although the updates have none.
+    """
+    coupling = coupling_of(optimizer)
+    if coupling.sums_momentum and not coupling.uses_momentum and momentum != 0:
+        shown = "a function" if callable(momentum) else momentum
+        raise ValueError(
+            f"momentum={shown}: the optimizer {optimizer!r} has no momentum; set it to 0, or take "
+            "the optimizer 'momentum'"
+        )
+    if not callable(momentum) and not 0 <= momentum < 1:
         raise ValueError(f"momentum={momentum} must be at least 0 and below 1")

@@ -41,7 +41,8 @@ class Point(NamedTuple):
       epoch: start_examples / N.
       batch_size: B, the examples of the update on all devices together.
       learning_rate: the learning rate of the update.
-      momentum: m.
+      momentum: m, or b1. With `optimizer.betas_follow_batch` of a config it is the b1 of the
+        recipe's batch size, and a larger batch has a smaller one.
       noise_scale: learning_rate * N / (B * (1 - m)). None for optimizers that do not have one.
       noise_scale_exact: learning_rate / (1 - m) * (N / B - 1), or None.
       diffusion: learning_rate * sqrt(N / B) of normalised steps, such as Adam's, or None.

@@ -189,11 +189,11 @@ def same_noise_scale(plans: Sequence[Mapping[str, Any]]) -> bool | None:
     """Whether the noise of these plans (plan.json) agrees; None for fewer than two plans.
 
     The noise is the noise scale, or what is called diffusion in plans for Adam. None if the plans
-    have neither, or not the same of both.
+    have neither, or not the same of both, or no value yet, as a plan that decides late.
 
-    The learning rate of an update is that of its first example, so at one epoch two plans may
-    differ by as much as the curve falls within one batch. Each plan is therefore given the range of
-    its noise scales within one batch, the largest there, and the ranges must overlap.
+    An update has one learning rate for all of its examples, so at one epoch two plans may differ by
+    as much as the curve falls within one batch. Each plan is therefore given the range of its noise
+    scales within one batch, the largest there, and the ranges must overlap.
     """
     names = {wording.noise_name(plan) for plan in plans}
     name = names.pop() if len(names) == 1 else None
@@ -201,9 +201,11 @@ def same_noise_scale(plans: Sequence[Mapping[str, Any]]) -> bool | None:
         return None
     # plan.json has the values at the middles of equal parts of the run.
     size = min(len(plan[name]) for plan in plans)
+    if size == 0:
+        return None
     middles = np.arange(size * NOISE_GRID) / NOISE_GRID
     scales = [np.array(plan[name][:size], np.float64) for plan in plans]
-    floor = NOISE_FLOOR * np.max(scales)
+    floor = NOISE_FLOOR * np.max(scales) or 1.0  # 1 if all are 0
     widths = np.max([_batch_widths(plan, middles, len(plan[name])) for plan in plans], axis=0)
     lows, highs = [], []
     for values in scales:

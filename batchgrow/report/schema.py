@@ -38,8 +38,8 @@ PLACE = Kind("a whole number, 0 or more", lambda v: _is_whole(v) and v >= 0)
 COUNT = Kind("a whole number, 1 or more", lambda v: _is_whole(v) and v >= 1)
 LIST = Kind("a list that is not empty", lambda v: isinstance(v, list) and len(v) > 0)
 SERIES = Kind(
-    "a list of numbers above 0, not empty",
-    lambda v: isinstance(v, list) and len(v) > 0 and all(map(POSITIVE.accepts, v)),
+    "a list of numbers, 0 or more",
+    lambda v: isinstance(v, list) and all(map(NOT_NEGATIVE.accepts, v)),
 )
 NUMBERS = Kind("numbers by name", lambda v: isinstance(v, dict) and _numbers(v.values()))
 SECONDS = Kind(

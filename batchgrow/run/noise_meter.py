@@ -22,11 +22,12 @@ class NoiseMeter:
         self._num_examples = experiment.train_data.num_examples
         self._averages: dict[str, NoiseAverage] = {}
 
-    def add(self, norms: Mapping[str, float]) -> None:
+    def add(self, norms: Mapping[str, float], num_intervals: int = 1) -> None:
         """Adds a measurement.
 
         Args:
           norms: what `Engine.measure_noise` returns.
+          num_intervals: the intervals between two probes that have passed since the last one.
         """
         probe = self._probe
         assert probe is not None
@@ -38,7 +39,7 @@ class NoiseMeter:
                 estimates = estimate(*pair, probe.piece_size, batch_size, self._num_examples)
                 name = column(suffix)
                 average = self._averages.get(name, NoiseAverage(probe.horizon))
-                self._averages[name] = average.add(*estimates, probe.every)
+                self._averages[name] = average.add(*estimates, num_intervals * probe.every)
 
     def columns(self) -> dict[str, float]:
         """Returns the known noise scales in examples, by column of a row."""

@@ -156,9 +156,16 @@ class Position:
         complete = self.current is None and bool(self.history)
         return complete and self._plan.next(self.history, measured) is None
 
+    def num_passed(self, interval: int) -> int:
+        """Returns how many multiples of the interval the last dispatch has reached.
+
+        More than one only if an update has more examples than the interval.
+        """
+        return self.examples_seen // interval - self._before // interval
+
     def _has_passed(self, *intervals: int) -> bool:
         """Whether the last dispatch reached a multiple of one of the intervals."""
-        return any(self._before // every < self.examples_seen // every for every in intervals)
+        return any(self.num_passed(interval) for interval in intervals)
 
     def _is_traced(self) -> bool:
         """Whether the last dispatch reached a row of the trace or the end of a segment."""

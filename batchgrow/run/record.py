@@ -104,16 +104,20 @@ class RunRecord:
         """
         return self._log.mark() if self._log is not None else None
 
-    def divergence(self, loss: float, point: Point) -> NonFiniteLoss:
+    def divergence(self, loss: float | None, point: Point) -> NonFiniteLoss:
         """Returns the error that names the updates since the last row, and that row.
 
         Args:
-          loss: the loss that is not finite.
+          loss: the loss that is not finite; None if a parameter is not.
           point: the last update.
         """
         if self._log is None:
-            return NonFiniteLoss("the loss is not finite; see the message of process 0")
+            return NonFiniteLoss("the run has diverged; see the message of process 0")
         last = self._log.last
+        found = f"a parameter is not finite after update {point.update + 1}"
+        if loss is not None:
+            first = last["updates"] + 1 if last else 1
+            found = f"the loss is {loss} between updates {first} and {point.update + 1}"
         good = "there is no good row before"
         if last is not None:
             good = (
@@ -122,8 +126,7 @@ class RunRecord:
             )
         epoch = point.end_examples / self._experiment.plan.recipe.num_examples
         return NonFiniteLoss(
-            f"the loss is {loss} between updates {last['updates'] + 1 if last else 1} and "
-            f"{point.update + 1} (epoch {epoch:.2f}, batch size {point.batch_size}, learning rate "
+            f"{found} (epoch {epoch:.2f}, batch size {point.batch_size}, learning rate "
             f"{point.learning_rate:.4g}); {good}; lower recipe.learning_rate or add "
             "recipe.warmup_epochs, in a new workdir"
         )

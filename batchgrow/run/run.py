@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -69,6 +70,7 @@ class Run:
         self._mark: Any = None
         self._has_trained = False
         self._traced: dict[str, float] = {}
+        self._are_finite = jax.jit(_are_finite)
         with ExitStack() as stack:
             self._folder = stack.enter_context(claim(workdir, is_writer=self._is_writer))
             check_shared(self._folder)
@@ -212,7 +214,7 @@ class Run:
             executable = engine.noise().result()
         with self._clock.timer("noise"):
             norms = engine.measure_noise(executable, state, self.position.examples_seen)
-        self._noise.add(norms)
+        self._noise.add(norms, self.position.num_passed(self._experiment.cadence.noise))
 
     def evaluate(self, engine: "Engine", state: TrainState) -> dict[str, float]:
         """The metrics of the test set, by column of a row."""
@@ -293,10 +295,14 @@ class Run:
           test: as in `write_row`; its first metric scores the checkpoint.
 
         Raises:
-          NonFiniteLoss: if the loss is not finite: a diverged state never replaces a good one.
+          NonFiniteLoss: if the loss or a parameter is not finite: a diverged state never replaces a
+            good one.
           OSError: if this or an earlier checkpoint could not be written.
         """
         self._check_finite(float(state.sums["loss"]), point)
+        # The loss of an update is computed before it; only the parameters show what it did.
+        if not self._are_finite(state.params):
+            raise self._record.divergence(None, point)
         jax.block_until_ready(state.params)
         with self._clock.timer("checkpoint"):
             self._clock.total()  # brings `seconds` up to here
@@ -348,6 +354,11 @@ class Run:
         """Raises NonFiniteLoss, on every process alike, if the loss up to `point` is not finite."""
         if not math.isfinite(loss):
             raise self._record.divergence(loss, point)
+
+
+def _are_finite(params: Any) -> jax.Array:
+    """Whether every number of a pytree is finite. It runs on the devices."""
+    return jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params)]).all()
 
 
 def _sums(state: TrainState) -> dict[str, float]:

@@ -160,12 +160,6 @@ def cycles(text: str) -> tuple[int, int]:
     return once, each
 
 
-def most_expensive(text: str, count: int) -> list[Instruction]:
-    """Returns the instructions with the most cycles in all their trips."""
-    found = [x for x in instructions(text) if not x.is_fused and x.cycles]
-    return sorted(found, key=lambda x: -x.cycles * x.trips)[:count]
-
-
 def collectives(text: str) -> list[dict[str, Any]]:
     """Returns what the devices send each other in an update: opcode, dtypes, count and bytes.
 
