@@ -124,12 +124,8 @@ def experiment_of(config: ConfigDict) -> Experiment:
 
     A SIGTERM or Ctrl-C while data is downloaded or read ends the process.
     """
-    with config.unlocked():
-        if _DATA_DIR.value is not None:
-            config.run.data_dir = _DATA_DIR.value
+    obey_data_flags(config)
     with stopping_at_once(STATUS[Outcome.PREEMPTED]):
-        if _DOWNLOAD.value:
-            download(config.data.name.removeprefix("tfds:"), config.run.data_dir)
         experiment = make_experiment(config)
     if _STOP.value:  # without a mark in the folder's config
         execution = replace(experiment.execution, stop_at_growth=True)
@@ -159,6 +155,24 @@ def _leaving() -> Iterator[None]:
         status = leaving.code
         raise
     finally:
+def obey_data_flags(config: ConfigDict) -> None:
+    """Sets `run.data_dir` by --data_dir, and prepares the data with --download.
+
+    A function of one's own that reads tensorflow_datasets finds the folder as TFDS_DATA_DIR. Where
+    no flags were parsed, nothing is changed.
+    """
+    if not flags.FLAGS.is_parsed():
+        return
+    if _DATA_DIR.value is not None:
+        with config.unlocked():
+            config.run.data_dir = _DATA_DIR.value
+        if _DATA_DIR.value:
+            os.environ["TFDS_DATA_DIR"] = os.path.expanduser(_DATA_DIR.value)
+    if _DOWNLOAD.value:
+        with stopping_at_once(STATUS[Outcome.PREEMPTED]):
+            download(config.data.name.removeprefix("tfds:"), config.run.data_dir)
+
+
         if status not in STATUS.values():
             # JAX lets a process leave when all the others do; one that fails alone cannot wait.
             # Nor for threads of Orbax, which wait for minutes where a write has failed.

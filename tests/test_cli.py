@@ -10,11 +10,12 @@ import sys
 from typing import NamedTuple
 
 import pytest
+from run_folders import make_run
 
 from batchgrow.config import make_plan
 from batchgrow.run.folder import FORMAT, write_json
 from batchgrow.run.signals import INTERRUPTED
-from configs import digits
+from configs import digits, mnist
 from experiments import cli
 
 ROOT = pathlib.Path(__file__).parent.parent

@@ -1,4 +1,4 @@
-"""What is measured of the solution that a run folder holds. No flags."""
+"""What is measured of the solution that a run folder holds. It obeys --data_dir and --download."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +17,7 @@ from batchgrow.engine import Engine
 from batchgrow.experiment import Experiment
 from batchgrow.report import read_run
 from batchgrow.run.checkpoints import Checkpoints
+from experiments.launch import obey_data_flags
 
 LINE = (-0.5, 1.5)  # where the line begins and ends
 
@@ -45,6 +46,7 @@ def opened(folder: str) -> Iterator[tuple[Experiment, list[int], Callable[[int],
     recorded = read_run(folder).config
     config: Any = ConfigDict(_merged(base_config().to_dict(), recorded))
     config.init.run = config.init.layers = None  # The checkpoint has what they led to.
+    obey_data_flags(config)  # The folder may come from another machine.
     experiment = make_experiment(config)
     engine = Engine(experiment, layout.make_mesh(1))
     with (
