@@ -215,6 +215,8 @@ def branch_length(num_examples: int, sizes: list[int]) -> int:
 def tune(steps_at: Callable[[float], float], start: float) -> dict[float, float]:
     """Returns rate -> steps on a grid of factors of 2 whose best rate is not at its edge.
 
+    The grid grows by 8 rates at most: lower ones as long as no rate reaches the target.
+
     Args:
       steps_at: the steps with a rate; inf if the target is not reached.
       start: the middle of the first three rates.
@@ -222,6 +224,8 @@ def tune(steps_at: Callable[[float], float], start: float) -> dict[float, float]
     found = {rate: steps_at(rate) for rate in (start / 2, start, 2 * start)}
     for _ in range(8):
         best = min(found, key=lambda rate: (found[rate], abs(math.log(rate / start))))
+        if math.isinf(found[best]):
+            best = min(found)
         if min(found) < best < max(found):
             break
         rate = 2 * best if best == max(found) else best / 2
