@@ -119,7 +119,7 @@ def first_examples(data: Any, num_examples: int) -> Any:
 
 
 def line_between(
-    first: str, second: str, num_examples: int, num_places: int
+    first: str, second: str, num_examples: int, num_places: int, *, position: int | None = None
 ) -> dict[str, list[float]]:
     """Returns the training and the test loss along the line between two solutions.
 
@@ -127,6 +127,7 @@ def line_between(
       first, second: run folders.
       num_examples: of each split.
       num_places: of the line, from -0.5 to 1.5; the solutions are at 0 and 1.
+      position: of both checkpoints, as in `load`.
 
     Returns:
       {"place", "train_loss", "test_loss"}.
@@ -134,7 +135,7 @@ def line_between(
     Raises:
       ValueError: if the two runs have different models.
     """
-    (experiment, start), (_, end) = load(first), load(second)
+    (experiment, start), (_, end) = load(first, position), load(second, position)
     ends = [dict(state.evaluated) for state in (start, end)]
     shapes = [jax.tree.map(np.shape, variables) for variables in ends]
     if shapes[0] != shapes[1]:
