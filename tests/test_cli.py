@@ -285,7 +285,7 @@ def test_bad_folders_are_one_line(command, tmp_path, busy_folder):
 def test_a_grid_below_a_run_is_refused(command, busy_folder, name):
     """A report finds the run above, and none of the grid."""
     flags = ("--config=configs/digits.py", f"--workdir={busy_folder}")
-    done = command(name, *flags, platform="cpu")
+    done = command(name, *flags)
     assert (done.status, done.err.count("\n")) == (2, 1), done.err
     assert f"{busy_folder} is a run folder itself (it has config.json)" in done.err
     assert sorted(p.name for p in busy_folder.iterdir()) == ["config.json", "task.json"]
@@ -317,10 +317,11 @@ def test_data_dir_is_where_data_is_looked_for(command, tmp_path):
     config = mnist.get_config("mlp")
     config.run.data_dir = "/recorded"
     write_json(moved / "config.json", config.to_dict())
+    elsewhere = ("--config=configs/mnist.py", "--config.run.data_dir=/recorded")
     for name, *flags in [
-        ("batch_size", "--config=configs/mnist.py", f"--out={tmp_path}/out"),
+        ("batch_size", *elsewhere, f"--out={tmp_path}/out"),
         ("landscape", str(moved), f"--out={tmp_path}/out"),
-        ("rounding", "--config=configs/mnist.py"),
+        ("rounding", *elsewhere),
         ("lab.__main__", "transfer", f"--workdir={tmp_path}/lab"),
     ]:
         platform = "cpu" if name == "rounding" else "nonexistent"  # It asks for devices first.
