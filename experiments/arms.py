@@ -77,16 +77,17 @@ def _num_examples(config: ConfigDict) -> float:
 def table(groups: list[PlanGroup], predicted: dict[str, float | None]) -> list[dict[str, Any]]:
     """Returns a row for each arm, in the order of `ARMS`: plain numbers.
 
-    The differences are to the recipe, paired by seed, with a 95 % t-interval.
+    The differences are to the recipe, paired by seed, with a 95 % t-interval. "num_diverged" counts
+    the seeds without a finished run. An arm without any run has no row.
     """
     by_arm = {group.variant: group for group in groups}
     recipe = by_arm.get("recipe")
     rows = []
     for arm in ARMS:
         group = by_arm.get(arm)
-        test = summarize([*group.tests.values()]) if group else None
-        if group is None or test is None:
+        if group is None:
             continue
+        test = summarize([*group.tests.values()])
         loss = summarize([*group.finals("train_loss").values()])
         seconds = [run.summary["wall_seconds"] for run in group.finished if run.summary]
         paired = paired_difference(recipe, group) if recipe and arm != "recipe" else None
@@ -95,7 +96,9 @@ def table(groups: list[PlanGroup], predicted: dict[str, float | None]) -> list[d
                 "arm": arm,
                 "updates": group.num_updates,
                 "metric": f"test_{group.metric.name}",
-                "test": vars(test),
+                "test": vars(test) if test else None,
+                "n": test.n if test else 0,
+                "num_diverged": len({run.seed for run in group.runs}) - len(group.finished),
                 "train_loss": vars(loss) if loss else None,
                 "paired": vars(paired) if paired else None,
                 "wall_seconds": sum(seconds) / len(seconds) if seconds else None,
@@ -109,18 +112,22 @@ def as_text(rows: list[dict[str, Any]]) -> str:
     """Returns the table as text."""
     lines = [["arm", "updates", "test", "sd", "n", "minus recipe", "95 % interval", "train loss"]]
     lines[0] += ["s", "plan s"]
+    some_diverged = any(row["num_diverged"] for row in rows)
     for row in rows:
-        test, paired = row["test"], row["paired"] or {}
+        test, paired = row["test"] or {"mean": None, "stdev": None}, row["paired"] or {}
         interval = "-"
         if paired.get("low") is not None:
             interval = f"{paired['low']:+.4f} to {paired['high']:+.4f}"
+        if paired and some_diverged:
+            interval += f" (n = {paired['n']})"
+        diverged = f", {row['num_diverged']} diverged" if row["num_diverged"] else ""
         lines.append(
             [
                 row["arm"],
                 f"{row['updates']:,}",
-                f"{test['mean']:.4f}",
+                "-" if test["mean"] is None else f"{test['mean']:.4f}",
                 "-" if test["stdev"] is None else f"{test['stdev']:.4f}",
-                str(test["n"]),
+                f"{row['n']}{diverged}",
                 f"{paired['mean']:+.4f}" if paired else "-",
                 interval,
                 "-" if row["train_loss"] is None else f"{row['train_loss']['mean']:.4f}",

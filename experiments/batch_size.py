@@ -33,7 +33,7 @@ from batchgrow.plan import follow
 from batchgrow.plan.noise import NOISE_SCALE
 from batchgrow.run.summary import share_of_peak
 from experiments import advice, cli, synthetic
-from experiments.launch import experiment_of, launch
+from experiments.launch import experiment_of, launch, obey_data_flags
 from experiments.result_files import check_writable, environment_of, write_result
 from experiments.trials import piece_size_of
 from experiments.watched import train_watched
@@ -54,6 +54,7 @@ MEASUREMENTS = 20  # of the noise in the short run, if it is long enough
 def main(_: list[str]) -> int:
     """Measures, and prints the answer."""
     config = _CONFIG.value
+    obey_data_flags(config)
     experiment, plan = experiment_of(recipe_of(config, _EPOCHS.value)), config.plan
     recipe = experiment.plan.recipe
     following = follow(

@@ -35,7 +35,7 @@ def measurements(on_cpu: bool) -> list[Measurement]:
     if _DATA_DIR.value is not None:
         tf = ["--tf"] if importlib.util.find_spec("tensorflow") else []
         commands["bench_input"] = [f"--data_dir={_DATA_DIR.value}", *tf]
-    commands["bench_scaling"] = [dtype, *(["--depth=10", "--repetitions=2"] if on_cpu else [])]
+    commands["bench_scaling"] = [dtype, *(["--depth=10", "--seconds=3"] if on_cpu else [])]
     if importlib.util.find_spec("libtpu"):
         commands["bench_compiled"] = []
     return [Measurement(name, (name, *rest, "--json")) for name, rest in commands.items()]

@@ -13,8 +13,6 @@ B_simple is measured at the checkpoint itself, from --noise_examples.
 """
 
 import json
-import math
-import statistics
 import sys
 from typing import Any
 
@@ -36,7 +34,7 @@ from experiments.trials import (
     Trials,
     branch_length,
     branch_points,
-    largest_within,
+    compared,
     mean_loss,
     piece_size_of,
 )
@@ -45,7 +43,9 @@ _CONFIG = cli.config_flag()
 _WORKDIR = flags.DEFINE_string("workdir", "", "The run folder with the checkpoints.")
 _AT = flags.DEFINE_list("at", [], "Checkpoints, in examples; by default all.")
 _EXAMPLES = flags.DEFINE_integer("examples", None, "Examples of a branch; None: half an epoch.")
-_MULTIPLES = flags.DEFINE_integer("multiples", 5, "Number of branches, at 1, 2, 4, ... batches.")
+_MULTIPLES = flags.DEFINE_integer(
+    "multiples", 5, "Number of branches, at 1, 2, 4, ... batches.", lower_bound=1
+)
 _TOLERANCE = flags.DEFINE_float(
     "tolerance", 0.01, "Increase of the loss from which on a batch is too large."
 )
@@ -65,21 +65,27 @@ def main(_: list[str]) -> int:
     check_writable(out)
     found = {"config": config.name, "tolerance": _TOLERANCE.value, "checkpoints": branches(config)}
     found |= environment_of()
-    curves = {
-        f"epoch {row['epoch']:.2g}": [
-            (branch["batch_size"], branch["difference"])
-            for branch in row["branches"]
-            if math.isfinite(branch["difference"])
-        ]
-        for row in found["checkpoints"]
-    }
-    write_result(out, found, png(draw(branch_panel(curves, _TOLERANCE.value)), dpi=100))
+    panel = branch_panel(curves_of(found["checkpoints"]), _TOLERANCE.value)
+    write_result(out, found, png(draw(panel), dpi=100))
     print(json.dumps(found) if _JSON.value else f"{as_text(found)}\n{out}.png")
     return 0
 
 
+def curves_of(rows: list[dict[str, Any]]) -> dict[str, list[tuple[int, float]]]:
+    """Returns the curves of the figure: (batch size, difference) where no branch diverged."""
+    curves = {
+        f"epoch {row['epoch']:g}": [
+            (branch["batch_size"], branch["difference"])
+            for branch in row["branches"]
+            if branch["difference"] is not None
+        ]
+        for row in rows
+    }
+    return {label: curve for label, curve in curves.items() if curve}
+
+
 def branches(config: Any) -> list[dict[str, Any]]:
-    """Returns a row for each checkpoint.
+    """Returns a row for each checkpoint. All of them are checked before the first branch.
 
     Raises:
       FolderError: for a folder without checkpoints, or without one of those asked for.
@@ -112,11 +118,17 @@ def branches(config: Any) -> list[dict[str, Any]]:
         ) as checkpoints,
         Trials(experiment, piece_size=piece_size, num_pieces=num_pieces) as trials,
     ):
+        checked = []
         for position in wanted:
-            state, notes = checkpoints.read(position, trials.engine.state)
+            _, notes = checkpoints.read(position, trials.engine.state)
             history = [Segment(*segment) for segment in notes["history"]]
             sizes = [history[-1].batch_size << k for k in range(_MULTIPLES.value)]
             whole = branch_length(length, sizes)
+            for size in sizes:
+                branch_points(plan, history, position, size, whole)
+            checked.append((position, history, sizes, whole))
+        for position, history, sizes, whole in checked:
+            state, _ = checkpoints.read(position, trials.engine.state)
             losses: dict[int, list[float]] = {size: [] for size in sizes}
             for repeat in range(_REPEATS.value):
                 for size in sizes:
@@ -126,41 +138,14 @@ def branches(config: Any) -> list[dict[str, Any]]:
                     losses[size].append(mean_loss(tail))
             rate = branch_points(plan, history, position, sizes[0], whole)[0].learning_rate
             noise = trials.noise(state, position)
-            rows.append(_row(position / data.num_examples, rate, whole, losses, noise))
+            row = {
+                "epoch": position / data.num_examples,
+                "learning_rate": rate,
+                "examples": whole,
+            }
+            rows.append(row | compared(losses, _TOLERANCE.value) | noise)
             print(f"checkpoint {position}: done", file=sys.stderr)
     return rows
-
-
-def _row(
-    epoch: float,
-    rate: float,
-    length: int,
-    losses: dict[int, list[float]],
-    noise: dict[str, float],
-) -> dict[str, Any]:
-    means = {size: statistics.fmean(values) for size, values in losses.items()}
-    first = next(iter(losses.values()))
-    found = []
-    for size, values in losses.items():
-        differences = [a - b for a, b in zip(values, first, strict=True)]
-        found.append(
-            {
-                "batch_size": size,
-                "losses": values,
-                "difference": statistics.fmean(differences),
-                "stdev": statistics.stdev(differences) if len(differences) > 1 else None,
-            }
-        )
-    largest = largest_within(means, _TOLERANCE.value)
-    return {
-        "epoch": epoch,
-        "learning_rate": rate,
-        "examples": length,
-        "branches": found,
-        "critical_batch_size": largest,
-        "is_bounded": largest < max(losses),
-        **noise,
-    }
 
 
 def as_text(found: dict[str, Any]) -> str:
@@ -172,8 +157,9 @@ def as_text(found: dict[str, Any]) -> str:
         noise = row.get("gradient_noise_scale")
         sizes = [branch["batch_size"] for branch in row["branches"]]
         branched = f"{row['critical_batch_size']}" if row["is_bounded"] else f">= {sizes[-1]}"
-        first = statistics.fmean(row["branches"][0]["losses"])
-        rest = [f"{branch['difference']:+.4f}" for branch in row["branches"][1:]]
+        first, *rest = row["branches"]
+        if first["loss"] is None:
+            branched = "unknown"
         cells.append(
             [
                 f"{row['epoch']:.3g}",
@@ -181,11 +167,15 @@ def as_text(found: dict[str, Any]) -> str:
                 f"{row['learning_rate']:.3g}",
                 "unknown" if noise is None else f"{noise:.0f}",
                 branched,
-                f"{first:.4f}",
-                *rest,
+                _shown(first["loss"], ".4f"),
+                *(_shown(branch["difference"], "+.4f") for branch in rest),
             ]
         )
     return text_table(cells)
+
+
+def _shown(value: float | None, form: str) -> str:
+    return "diverged" if value is None else format(value, form)
 
 
 if __name__ == "__main__":

@@ -46,13 +46,16 @@ def main(folders: list[str]) -> int:
     }
     line = None
     if len(folders) == 2:
-        line = line_between(folders[0], folders[1], _EXAMPLES.value, _POINTS.value)
+        line = line_between(
+            folders[0], folders[1], _EXAMPLES.value, _POINTS.value, position=_POSITION.value
+        )
     charts, figure = charts_of(found, line), None
     if charts:
         columns = min(2, len(charts))
         drawn = drawing.draw(*map(swept.panel, charts), columns=columns, one_legend=False)
         figure = drawing.png(drawn)
-    write_result(out, {"runs": found, "line": line, **environment_of()}, figure)
+    flags_of = {"position": _POSITION.value, "examples": _EXAMPLES.value}
+    write_result(out, {"runs": found, "line": line, **flags_of, **environment_of()}, figure)
     rows = [["run", "loss", *(f"sharpness {e:g}" for e in epsilons), "largest eigenvalue"]]
     for folder, facts in found.items():
         largest = f"{facts['eigenvalues'][0]:.4g}" if facts["eigenvalues"] else "-"

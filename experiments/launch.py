@@ -28,10 +28,12 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 from absl import app, flags, logging
+from etils import epath
 
 from batchgrow.config import ConfigDict, make_experiment
 from batchgrow.data.prepared import download
 from batchgrow.experiment import Experiment, NonFiniteLoss, Outcome
+from batchgrow.run.folder import FolderError
 from batchgrow.run.signals import Preemption, stopping_at_once
 from batchgrow.train import train
 from experiments import cli
@@ -94,6 +96,26 @@ def train_config(config: ConfigDict, workdir: str) -> int:
     return status_of(experiment, workdir, outcome)
 
 
+def check_grid(workdir: str, grid: Iterable[tuple[Experiment, str]]) -> None:
+    """Refuses to train below a run folder, where a report does not look for runs.
+
+    Args:
+      workdir: the folder of the grid.
+      grid: as `run_cells` takes it.
+
+    Raises:
+      FolderError: if the workdir, or a folder between it and a run, is a run folder.
+    """
+    root = epath.Path(workdir)
+    above = {parent: None for _, folder in grid for parent in epath.Path(folder).parents}
+    for parent in above:
+        if parent.is_relative_to(root) and (parent / "config.json").exists():
+            raise FolderError(
+                f"{parent} is a run folder itself (it has config.json), so that a report would not "
+                "show the runs below it; take another --workdir"
+            )
+
+
 def run_cells(grid: Iterable[tuple[Experiment, str]]) -> int:
     """Trains each experiment in its folder, unless it is finished; returns the exit status.
 
@@ -124,17 +146,31 @@ def experiment_of(config: ConfigDict) -> Experiment:
 
     A SIGTERM or Ctrl-C while data is downloaded or read ends the process.
     """
-    with config.unlocked():
-        if _DATA_DIR.value is not None:
-            config.run.data_dir = _DATA_DIR.value
+    obey_data_flags(config)
     with stopping_at_once(STATUS[Outcome.PREEMPTED]):
-        if _DOWNLOAD.value:
-            download(config.data.name.removeprefix("tfds:"), config.run.data_dir)
         experiment = make_experiment(config)
     if _STOP.value:  # without a mark in the folder's config
         execution = replace(experiment.execution, stop_at_growth=True)
         experiment = replace(experiment, execution=execution)
     return experiment
+
+
+def obey_data_flags(config: ConfigDict) -> None:
+    """Sets `run.data_dir` by --data_dir, and prepares the data with --download.
+
+    A function of one's own that reads tensorflow_datasets finds the folder as TFDS_DATA_DIR. Where
+    no flags were parsed, nothing is changed.
+    """
+    if not flags.FLAGS.is_parsed():
+        return
+    if _DATA_DIR.value is not None:
+        with config.unlocked():
+            config.run.data_dir = _DATA_DIR.value
+        if _DATA_DIR.value:
+            os.environ["TFDS_DATA_DIR"] = os.path.expanduser(_DATA_DIR.value)
+    if _DOWNLOAD.value:
+        with stopping_at_once(STATUS[Outcome.PREEMPTED]):
+            download(config.data.name.removeprefix("tfds:"), config.run.data_dir)
 
 
 def _parse(argv: list[str], positional: bool, fields: bool) -> list[str]:

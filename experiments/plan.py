@@ -77,8 +77,21 @@ _PROCESSES = flags.DEFINE_integer(
 )
 
 
+# A flag -> those of which it needs one.
+NEEDS = {
+    "compile_processes": ("target",),
+    "utilisation": ("device",),
+    **dict.fromkeys(
+        ("seconds_per_update", "network", "grow_devices", "devices_per_host")
+        + ("input_rate", "bandwidth", "latency"),
+        ("seconds_per_example", "device"),
+    ),
+}
+
+
 def main(_: list[str]) -> int:
     """Prints the plan."""
+    check_flags()
     config, num_devices = _CONFIG.value, _NUM_DEVICES.value
     if _TARGET.value is not None:
         return _print_forecast(config, parse(_TARGET.value))
@@ -115,6 +128,26 @@ def main(_: list[str]) -> int:
         print(f"\n{time_to_train.table(facts['time'])}\n")
         print("\n".join(f"- {line}" for line in facts["time"]["assumptions"]))
     return 0
+
+
+def check_flags() -> None:
+    """Refuses flags that nothing would obey.
+
+    Raises:
+      ValueError: for the first of them.
+    """
+    for name in ("num_devices", "seconds_per_example", "device", *NEEDS):
+        flag, needed = flags.FLAGS[name], NEEDS.get(name, ())
+        if not flag.present:
+            continue
+        if _TARGET.value is not None and "target" not in needed:
+            raise ValueError(
+                f"--{name}={flag.value} does not go with --target={_TARGET.value}, which names the "
+                "machine; leave out one of them"
+            )
+        if needed and all(flags.FLAGS[other].value is None for other in needed):
+            others = " or ".join(f"--{other}" for other in needed)
+            raise ValueError(f"--{name}={flag.value} has no effect alone; add {others}")
 
 
 def _print_forecast(config: ConfigDict, target: Target) -> int:

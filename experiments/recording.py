@@ -31,7 +31,7 @@ class Measurement:
     Attributes:
       name: of the file, without its extension.
       arguments: after `python -m experiments.`, the name of the command first.
-      result: the file that the command writes; None if it prints JSON as the last line.
+      result: the report that a training writes; None if the command prints JSON as the last line.
     """
 
     name: str
@@ -115,7 +115,7 @@ def _measure(measurement: Measurement, seconds: float) -> Any:
 
     Raises:
       TimeoutError: if there is no time for it. A training run continues when it is started again.
-      ChildProcessError: if the command fails.
+      ChildProcessError: if the command fails, or a run of a training did not finish.
     """
     if seconds <= 0:
         raise TimeoutError("no time left; start the same command again")
@@ -135,8 +135,20 @@ def _measure(measurement: Measurement, seconds: float) -> Any:
     if process.returncode:
         raise ChildProcessError(f"exit status {process.returncode}")
     if measurement.result is not None:
-        return json.loads(measurement.result.read_text(encoding="utf-8"))
+        return _checked(json.loads(measurement.result.read_text(encoding="utf-8")))
     return json.loads(out[out.index("{") :])
+
+
+def _checked(report: Any) -> Any:
+    """Returns the report of a training.
+
+    Raises:
+      ChildProcessError: if one of its runs did not finish, as one that diverged.
+    """
+    wrong = [f"{run['path']}: {run['status']}" for run in report["runs"] if not run["finished"]]
+    if wrong:
+        raise ChildProcessError("; ".join(wrong))
+    return report
 
 
 def _end(process: subprocess.Popen) -> None:

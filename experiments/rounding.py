@@ -15,12 +15,13 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import flags, logging
+from absl import flags
 
-from batchgrow.config import ConfigDict, make_experiment
+from batchgrow.config import ConfigDict
 from batchgrow.run import environment
 from batchgrow.text_table import text_table
 from experiments import cli
+from experiments.launch import experiment_of, launch
 from experiments.watched import train_watched
 
 _CONFIG = cli.config_flag()
@@ -32,7 +33,6 @@ LESS = 1 - 1 / 200_000  # times the learning rate
 
 def main(_: list[str]) -> int:
     """Trains the runs and prints how far they are apart."""
-    logging.set_verbosity(logging.WARNING)
     jax.config.update("jax_num_cpu_devices", _NUM_DEVICES.value)
     several = min(_NUM_DEVICES.value, jax.device_count())
     if several < 2:
@@ -88,7 +88,7 @@ def trained(config: ConfigDict, num_devices: int = 1, factor: float = 1.0) -> di
             parameters[update] = np.concatenate([np.ravel(leaf) for leaf in leaves]).astype(float)
         return False
 
-    experiment = make_experiment(config)
+    experiment = experiment_of(config)
     end = experiment.plan.end_examples
     with tempfile.TemporaryDirectory() as folder:
         train_watched(experiment, folder, watch)
@@ -118,4 +118,4 @@ def as_text(rows: list[dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    launch(main)

@@ -38,7 +38,7 @@ from batchgrow.report import find_runs, group_by_plan, read_run, write_report
 from batchgrow.run.summary import num_parameters
 from experiments import cli
 from experiments.arms import ARMS, arm_of, as_text, table
-from experiments.launch import experiment_of, launch, run_cells
+from experiments.launch import check_grid, experiment_of, launch, run_cells
 
 _CONFIG = cli.config_flag()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the runs and the table.")
@@ -53,7 +53,7 @@ _SECONDS_PER_UPDATE = flags.DEFINE_float(
     "seconds_per_update", 0.0, "Additional seconds of each update, whatever its batch size."
 )
 _NUM_DEVICES = flags.DEFINE_integer(
-    "plan_devices", 8, "Number of devices for which the time is predicted."
+    "plan_devices", 8, "Number of devices for which the time is predicted.", lower_bound=1
 )
 
 
@@ -62,11 +62,13 @@ def main(_: list[str]) -> int:
     if not _WORKDIR.value:
         raise ValueError("--workdir is missing")
     grid = list(cells(_CONFIG.value))
-    status = run_cells((experiment, folder) for _, experiment, folder in grid)
+    times = {arm: _predicted(experiment) for arm, experiment, _ in grid}
+    runs_to_make = [(experiment, folder) for _, experiment, folder in grid]
+    check_grid(_WORKDIR.value, runs_to_make)
+    status = run_cells(runs_to_make)
     if status or jax.process_index() != 0:
         return status
     runs = [read_run(folder) for folder in find_runs([_WORKDIR.value])]
-    times = {arm: _predicted(experiment) for arm, experiment, _ in grid}
     rows = table(group_by_plan(runs), times)
     write_report(runs, os.path.join(_WORKDIR.value, "report"))
     path = epath.Path(_WORKDIR.value) / "schedules.json"

@@ -7,7 +7,8 @@ steps (perfect scaling); with large ones, hardly fewer. Each trial starts anew, 
 learning rate, and ends when the test loss is at most --target. A trial evaluates whenever its steps
 have grown by 5 %. Rates are multiples of the recipe's by powers of 2; the range widens until the
 best rate of a size is inside of it. The curve S_min (1 + B_crit / B) is fitted to the fewest steps,
-and B_simple is measured along the best run of the smallest batch, at quarters of it.
+and B_simple is measured along the best run of the smallest batch that reaches the target, at
+quarters of it. A size that does not reach it has no steps, and is not part of the fit.
 """
 
 import json
@@ -58,23 +59,31 @@ def main(_: list[str]) -> int:
     check_writable(out)
     enable_compilation_cache(config.run.compilation_cache_dir)
     found = measure(config, target) | {"config": config.name, "target": target, **environment_of()}
-    steps = [(row["batch_size"], row["steps"]) for row in found["sizes"]]
-    panel = steps_panel(steps, (found["S_min"], found["B_crit"]), found["B_simple"])
-    write_result(out, found, png(draw(panel), dpi=100))
-    print(json.dumps(found) if _JSON.value else f"{as_text(found)}\n{out}.png")
+    steps = [(row["batch_size"], row["steps"]) for row in found["sizes"] if row["steps"]]
+    fitted = None if found["no_fit"] else (found["S_min"], found["B_crit"])
+    figure = png(draw(steps_panel(steps, fitted, found["B_simple"])), dpi=100) if steps else None
+    write_result(out, found, figure)
+    where = f"{out}.png" if figure else f"{out}.json"
+    print(json.dumps(found) if _JSON.value else f"{as_text(found)}\n{where}")
     return 0
 
 
 def measure(config: Any, target: float) -> dict[str, Any]:
     """Returns the fewest steps of each batch size, the fitted curve and the noise scale.
 
+    Where no curve can be fitted, `no_fit` says why.
+
     Raises:
-      ValueError: if fewer than two batch sizes reach the target.
+      ValueError: if there is a single batch size.
     """
     base = experiment_of(config)
     first, num_examples = config.recipe.batch_size, base.train_data.num_examples
     most = _MAX_BATCH_SIZE.value or num_examples // 2
     sizes = advice.sizes_up_to(first, most)
+    if len(sizes) < 2:
+        raise ValueError(
+            f"--max_batch_size={most} leaves the batch size {first} alone; take {2 * first} or more"
+        )
     rate = find_descent(base.plan.recipe).ceiling(0)  # its highest
     rows: list[dict[str, Any]] = []
     with ExitStack() as stack:
@@ -90,29 +99,42 @@ def measure(config: Any, target: float) -> dict[str, Any]:
 
             found = tune(steps_at, rate)
             best = min(found, key=lambda rate: found[rate])
-            print(f"batch {size}: {found[best]} steps at rate {best:.4g}", file=sys.stderr)
+            tried = {f"{r:.4g}": n if math.isfinite(n) else None for r, n in found.items()}
+            row = {"batch_size": size, "steps": None, "learning_rate": None, "steps_by_rate": tried}
             if math.isfinite(found[best]):
-                tried = {f"{r:.4g}": n if math.isfinite(n) else None for r, n in found.items()}
-                row = {"batch_size": size, "steps": found[best], "learning_rate": best}
-                rows.append(row | {"steps_by_rate": tried})
+                row |= {"steps": found[best], "learning_rate": best}
                 rate = best  # the next size starts from here
-        if len(rows) < 2:
-            raise ValueError(
-                f"--target={target}: fewer than two batch sizes reach it; take a higher "
-                "loss or more --max_epochs"
-            )
-        least, critical = fit_steps(
-            [row["batch_size"] for row in rows], [row["steps"] for row in rows]
-        )
-        noise = _noise_along(trials[0], base.plan, rows[0])
+            rows.append(row)
+            print(f"batch {size}: {_found(row)}", file=sys.stderr)
+        reached = [row for row in rows if row["steps"]]
+        noise = _noise_along(trials[0], base.plan, reached[0]) if reached else []
     known = [scale for scale in noise if scale is not None]
     return {
         "sizes": rows,
-        "S_min": least,
-        "B_crit": critical,
+        **fitted(reached),
         "noise_by_quarter": noise,
         "B_simple": statistics.fmean(known) if known else None,
     }
+
+
+def fitted(reached: list[dict[str, Any]]) -> dict[str, Any]:
+    """Returns S_min and B_crit of the rows that reach the target; None, and why, without a fit."""
+    if len(reached) < 2:
+        why = "fewer than two batch sizes reach the target; take a higher one or more --max_epochs"
+        return {"S_min": None, "B_crit": None, "no_fit": why}
+    try:
+        least, critical = fit_steps(
+            [row["batch_size"] for row in reached], [row["steps"] for row in reached]
+        )
+    except ValueError as error:
+        return {"S_min": None, "B_crit": None, "no_fit": str(error)}
+    return {"S_min": least, "B_crit": critical, "no_fit": None}
+
+
+def _found(row: dict[str, Any]) -> str:
+    if row["steps"] is None:
+        return f"no rate reaches the target ({', '.join(row['steps_by_rate'])} tried)"
+    return f"{row['steps']} steps at rate {row['learning_rate']:.4g}"
 
 
 def _trials(config: Any, seed: int) -> Trials:
@@ -154,18 +176,20 @@ def _noise_along(trials: Trials, plan: Plan, row: dict[str, Any]) -> list[float 
 
 def as_text(found: dict[str, Any]) -> str:
     """Returns a line for each batch size, and the fit."""
-    least, critical = found["S_min"], found["B_crit"]
+    least, critical, no_fit = found["S_min"], found["B_crit"], found["no_fit"]
     cells = [["batch", "steps", "examples", "fitted steps", "learning rate"]]
     for row in found["sizes"]:
         size, steps = row["batch_size"], row["steps"]
-        fitted = least * (1 + critical / size)
+        fewest = "-" if no_fit else f"{least * (1 + critical / size):.0f}"
+        if steps is None:
+            cells.append([str(size), "not reached", "-", fewest, "-"])
+            continue
         rate = f"{row['learning_rate']:.4g}"
-        cells.append([str(size), f"{steps:g}", f"{size * steps:,.0f}", f"{fitted:.0f}", rate])
+        cells.append([str(size), f"{steps:g}", f"{size * steps:,.0f}", fewest, rate])
     scales = [f"{scale:.0f}" if scale else "unknown" for scale in found["noise_by_quarter"]]
-    return (
-        f"{text_table(cells)}\n\nfitted: {least:.1f} (1 + {critical:.0f} / B)\n"
-        f"B_simple at quarters of the smallest batch's run: {', '.join(scales)}"
-    )
+    fit = f"no fit: {no_fit}" if no_fit else f"fitted: {least:.1f} (1 + {critical:.0f} / B)"
+    noise = f"B_simple at quarters of the smallest batch's run: {', '.join(scales)}"
+    return "\n".join([text_table(cells), "", fit, *([noise] if scales else [])])
 
 
 if __name__ == "__main__":

@@ -22,9 +22,9 @@ import jax
 from absl import flags
 
 from batchgrow.experiment import Experiment
-from batchgrow.report import find_runs, read_run, text, write_report
+from batchgrow.report import find_runs, read_run, swept, text, write_report
 from experiments import grid
-from experiments.launch import experiment_of, launch, run_cells
+from experiments.launch import check_grid, experiment_of, launch, run_cells
 
 _CONFIG = flags.DEFINE_string("config", None, "configs/NAME.py:VARIANT", required=True)
 _VARIANTS = flags.DEFINE_list("variants", [], "Variants: what follows the colon of --config.")
@@ -47,7 +47,11 @@ def main(arguments: list[str]) -> int:
     """Runs the cells that are missing, then writes and prints the report."""
     if not _WORKDIR.value:
         raise ValueError("--workdir is needed; --help has an example")
-    status = run_cells(cells(arguments))
+    grid_cells = cells(arguments)
+    if _X.value:
+        swept.known_field((experiment.settings for experiment, _ in grid_cells), _X.value)
+    check_grid(_WORKDIR.value, grid_cells)
+    status = run_cells(grid_cells)
     if status or jax.process_index() != 0:
         return status
     runs = [read_run(folder) for folder in find_runs([_WORKDIR.value])]

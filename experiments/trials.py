@@ -2,8 +2,10 @@
 
 import dataclasses
 import math
+import statistics
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -159,6 +161,42 @@ def largest_within(losses: dict[int, float], tolerance: float) -> int:
     return largest
 
 
+def compared(losses: dict[int, list[float]], tolerance: float) -> dict[str, Any]:
+    """Returns how the branches from one checkpoint compare with the first of them, as plain JSON.
+
+    Args:
+      losses: batch size -> loss of each repeat, the smallest batch first.
+      tolerance: as in `largest_within`.
+
+    Returns:
+      {"branches": [{"batch_size", "losses", "loss", "difference", "stdev"}], "critical_batch_size",
+      "is_bounded"}. "loss" is the mean, "difference" that from the first branch, and "stdev" that
+      of the differences. What is not finite is None. If the first branch diverged, so is the
+      critical batch size.
+    """
+    first = next(iter(losses.values()))
+    found = []
+    for size, values in losses.items():
+        differences = [a - b for a, b in zip(values, first, strict=True)]
+        is_finite = all(map(math.isfinite, differences))
+        found.append(
+            {
+                "batch_size": size,
+                "losses": [value if math.isfinite(value) else None for value in values],
+                "loss": statistics.fmean(values) if all(map(math.isfinite, values)) else None,
+                "difference": statistics.fmean(differences) if is_finite else None,
+                "stdev": statistics.stdev(differences) if is_finite and len(values) > 1 else None,
+            }
+        )
+    means = {row["batch_size"]: math.nan if row["loss"] is None else row["loss"] for row in found}
+    largest = None if found[0]["loss"] is None else largest_within(means, tolerance)
+    return {
+        "branches": found,
+        "critical_batch_size": largest,
+        "is_bounded": largest is not None and largest < max(losses),
+    }
+
+
 def branch_length(num_examples: int, sizes: list[int]) -> int:
     """Returns the examples of a branch: four equal parts of whole updates of each batch size.
 
@@ -177,6 +215,8 @@ def branch_length(num_examples: int, sizes: list[int]) -> int:
 def tune(steps_at: Callable[[float], float], start: float) -> dict[float, float]:
     """Returns rate -> steps on a grid of factors of 2 whose best rate is not at its edge.
 
+    The grid grows by 8 rates at most: lower ones as long as no rate reaches the target.
+
     Args:
       steps_at: the steps with a rate; inf if the target is not reached.
       start: the middle of the first three rates.
@@ -184,6 +224,8 @@ def tune(steps_at: Callable[[float], float], start: float) -> dict[float, float]
     found = {rate: steps_at(rate) for rate in (start / 2, start, 2 * start)}
     for _ in range(8):
         best = min(found, key=lambda rate: (found[rate], abs(math.log(rate / start))))
+        if math.isinf(found[best]):
+            best = min(found)
         if min(found) < best < max(found):
             break
         rate = 2 * best if best == max(found) else best / 2

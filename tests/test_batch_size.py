@@ -16,11 +16,19 @@ from tiny import checkpoints, make_config, run_tiny
 from batchgrow.config import make_experiment, make_plan
 from batchgrow.plan import Recipe, Segment, curves, follow, grow
 from batchgrow.plan.noise import fit_steps
+from batchgrow.report import batch_figures, drawing
 from batchgrow.run.checkpoints import Checkpoints
 from batchgrow.run.folder import FolderError, run_folder
 from configs import digits
 from experiments import advice
-from experiments.trials import Trials, branch_length, branch_points, largest_within, tune
+from experiments.trials import (
+    Trials,
+    branch_length,
+    branch_points,
+    compared,
+    largest_within,
+    tune,
+)
 
 ROOT = pathlib.Path(__file__).parents[1]
 RECIPE = Recipe(16, 0.9, curves.constant(0.1), num_examples=1000, num_epochs=4)
@@ -138,6 +146,49 @@ def test_the_grid_of_rates_widens_until_the_best_is_inside():
     found = tune(steps_at, 0.25)
     assert min(found, key=lambda rate: found[rate]) == 2
     assert sorted(found) == [0.125, 0.25, 0.5, 1, 2, 4] and len(calls) == len(found)
+
+
+def test_the_grid_of_rates_goes_down_while_no_rate_reaches_the_target():
+    found = tune(lambda rate: 100 + math.log2(rate / 0.02) ** 2 if rate < 0.03 else math.inf, 0.25)
+    best = min(found, key=lambda rate: found[rate])
+    assert best == 0.25 / 16 and min(found) < best
+    found = tune(lambda rate: math.inf, 1.0)
+    assert sorted(found) == [2.0**k for k in range(-9, 2)]  # three, and eight more
+
+
+def test_branches_are_compared_with_the_first():
+    found = compared({16: [1.0, 2.0], 32: [1.1, 2.3], 64: [1.5, 2.0]}, 0.225)
+    assert [row["difference"] for row in found["branches"]] == pytest.approx([0, 0.2, 0.25])
+    assert [row["stdev"] for row in found["branches"]] == pytest.approx([0, 0.02**0.5, 0.125**0.5])
+    assert (found["critical_batch_size"], found["is_bounded"]) == (32, True)
+    assert compared({16: [1.0]}, 0.1)["branches"][0]["stdev"] is None
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_branch_that_diverges_is_a_result(loss):
+    """It used to raise an AttributeError, after all branches."""
+    found = compared({16: [1.0, 1.0], 32: [1.0, 1.0], 64: [loss, 1.0]}, 0.1)
+    json.dumps(found, allow_nan=False)
+    assert (found["critical_batch_size"], found["is_bounded"]) == (32, True)
+    assert found["branches"][2] == {
+        "batch_size": 64,
+        "losses": [None, 1.0],
+        "loss": None,
+        "difference": None,
+        "stdev": None,
+    }
+    found = compared({16: [loss, 1.0], 32: [1.0, loss]}, 0.1)
+    json.dumps(found, allow_nan=False)
+    assert (found["critical_batch_size"], found["is_bounded"]) == (None, False)
+
+
+def test_figures_of_what_could_not_be_measured():
+    """Steps without a fit, and checkpoints all of whose branches diverged."""
+    for panel in (
+        batch_figures.steps_panel([(16, 100.0)], None, 40.0),
+        batch_figures.branch_panel({}, 0.01),
+    ):
+        assert drawing.png(drawing.draw(panel)).startswith(b"\x89PNG")
 
 
 def test_the_largest_batch_before_the_loss_leaves():
@@ -291,6 +342,10 @@ def test_branches_of_a_run(tmp_path):
     command("train", *run)
     missing = command("critical_batch", *run, "--at=7", status=2)
     assert missing.count("\n") == 1 and "no checkpoint at 7 examples; it has" in missing
+    # All checkpoints are checked before the first branch of any, which would say "done".
+    first, *_, last = sorted(map(int, os.listdir(tmp_path / "run/checkpoints")))
+    late = command("critical_batch", *run, f"--at={first},{last}", "--multiples=3", status=2)
+    assert late.count("\n") == 1 and f"examples from {last} would pass the end" in late
     some = (
         "--multiples=3",
         "--examples=800",
@@ -316,6 +371,60 @@ def test_steps_to_a_target(tmp_path):
         assert row["steps"] == min(tried) and len(row["steps_by_rate"]) >= 3
 
 
+@pytest.mark.slow
+def test_a_target_that_no_size_reaches_is_recorded(tmp_path):
+    flags = ("--target=-1", "--max_batch_size=32", "--max_epochs=0.03", f"--out={tmp_path}/steps")
+    text = command("steps_to_target", DIGITS, *SHORT, *flags)
+    assert text.count("not reached") == 2 and "no fit: fewer than two batch sizes reach" in text
+    found = json.loads((tmp_path / "steps.json").read_text())
+    assert (found["S_min"], found["B_crit"], found["B_simple"]) == (None, None, None)
+    for row in found["sizes"]:
+        assert row["steps"] is None and set(row["steps_by_rate"].values()) == {None}
+        assert len(row["steps_by_rate"]) == 11
+
+
+# What the commands make of numbers. Their flags have equal names, so each has its own process.
+NO_FIT = """
+from experiments.steps_to_target import as_text, fitted
+rows = [
+    {"batch_size": 16, "steps": 100.0, "learning_rate": 0.1},
+    {"batch_size": 64, "steps": 200.0, "learning_rate": 0.2},
+]
+found = {"sizes": rows, "noise_by_quarter": [30.0], **fitted(rows)}
+assert found["S_min"] is found["B_crit"] is None
+assert "no fit: steps [100.0, 200.0] at batch sizes [16, 64] are not of" in as_text(found)
+(missed, reached) = rows[0] | {"steps": None, "learning_rate": None}, rows[1]
+assert "not reached" in as_text(found | {"sizes": [missed, reached]})
+rows[1]["steps"] = 50.0
+found |= fitted(rows)
+assert "fitted: 33.3 (1 + 32 / B)" in as_text(found), as_text(found)
+"""
+DIVERGED = """
+from experiments.critical_batch import as_text, curves_of
+from experiments.trials import compared
+nan, about = float("nan"), {"learning_rate": 0.1, "examples": 64}
+rows = [
+    about | {"epoch": 1.001} | compared({16: [1.0], 32: [1.1], 64: [nan]}, 0.2),
+    about | {"epoch": 1.002} | compared({16: [1.0], 32: [1.2], 64: [1.3]}, 0.2),
+    about | {"epoch": 1.003} | compared({16: [nan], 32: [1.2], 64: [1.3]}, 0.2),
+]
+curves = curves_of(rows)
+assert list(curves) == ["epoch 1.001", "epoch 1.002"], curves
+assert [len(curve) for curve in curves.values()] == [2, 3]
+lines = as_text({"checkpoints": rows}).splitlines()
+assert lines[-3].split()[-2:] == ["+0.1000", "diverged"], lines
+assert lines[-1].split()[-4:] == ["unknown", *["diverged"] * 3], lines
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("program", [NO_FIT, DIVERGED])
+def test_what_could_not_be_measured_is_said(program):
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize(
     ("name", "flags", "message"),
     [
@@ -323,7 +432,13 @@ def test_steps_to_a_target(tmp_path):
         ("batch_size", ["--max_batch_size=8"], "--max_batch_size=8 is below 16"),
         ("batch_size", ["--factor=-1"], "factor=-1.0 must be a finite number above 0"),
         ("critical_batch", ["--workdir=/tmp/nothing-here"], "has no checkpoints"),
+        ("critical_batch", ["--workdir=x", "--multiples=0"], "--multiples=0"),
         ("steps_to_target", [], "--target is missing"),
+        (
+            "steps_to_target",
+            ["--target=0.1", "--max_batch_size=31"],
+            "--max_batch_size=31 leaves the batch size 16 alone; take 32 or more",
+        ),
     ],
 )
 @pytest.mark.slow

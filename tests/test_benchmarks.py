@@ -22,7 +22,7 @@ SMALL = "--depth=0 --image_size=8"
 OPTIONS = {
     "growth": f"{SMALL} --growths=1 --batch_size=16 --updates=8 --repetitions=1",
     "step": f"{SMALL} --turns=2 --burst_seconds=0.01",
-    "scaling": f"{SMALL} --num_devices=1,2 --batch_size=16 --repetitions=2 --burst_seconds=0.01",
+    "scaling": f"{SMALL} --num_devices=1,2 --batch_size=16 --seconds=0.01",
     "cifar10": "--depth=10 --width=1 --batch_sizes=128 --updates_per_dispatch=1 --seconds=0.1",
     "slopes": "--rows=20 --calls=10",
     "imagenet": "--models=resnet18 --image_size=32 --batch_sizes=2 --seconds=0.1 --dtype=float32",
@@ -55,6 +55,10 @@ def test_prints_json(name: str) -> None:
         assert all(math.isfinite(row[column]) and row[column] > 0 for column in COLUMNS[name])
     if name == "step":  # the same mathematics
         assert result["rows"][0]["loss_difference"] < 1e-4
+    if name == "scaling":
+        assert "speedup: over 1 device(s), within a turn" in result["notes"][0]
+        assert [row["turns"] for row in result["rows"]] == [result["rows"][0]["turns"]] * 2
+        assert result["rows"][0]["speedup"] == 1
     if name == "growth":  # the compile is seen without compiling ahead, and not with it
         assert result["rows"][0]["stall_ratio"] < result["rows"][0]["naive_stall_ratio"]
 

@@ -10,11 +10,12 @@ import sys
 from typing import NamedTuple
 
 import pytest
+from run_folders import make_run
 
 from batchgrow.config import make_plan
 from batchgrow.run.folder import FORMAT, write_json
 from batchgrow.run.signals import INTERRUPTED
-from configs import digits
+from configs import digits, mnist
 from experiments import cli
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -206,6 +207,26 @@ def test_plan_warns_of_what_differs_from_the_recipe(command):
             "--device=TPU v9: no peak for float32 is known; give --seconds_per_example, or one of",
         ),
         ([DIGITS, "--device=TPU v2", "--seconds_per_example=1"], "say the same; give one of them"),
+        (
+            [DIGITS, "--target=v5e:2x2", "--num_devices=4"],
+            "--num_devices=4 does not go with --target=v5e:2x2, which names the machine; leave out",
+        ),
+        (
+            [DIGITS, "--target=v5e:2x2", "--device=TPU v2"],
+            "--device=TPU v2 does not go with",
+        ),
+        ([DIGITS, "--target=v5e:2x2", "--grow_devices"], "--grow_devices=True does not go with"),
+        ([DIGITS, "--target=v5e:2x2", "--bandwidth=5"], "--bandwidth=5.0 does not go with"),
+        (
+            [DIGITS, "--grow_devices"],
+            "--grow_devices=True has no effect alone; add --seconds_per_example or --device",
+        ),
+        ([DIGITS, "--network=tree"], "--network=tree has no effect alone; add --seconds_per_exam"),
+        (
+            [DIGITS, "--seconds_per_example=1", "--utilisation=0.5"],
+            "--utilisation=0.5 has no effect alone; add --device",
+        ),
+        ([DIGITS, "--compile_processes=2"], "--compile_processes=2 has no effect alone; add --tar"),
         ([DIGITS, "extra"], "unexpected argument 'extra'; flags begin with --"),
     ],
 )
@@ -257,6 +278,56 @@ def test_bad_folders_are_one_line(command, tmp_path, busy_folder):
         assert (done.status, done.err.count("\n")) == (2, 1), done.err
         assert complaint in done.err
     assert sorted(p for p in busy_folder.iterdir() if p.name != ".lock") == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sweep", "schedules"])
+def test_a_grid_below_a_run_is_refused(command, busy_folder, name):
+    """A report finds the run above, and none of the grid."""
+    flags = ("--config=configs/digits.py", f"--workdir={busy_folder}")
+    done = command(name, *flags)
+    assert (done.status, done.err.count("\n")) == (2, 1), done.err
+    assert f"{busy_folder} is a run folder itself (it has config.json)" in done.err
+    assert sorted(p.name for p in busy_folder.iterdir()) == ["config.json", "task.json"]
+
+
+@pytest.mark.parametrize(
+    ("flag", "complaint"),
+    [
+        ("--seconds_per_example=0", "seconds_per_example=0.0 must be above 0"),
+        ("--plan_devices=0", "--plan_devices=0"),
+    ],
+)
+def test_a_wrong_prediction_of_schedules_is_refused_before_anything_runs(
+    command, tmp_path, flag, complaint
+):
+    flags = ("--config=configs/digits.py", f"--workdir={tmp_path}/runs", flag)
+    done = command("schedules", *flags)
+    assert (done.status, done.err.count("\n")) == (2, 1), done.err
+    assert complaint in done.err
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+def test_data_dir_is_where_data_is_looked_for(command, tmp_path):
+    """Also by commands that open data in ways of their own; not where the run was recorded."""
+    data_dir = tmp_path / "nowhere"
+    moved = tmp_path / "moved"
+    make_run(moved, "hybrid", 0)
+    config = mnist.get_config("mlp")
+    config.run.data_dir = "/recorded"
+    write_json(moved / "config.json", config.to_dict())
+    elsewhere = ("--config=configs/mnist.py", "--config.run.data_dir=/recorded")
+    for name, *flags in [
+        ("batch_size", *elsewhere, f"--out={tmp_path}/out"),
+        ("landscape", str(moved), f"--out={tmp_path}/out"),
+        ("rounding", *elsewhere),
+        ("lab.__main__", "transfer", f"--workdir={tmp_path}/lab"),
+    ]:
+        platform = "cpu" if name == "rounding" else "nonexistent"  # It asks for devices first.
+        done = command(name, *flags, f"--data_dir={data_dir}", platform=platform)
+        assert (done.status, done.err.count("\n")) == (2, 1), (name, done.err)
+        assert f"in run.data_dir '{data_dir}'" in done.err, name
 
 
 @pytest.mark.parametrize(
@@ -384,6 +455,7 @@ def test_a_variant_that_is_no_folder_name_is_refused_by_a_sweep(command, tmp_pat
         (["--sedes=2"], "--sedes is not a flag; the nearest is --seeds"),
         (["more"], "unexpected argument 'more'"),
         (["--variants=growing"], "unknown variant 'growing'; choose decaying_lr, hybrid"),
+        (["--x=recipe.batch_sise"], "--x=recipe.batch_sise: no such config field; the nearest is"),
     ],
 )
 def test_a_wrong_sweep_is_one_line_before_anything_runs(command, tmp_path, flags, complaint):

@@ -28,6 +28,7 @@ from experiments.lab import (
 )
 
 ROOT = pathlib.Path(__file__).parents[1]
+SEEDS = {name: study.find_study(name).seeds for name in EXPERIMENTS}
 needs_mnist = pytest.mark.skipif(
     not is_prepared("mnist"), reason="mnist is not prepared; set TFDS_DATA_DIR"
 )
@@ -120,7 +121,53 @@ def test_every_experiment_comes_to_a_verdict(name, tmp_path):
         assert "nan" not in result["finding"] and result["finding"].endswith(".")
         assert "unknown" not in result["finding"] or name == "optimal_batch"
         (tmp_path / f"{name}.json").write_text(json.dumps(result, allow_nan=False))
-    assert found.claim in page.page(tmp_path)
+    assert found.claim in page.page(tmp_path, SEEDS)
+
+
+def of_arms(name: str, accuracy: float = 0.9) -> list[study.Trial]:
+    """Three seeds of each arm, all equally good."""
+    run = a_run(test_loss=1.0, train_loss=1.0, test_accuracy=accuracy, train_accuracy=accuracy)
+    arms = study.find_study(name).arms
+    return [study.Trial(arm.labels, seed, run, {}) for seed in range(3) for arm in arms]
+
+
+def test_a_size_with_a_diverged_seed_breaks_the_series():
+    """Those that finished used to stand for all."""
+    trials = of_arms("constant_noise")
+    judge = study.find_study("constant_noise").judge
+    assert "no rate is too large" in judge(trials).finding
+
+    def without(rate):
+        first = next(t for t in trials if t.labels["rate"] == rate)
+        return judge([t._replace(run=None) if t is first else t for t in trials])
+
+    assert "up to a rate of 0.2, 8 times as large; at 0.4 runs diverge." in without(0.4).finding
+    assert without(0.025).finding == "Already at 0.025 runs diverge, so no rates can be compared."
+
+    trials = of_arms("fixed_rate")
+    judge = study.find_study("fixed_rate").judge
+    assert "up to batch 2048" in judge(trials).finding
+    lost = next(t for t in trials if t.labels == {"batch": 512, "rate": "scaled"})
+    trials[trials.index(lost)] = lost._replace(run=None)
+    assert "up to batch 256" in judge(trials).finding
+
+
+@pytest.mark.parametrize("num_runs", [1, 2, 3])
+def test_no_mean_of_more_runs_than_there_are(num_runs):
+    """Their accuracy used to be 0."""
+    measured = {"test_probabilities": [[0.9, 0.1]], "test_labels": [0]}
+    measured |= {"newest": 1.0, "probabilities": 1.0, "weights": 1.0}
+    run = dataclasses.replace(a_run(), rows=({"updates": 100},))
+    found = study.find_study("ensembles")
+    verdict = found.judge(
+        [study.Trial(arm.labels, s, run, measured) for arm in found.arms for s in range(num_runs)]
+    )
+    means = {number.what: number.ours for number in verdict.numbers if "the mean of" in number.what}
+    assert len(means) == 3 * (num_runs - 1) and set(means.values()) <= {1.0}
+    assert [len(line["points"]) for line in verdict.charts[0]["lines"]] == [num_runs] * 3
+    words = ("Two growing runs", "three take", "mean of three")
+    said = [word in verdict.finding for word in words]
+    assert said == [num_runs >= 2, num_runs >= 3, num_runs >= 3]
 
 
 def test_no_best_batch_at_the_edge():
@@ -186,14 +233,15 @@ def test_from_a_study_to_its_record_and_page(tmp_path):
     assert json.loads((tmp_path / "results/a.json").read_text())["claim"] == "A claim."
     assert (tmp_path / "results/a.png").stat().st_size > 10_000
     (tmp_path / "results/a.json").rename(tmp_path / "results/fixed_rate.json")
-    text = page.page(tmp_path / "results")
+    text = page.page(tmp_path / "results", SEEDS)
     assert "**Finding.** A finding." in text and "| difference | 0.1 |" in text
-    assert "4 runs, 1 of which diverged, 2 seeds" in text
+    assert "`python -m experiments.lab a --seeds=2`: 4 runs, 1 of which diverged, 2 seeds" in text
+    assert "`python -m experiments.lab a`:" in page.page(tmp_path / "results", {"fixed_rate": 2})
 
 
 def test_the_page_is_made_from_the_recorded_results():
     recorded = ROOT / "experiments/results/lab"
-    assert (ROOT / "docs/laboratory.md").read_text() == page.page(recorded)
+    assert (ROOT / "docs/laboratory.md").read_text() == page.page(recorded, SEEDS)
     for path in recorded.glob("*.json"):
         result = json.loads(path.read_text())
         assert path.stem in EXPERIMENTS

@@ -156,6 +156,7 @@ def test_the_command_measures_two_runs(tmp_path):
     config = ["--config=configs/digits.py", "--config.recipe.num_epochs=1"]
     config += ["--config.recipe.boundaries_epochs=()", "--config.model.channels=2"]
     config += ["--config.trace.per_decade=4", "--config.run.tensorboard=False"]
+    config += ["--config.run.keep_checkpoints=9", "--config.run.checkpoint_every_epochs=0.5"]
     env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cpu"}
 
     def command(*flags):
@@ -181,6 +182,16 @@ def test_the_command_measures_two_runs(tmp_path):
     alone = [facts["loss"] for facts in found["runs"].values()]
     assert [train[1], train[3]] == pytest.approx(alone, rel=1e-4)
     assert (tmp_path / "out/landscape.png").stat().st_size > 10_000
+    assert (found["position"], found["examples"]) == (None, 1000)
+    # So they are at an earlier checkpoint.
+    position = checkpoints(runs[0])[0]
+    flags += [f"--position={position}", "--lanczos_steps=0", "--epsilons=1e-3"]
+    assert command("experiments.landscape", *runs, *flags).returncode == 0
+    found = json.loads((tmp_path / "out/landscape.json").read_text())
+    early = [facts["loss"] for facts in found["runs"].values()]
+    train = found["line"]["train_loss"]
+    assert [train[1], train[3]] == pytest.approx(early, rel=1e-4)
+    assert found["position"] == position and early != pytest.approx(alone, rel=1e-2)
     wrong = command("experiments.landscape", runs[0], "--position=3", f"--out={tmp_path}/out")
     assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)
     assert "has no checkpoint at 3 examples; it has" in wrong.stderr

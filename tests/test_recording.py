@@ -90,6 +90,19 @@ def test_the_last_line_of_a_command_is_its_result():
         recording._measure(Measurement("plan", ("plan", "--no")), 300)
 
 
+@pytest.mark.parametrize("status", ["finished", "unfinished: epoch 1.0 of 9, loss not finite"])
+def test_a_training_counts_if_all_of_its_runs_finished(status, tmp_path):
+    """A sweep ends with status 0 also where a run diverged, and that passed for measured."""
+    run = {"path": "runs/0", "finished": status == "finished", "status": status}
+    (tmp_path / "report.json").write_text(json.dumps({"runs": [run]}))
+    training = Measurement("a", ("__main__",), tmp_path / "report.json")
+    if status == "finished":
+        assert recording._measure(training, 300) == {"runs": [run]}
+    else:
+        with pytest.raises(ChildProcessError, match="runs/0: unfinished: .*, loss not finite"):
+            recording._measure(training, 300)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_command_under_way_with_nothing_recorded(number, tmp_path):

@@ -38,3 +38,13 @@ def test_an_update_is_equal_up_to_rounding_and_the_same_devices_give_the_same_bi
         "test_accuracy",
     ]
     assert found["learning_rates"] == [0.2, pytest.approx(0.199999)]
+
+
+@pytest.mark.slow
+def test_a_divergence_ends_with_a_status_of_its_own():
+    """It used to be a traceback."""
+    command = [sys.executable, "-m", "experiments.rounding", "--config=configs/digits.py"]
+    flags = ["--config.recipe.learning_rate=1e30", "--config.recipe.num_epochs=0.2"]
+    done = subprocess.run([*command, *flags], capture_output=True, text=True)
+    assert done.returncode == 3 and "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: the loss is nan")

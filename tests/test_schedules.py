@@ -1,5 +1,6 @@
 """The arms of experiments.schedules, and a run of two of them."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -7,10 +8,12 @@ import subprocess
 import sys
 
 import pytest
+from run_folders import make_run
 
 from batchgrow.config import make_plan
+from batchgrow.report import Run, group_by_plan
 from configs import digits, shakespeare
-from experiments.arms import ARMS, arm_of
+from experiments.arms import ARMS, arm_of, as_text, table
 
 FIXED = tuple(arm for arm in ARMS if arm != "follow")
 ROOT = pathlib.Path(__file__).parents[1]
@@ -75,6 +78,29 @@ def test_the_tables_of_the_docs_are_the_recorded_ones(name: str) -> None:
         test = row["test"]
         loss = f"{test['mean']:.3f} ± {test['stdev']:.3f}"
         assert f"| `{row['arm']}` | {row['updates']:,} | {loss} |" in page
+
+
+def test_arms_that_diverged_stay_in_the_table(tmp_path: pathlib.Path) -> None:
+    """One without a finished seed has a row; with some, the pairs say how many they are."""
+
+    def run(arm: str, seed: int, finished: bool) -> Run:
+        made = make_run(tmp_path / arm / str(seed), "hybrid", seed, finished=finished)
+        return dataclasses.replace(made, config=made.config | {"variant": arm})
+
+    ends = {"recipe": (1, 1, 1), "smith": (1, 1, 0), "large_linear": (0, 0, 0)}
+    runs = [run(arm, seed, bool(end)) for arm in ends for seed, end in enumerate(ends[arm])]
+    rows = table(group_by_plan(runs), {})
+    assert [(row["arm"], row["n"], row["num_diverged"]) for row in rows] == [
+        ("recipe", 3, 0),
+        ("smith", 2, 1),
+        ("large_linear", 0, 3),
+    ]
+    assert rows[2]["test"] is None and rows[2]["paired"] is None
+    _, _, recipe, smith, large = as_text(rows).splitlines()
+    assert "diverged" not in recipe
+    assert "2, 1 diverged" in smith and "(n = 2)" in smith
+    assert "0, 3 diverged" in large
+    assert "n = " not in as_text(rows[:1])
 
 
 @pytest.mark.slow

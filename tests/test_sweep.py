@@ -16,6 +16,7 @@ from run_folders import make_run
 from batchgrow import report
 from batchgrow.experiment import NonFiniteLoss, Outcome
 from batchgrow.report import drawing, runs, swept
+from batchgrow.run.folder import FolderError
 from experiments import grid, launch
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -230,6 +231,19 @@ def test_names_of_an_axis_do_not_touch(names):
     assert [label.get_text() for label in axis.get_ticklabels()] == list(names)
     boxes = [label.get_window_extent() for label in axis.get_ticklabels()]
     assert not any(first.overlaps(second) for first, second in combinations(boxes, 2))
+
+
+def test_no_cell_is_below_another_run(tmp_path):
+    """A report does not look for runs in a run folder."""
+    experiment: Any = SimpleNamespace(name="x")
+    runs = tmp_path / "runs"
+    made = make_run(runs / "hybrid/0", "hybrid", 0).path
+    launch.check_grid(str(runs), [(experiment, made), (experiment, f"{runs}/hybrid/1")])
+    (tmp_path / "config.json").touch()  # above the workdir, where no report looks
+    launch.check_grid(str(runs), [(experiment, made)])
+    for workdir, folder in [(runs / "hybrid/0", "grow/1"), (runs, "hybrid/0/1")]:
+        with pytest.raises(FolderError, match=f"^{made} is a run folder itself .*; take another"):
+            launch.check_grid(str(workdir), [(experiment, f"{workdir}/{folder}")])
 
 
 def test_a_cell_that_diverges_is_a_result_and_one_that_stops_ends_the_grid(monkeypatch):

@@ -96,20 +96,27 @@ def branch_panel(branches: Mapping[str, Curve], tolerance: float) -> Panel:
     return Panel("branches", "Branches at larger batches", draw)
 
 
-def steps_panel(steps: Curve, fitted: tuple[float, float], measured: float | None) -> Panel:
+def steps_panel(steps: Curve, fitted: tuple[float, float] | None, measured: float | None) -> Panel:
     """The steps to a target loss by batch size: perfect scaling, then diminishing returns.
 
     Args:
       steps: (batch size, fewest steps).
-      fitted: (S_min, B_crit) of steps = S_min (1 + B_crit / B).
+      fitted: (S_min, B_crit) of steps = S_min (1 + B_crit / B); None for the points alone.
       measured: B_simple in examples, or None.
     """
 
     def draw(axes: Axes) -> None:
         sizes, counts = np.array(steps, float).T
-        least, critical = fitted
-        grid = np.geomspace(sizes.min(), sizes.max(), 100)
         axes.plot(sizes, counts, "o", color=PALETTE[0], label="best learning rate")
+        if fitted is not None:
+            curves(axes, sizes, *fitted)
+        axes.set(xscale="log", yscale="log", ylim=(0.5 * counts.min(), 1.5 * counts.max()))
+        plain_log_ticks(axes)
+        _log_ticks_at(axes, sizes)
+        axes.set(xlabel="batch size", ylabel="steps to the target")
+
+    def curves(axes: Axes, sizes: np.ndarray, least: float, critical: float) -> None:
+        grid = np.geomspace(sizes.min(), sizes.max(), 100)
         label = f"{least:.0f} (1 + {critical:.0f} / B)"
         axes.plot(grid, least * (1 + critical / grid), color=PALETTE[0], label=label)
         if measured is not None:
@@ -119,10 +126,6 @@ def steps_panel(steps: Curve, fitted: tuple[float, float], measured: float | Non
             axes.plot(grid, curve, color=PALETTE[1], linestyle=LINES[1], label=label)
         perfect = least * (1 + critical / sizes[0]) * sizes[0] / grid
         axes.plot(grid, perfect, color=PALETTE[6], linestyle=LINES[2], label="perfect scaling")
-        axes.set(xscale="log", yscale="log", ylim=(0.5 * counts.min(), 1.5 * counts.max()))
-        plain_log_ticks(axes)
-        _log_ticks_at(axes, sizes)
-        axes.set(xlabel="batch size", ylabel="steps to the target")
 
     return Panel("steps", "Steps to the target loss", draw, is_log=True)
 

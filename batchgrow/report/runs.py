@@ -5,7 +5,7 @@ import itertools
 import json
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from scipy import special
@@ -121,7 +121,7 @@ def group_by_plan(runs: Sequence[Run]) -> list[PlanGroup]:
     return sorted(groups, key=lambda group: (-group.num_updates, group.label))
 
 
-def identity(config: dict[str, Any]) -> dict[str, Any]:
+def identity(config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the fields that the trajectory depends on, except for the seed, by dotted name."""
     return flatten({key: value for key, value in config.items() if key not in IGNORED_FIELDS})
 

@@ -3,7 +3,7 @@
 import difflib
 import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -47,7 +47,8 @@ def swept(groups: Sequence[PlanGroup], x: str | None = None, y: str | None = Non
     Raises:
       ValueError: for a field or a column that no run has.
     """
-    x = _known_field(groups, x) if x else _widest(groups)
+    configs = (run.config for group in groups for run in group.runs[:1])
+    x = known_field(configs, x) if x else _widest(groups)
     if x is None:
         if y is None:
             return None
@@ -113,8 +114,16 @@ def _widest(groups: Sequence[PlanGroup]) -> str | None:
     return max(counts, key=lambda name: counts[name], default=None)
 
 
-def _known_field(groups: Sequence[PlanGroup], x: str) -> str:
-    known = dict.fromkeys(name for group in groups for name in identity(group.runs[0].config))
+def known_field(configs: Iterable[Mapping[str, Any]], x: str) -> str:
+    """Returns the field x, by its dotted name.
+
+    Args:
+      configs: nested, as in config.json.
+
+    Raises:
+      ValueError: if no config has it.
+    """
+    known = dict.fromkeys(name for config in configs for name in identity(config))
     if x not in known:
         raise ValueError(f"--x={x}: no such config field{_nearest(x, known)}")
     return x

@@ -34,7 +34,8 @@ RESULTS = ROOT / "experiments/results/lab"
 def main(names: list[str]) -> int:
     """Runs what is missing of the experiments, then writes and prints their results."""
     if _PAGE.value:
-        (ROOT / "docs/laboratory.md").write_text(page.page(RESULTS))
+        seeds = {name: study.find_study(name).seeds for name in EXPERIMENTS}
+        (ROOT / "docs/laboratory.md").write_text(page.page(RESULTS, seeds))
         return 0
     if not names:
         claims = {name: study.find_study(name).claim for name in EXPERIMENTS}

@@ -4,7 +4,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from experiments.lab import fixed_rate
-from experiments.lab.study import Arm, Study, Trial, Verdict, chart, line, number, values_of
+from experiments.lab.study import (
+    Arm,
+    Study,
+    Trial,
+    Verdict,
+    chart,
+    line,
+    num_diverged,
+    number,
+    values_of,
+)
 
 RATES = (0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
 BATCH_OF_RATE = 640
@@ -44,20 +54,24 @@ def judge(trials: Sequence[Trial]) -> Verdict:
         for rate in rates
     ]
     tested = [entry.ours for entry in numbers[len(rates) :]]
-    of_rate = dict(zip(rates, tested, strict=True))
-    first = next(loss for loss in of_rate.values() if loss is not None)
-    alike = []
-    for rate, loss in of_rate.items():
-        if loss is None or loss > (1 + TOLERANCE) * first:
+    alike: dict[float, float] = {}
+    breaks = "no rate is too large"
+    for rate, loss in zip(rates, tested, strict=True):
+        if loss is None or num_diverged(trials, "test_loss", rate=rate):
+            breaks = f"at {rate:g} runs diverge"
             break
-        alike.append(rate)
-    worse = [rate for rate in rates if rate not in alike]
-    breaks = f"at {worse[0]:g} it is larger" if worse else "no rate is too large"
+        if alike and loss > (1 + TOLERANCE) * alike[rates[0]]:
+            breaks = f"at {rate:g} it is larger"
+            break
+        alike[rate] = loss
+    if not alike:
+        return Verdict(numbers, charts, f"Already {breaks}, so no rates can be compared.")
+    largest = [*alike][-1]
     return Verdict(
         numbers,
         charts,
         f"At one noise scale the test loss stays below {1 + TOLERANCE:g} times that of the "
-        f"smallest rate up to a rate of {alike[-1]:g}, {alike[-1] / alike[0]:g} times as large; "
+        f"smallest rate up to a rate of {largest:g}, {largest / rates[0]:g} times as large; "
         f"{breaks}.",
     )
 

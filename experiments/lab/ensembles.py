@@ -61,7 +61,12 @@ def judge(trials: Sequence[Trial]) -> Verdict:
         plan: [t for t in trials if t.labels["plan"] == plan and t.measured] for plan in PLANS
     }
     # The mean over all sets of K runs. They share runs, so that they have no interval.
-    accuracy = {(plan, k): _of_sets(by_plan[plan], k) for plan in PLANS for k in SIZES}
+    accuracy = {
+        (plan, k): mean
+        for plan in PLANS
+        for k in SIZES
+        if (mean := _of_sets(by_plan[plan], k)) is not None
+    }
     single = {plan: {t.seed: t.measured["newest"] for t in by_plan[plan]} for plan in PLANS}
     updates = {
         plan: max((t.run.rows[-1]["updates"] for t in by_plan[plan] if t.run), default=0)
@@ -84,39 +89,60 @@ def judge(trials: Sequence[Trial]) -> Verdict:
             for plan in PLANS
             for k in SIZES[1:]
             for n in [len(by_plan[plan])]
+            if (plan, k) in accuracy
         ),
         *(Number(f"updates of one run, {plan}", float(updates[plan])) for plan in PLANS),
         *late.values(),
     ]
     lines = [
-        measured_line(plan, {k * updates[plan]: [accuracy[plan, k]] for k in SIZES})
+        measured_line(
+            plan, {k * updates[plan]: [accuracy[plan, k]] for k in SIZES if (plan, k) in accuracy}
+        )
         for plan in PLANS
     ]
-    share = {k: k * updates["grow"] / max(1, updates["decay"]) for k in SIZES}
-    gain = {k: 100 * (accuracy["grow", k] - accuracy["decay", 1]) for k in SIZES}
-    own = {plan: 100 * (accuracy[plan, 3] - accuracy[plan, 1]) for plan in PLANS}
     return Verdict(
         numbers,
         [chart("Mean of 1, 2, 3 runs", "updates in all", "test_accuracy", lines)],
-        "The mean of three runs is better than one by "
-        f"{', '.join(f'{own[plan]:+.2f}' for plan in PLANS)} points with the plans "
-        f"{', '.join(PLANS)}. Two growing runs take {share[2]:.2f} "
-        f"times the updates of one decaying run and end {gain[2]:+.2f} points from it, three take "
-        f"{share[3]:.2f} times and end {gain[3]:+.2f}. The mean probabilities of the last {LAST} "
+        f"{_finding(accuracy, updates)}The mean probabilities of the last {LAST} "
         f"checkpoints change a decaying run by {in_points(late['decay', 'probabilities'])} points, "
         f"their mean weights by {in_points(late['decay', 'weights'])}.",
     )
 
 
-def _of_sets(trials: Sequence[Trial], size: int) -> float:
-    """The mean accuracy of the averages of all sets of so many runs; 0 if there is none."""
+def _finding(accuracy: Mapping[tuple[str, int], float], updates: Mapping[str, int]) -> str:
+    """What is said of means of several runs, as far as there are enough of them."""
+    own = {p: 100 * (accuracy[p, 3] - accuracy[p, 1]) for p in PLANS if (p, 3) in accuracy}
+    share = {k: k * updates["grow"] / max(1, updates["decay"]) for k in SIZES}
+    gain = {
+        k: 100 * (accuracy["grow", k] - accuracy["decay", 1])
+        for k in SIZES[1:]
+        if {("grow", k), ("decay", 1)} <= accuracy.keys()
+    }
+    said = ""
+    if own:
+        said += (
+            "The mean of three runs is better than one by "
+            f"{', '.join(f'{points:+.2f}' for points in own.values())} points with the plans "
+            f"{', '.join(own)}. "
+        )
+    if 2 in gain:
+        three = f", three take {share[3]:.2f} times and end {gain[3]:+.2f}" if 3 in gain else ""
+        said += (
+            f"Two growing runs take {share[2]:.2f} times the updates of one decaying run and end "
+            f"{gain[2]:+.2f} points from it{three}. "
+        )
+    return said
+
+
+def _of_sets(trials: Sequence[Trial], size: int) -> float | None:
+    """The mean accuracy of the averages of all sets of so many runs; None for fewer runs."""
     each = {t.seed: np.asarray(t.measured["test_probabilities"]) for t in trials}
     labels = np.asarray(trials[0].measured["test_labels"]) if trials else np.zeros(0)
     found = [
         averages.score(np.mean([each[seed] for seed in some], 0), labels).accuracy
         for some in combinations(each, size)
     ]
-    return float(np.mean(found)) if found else 0.0
+    return float(np.mean(found)) if found else None
 
 
 STUDY = Study(

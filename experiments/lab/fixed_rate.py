@@ -3,7 +3,18 @@
 from collections.abc import Sequence
 
 from experiments.lab.setups import small_mnist
-from experiments.lab.study import Arm, Number, Study, Trial, Verdict, chart, line, paired, values_of
+from experiments.lab.study import (
+    Arm,
+    Number,
+    Study,
+    Trial,
+    Verdict,
+    chart,
+    line,
+    num_diverged,
+    paired,
+    values_of,
+)
 
 BATCHES = (16, 32, 64, 128, 256, 512, 1024, 2048)
 CLOSE = 0.01  # of accuracy
@@ -71,7 +82,8 @@ def judge(trials: Sequence[Trial]) -> Verdict:
     kept = SMALLEST
     for batch in BATCHES[1:]:
         ours = loss("test", "scaled", batch).ours
-        if ours is None or ours < -CLOSE:
+        diverged = num_diverged(trials, "test_accuracy", rate="scaled", batch=batch)
+        if diverged or ours is None or ours < -CLOSE:
             break
         kept = batch
     return Verdict(

@@ -26,13 +26,18 @@ other work too.
 """
 
 
-def page(folder: pathlib.Path) -> str:
-    """Returns the page for the results in a folder, in the order of `EXPERIMENTS`."""
+def page(folder: pathlib.Path, seeds: Mapping[str, int]) -> str:
+    """Returns the page for the results in a folder, in the order of `EXPERIMENTS`.
+
+    Args:
+      folder: of the results.
+      seeds: how many each experiment has by default, by name.
+    """
     parts = [OPENING]
     for name in EXPERIMENTS:
         result = _recorded(folder, name)
         if result is not None:
-            parts.append(_section(result))
+            parts.append(_section(result, seeds[name]))
     return "\n".join(parts)
 
 
@@ -56,7 +61,7 @@ def _recorded(folder: pathlib.Path, name: str) -> dict[str, Any] | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
-def _section(result: dict[str, Any]) -> str:
+def _section(result: dict[str, Any], seeds: int) -> str:
     rows = [
         "| | source | ours | 95% interval | n |",
         "|---|---|---|---|---|",
@@ -75,7 +80,7 @@ def _section(result: dict[str, Any]) -> str:
 
 {chr(10).join(rows)}
 
-{note}{_how(result)}
+{note}{_how(result, seeds)}
 """
 
 
@@ -89,14 +94,17 @@ def _row(number: dict[str, Any]) -> str:
     return f"| {number['what']} | {source} | {ours} | {interval} | {number['n']} |"
 
 
-def _how(result: dict[str, Any]) -> str:
+def _how(result: dict[str, Any], seeds: int) -> str:
+    """The command that makes as many seeds again, and what is recorded of its runs."""
+    made = len(result["seeds"])
+    flag = "" if made == seeds else f" --seeds={made}"
     diverged = f", {result['num_diverged']} of which diverged" if result["num_diverged"] else ""
     runs = result["num_runs"] + result["num_diverged"]
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     devices = result["devices"]
     commits = ", ".join(commit[:7] for commit in result["commits"])
     return (
-        f"`python -m experiments.lab {result['name']}`: {runs} runs{diverged}, "
-        f"{len(result['seeds'])} seeds, on {devices.get('count')} × {devices.get('platform')}; "
+        f"`python -m experiments.lab {result['name']}{flag}`: {runs} runs{diverged}, "
+        f"{made} seeds, on {devices.get('count')} × {devices.get('platform')}; "
         f"{versions}; commit {commits}."
     )

@@ -1,4 +1,4 @@
-"""What is measured of the solution that a run folder holds. No flags."""
+"""What is measured of the solution that a run folder holds. It obeys --data_dir and --download."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +17,7 @@ from batchgrow.engine import Engine
 from batchgrow.experiment import Experiment
 from batchgrow.report import read_run
 from batchgrow.run.checkpoints import Checkpoints
+from experiments.launch import obey_data_flags
 
 LINE = (-0.5, 1.5)  # where the line begins and ends
 
@@ -45,6 +46,7 @@ def opened(folder: str) -> Iterator[tuple[Experiment, list[int], Callable[[int],
     recorded = read_run(folder).config
     config: Any = ConfigDict(_merged(base_config().to_dict(), recorded))
     config.init.run = config.init.layers = None  # The checkpoint has what they led to.
+    obey_data_flags(config)  # The folder may come from another machine.
     experiment = make_experiment(config)
     engine = Engine(experiment, layout.make_mesh(1))
     with (
@@ -117,7 +119,7 @@ def first_examples(data: Any, num_examples: int) -> Any:
 
 
 def line_between(
-    first: str, second: str, num_examples: int, num_places: int
+    first: str, second: str, num_examples: int, num_places: int, *, position: int | None = None
 ) -> dict[str, list[float]]:
     """Returns the training and the test loss along the line between two solutions.
 
@@ -125,6 +127,7 @@ def line_between(
       first, second: run folders.
       num_examples: of each split.
       num_places: of the line, from -0.5 to 1.5; the solutions are at 0 and 1.
+      position: of both checkpoints, as in `load`.
 
     Returns:
       {"place", "train_loss", "test_loss"}.
@@ -132,7 +135,7 @@ def line_between(
     Raises:
       ValueError: if the two runs have different models.
     """
-    (experiment, start), (_, end) = load(first), load(second)
+    (experiment, start), (_, end) = load(first, position), load(second, position)
     ends = [dict(state.evaluated) for state in (start, end)]
     shapes = [jax.tree.map(np.shape, variables) for variables in ends]
     if shapes[0] != shapes[1]:

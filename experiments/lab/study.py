@@ -236,11 +236,20 @@ def table(result: Facts) -> list[list[str]]:
 # What the experiments share.
 
 
+def with_labels(trials: Iterable[Trial], **labels: Any) -> list[Trial]:
+    """The trials with these labels."""
+    return [t for t in trials if all(t.labels.get(k) == v for k, v in labels.items())]
+
+
 def values_of(trials: Iterable[Trial], column: str, **labels: Any) -> dict[int, float]:
     """seed -> the last value of a column, of the trials with these labels that did not diverge."""
-    chosen = [t for t in trials if all(t.labels.get(k) == v for k, v in labels.items())]
-    found = {trial.seed: trial.final(column) for trial in chosen}
+    found = {trial.seed: trial.final(column) for trial in with_labels(trials, **labels)}
     return {seed: value for seed, value in found.items() if value is not None}
+
+
+def num_diverged(trials: Sequence[Trial], column: str, **labels: Any) -> int:
+    """How many of the trials with these labels have no value of a column: they diverged."""
+    return len(with_labels(trials, **labels)) - len(values_of(trials, column, **labels))
 
 
 def number(what: str, values: Iterable[float], source: str = "", sure: str = "") -> Number:
@@ -258,7 +267,7 @@ def paired(what: str, first: Mapping[int, float], second: Mapping[int, float], *
 
 def line(trials: Sequence[Trial], label: str, x: str, y: str, **labels: Any) -> Facts:
     """A line of a chart: the column y against the label x, of the trials with these labels."""
-    chosen = [t for t in trials if all(t.labels.get(k) == v for k, v in labels.items())]
+    chosen = with_labels(trials, **labels)
     places = dict.fromkeys(trial.labels[x] for trial in chosen)
     samples = [(p, [*values_of(chosen, y, **{x: p}).values()]) for p in places]
     return {"label": label, "points": swept.points_of([s for s in samples if s[1]])}
