@@ -121,7 +121,8 @@ def judge(trials: Sequence[Trial]) -> Verdict:
         [*numbers, *gaps.values()],
         charts,
         "From the start, (1 - m) times step t over step 1 should be 1 - m^t. "
-        f"{' '.join(built_up)} After a growth nothing is suppressed, because the sum of gradients goes on: steps shrink "
+        f"{' '.join(built_up)} "
+        "After a growth nothing is suppressed, because the sum of gradients goes on: steps shrink "
         "as it forgets the noisier gradients. Momentum 0.98 in place of 0.9, with five times the "
         f"batch, changes test accuracy by {' and by '.join(parts)}.",
     )

@@ -321,13 +321,17 @@ def in_points(found: Number) -> str:
 
 
 def with_interval(found: Number, digits: int = 3) -> str:
-    """A value with its interval: "413 (-77.1 to 903)"."""
+    """A value with its interval: "413 (-77.1 to 1,150)"."""
+
+    def short(value: float) -> str:
+        return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.{digits}g}"
+
     if found.ours is None:
         return "unknown"
     bounds = ""
     if found.low is not None and found.high is not None:
-        bounds = f" ({found.low:.{digits}g} to {found.high:.{digits}g})"
-    return f"{found.ours:.{digits}g}{bounds}"
+        bounds = f" ({short(found.low)} to {short(found.high)})"
+    return f"{short(found.ours)}{bounds}"
 
 
 def signed(found: Number) -> str:
