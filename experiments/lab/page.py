@@ -20,10 +20,10 @@ ours. `python -m experiments.lab` lists the experiments;
 Bands are drawn from three seeds on. Bands and intervals are 95% t-intervals over seeds unless a
 sentence says otherwise. Some numbers of sources are taken from notes and reviews that quote them,
 among them those of Smith et al. 2018 and Hoffer et al. 2017. A number that was found in neither is
-marked as unverified. Where a note says so, the network or the data is smaller than the source's; our
-number then stands beside theirs and is no reproduction of it. `python -m experiments.lab --page` makes
-this page from `experiments/results/lab/`, where the wall times are those of a machine that did
-other work too.
+marked as unverified. Where a note says so, the network or the data is smaller than the source's;
+our number then stands beside theirs and is no reproduction of it. `python -m experiments.lab
+--page` makes this page from `experiments/results/lab/`, where the wall times are those of a machine
+that did other work too.
 """
 
 
