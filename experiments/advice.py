@@ -26,7 +26,9 @@ def answer(
       peak: the share of the devices' peak that one example per second uses, if known.
     """
     fixed, slope = _fit(times)
-    fastest = 1 / slope if slope else max(size / seconds for size, seconds in times.items())
+    most = max(size / seconds for size, seconds in times.items())
+    limit = 1 / slope if slope else most  # the examples a second of a very large batch
+    fastest = max(limit, most)
     num_examples = plan.recipe.num_examples
     recipe = decay(plan.recipe, batch_multiple=plan.batch_multiple, exponent=plan.exponent)
     plans = {"recipe": recipe} | ({"suggested": replay(plan, noise)} if noise else {})
@@ -44,7 +46,7 @@ def answer(
         ],
         "seconds_per_update": fixed,
         "seconds_per_example": slope,
-        "idle_below": fixed * fastest,
+        "idle_below": fixed * limit,
         "noise": [
             {"epoch": position / num_examples, "noise_scale": scale} for position, scale in noise
         ],

@@ -106,6 +106,16 @@ def test_times_that_do_not_grow_are_all_idle():
     assert recipe["hours"] == pytest.approx(0.002 * recipe["num_updates"] / 3600)
 
 
+def test_no_batch_is_faster_than_the_fastest():
+    """The last time is below the fit, so that 128 examples are faster than its limit."""
+    times = {16: 0.001, 32: 0.0021, 64: 0.0044, 128: 0.006}
+    found = advice.answer(times, NOISE, follow(RECIPE, max_batch_size=128))
+    assert max(row["share_of_fastest"] for row in found["times"]) == 1
+    limit = 1 / found["seconds_per_example"]
+    assert limit < 128 / 0.006
+    assert found["idle_below"] == pytest.approx(found["seconds_per_update"] * limit)
+
+
 def test_one_size_promises_no_speed():
     """An update takes time in proportion to its batch."""
     found = advice.answer({16: 0.004}, NOISE, follow(RECIPE, max_batch_size=128))

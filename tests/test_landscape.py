@@ -14,6 +14,7 @@ from tiny import checkpoints, make_config, read_rows, run_experiment, tiny_exper
 
 from batchgrow import landscape
 from batchgrow.config import make_experiment
+from experiments.lab.solutions import opened
 
 ROOT = pathlib.Path(__file__).parents[1]
 EIGENVALUES = np.array([10.0, 4.0, 1.0, 0.5, 0.1, -2.0])
@@ -29,6 +30,18 @@ def quadratic(rotation):
     """0.25 + x^T H x / 2, H with the eigenvalues above."""
     hessian = jnp.asarray(rotation @ np.diag(EIGENVALUES) @ rotation.T, jnp.float32)
     return landscape.objective_of_function(lambda x: 0.25 + x @ hessian @ x / 2)
+
+
+def test_a_folder_of_runs_is_not_a_run(tmp_path):
+    for name in ("decaying_lr", "hybrid"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="is a folder of runs; give one of them: .*hybrid"):
+        with opened(str(tmp_path)):
+            pass
+    with pytest.raises(ValueError, match="no such folder; give run folders"):
+        with opened(str(tmp_path / "missing")):
+            pass
 
 
 def test_lanczos_finds_the_whole_spectrum_of_a_quadratic(quadratic):

@@ -15,7 +15,7 @@ from batchgrow.config.fields import base_config
 from batchgrow.data.datasets import InMemory
 from batchgrow.engine import Engine
 from batchgrow.experiment import Experiment
-from batchgrow.report import read_run
+from batchgrow.report import find_runs, read_run
 from batchgrow.run.checkpoints import Checkpoints
 from experiments.launch import obey_data_flags
 
@@ -43,6 +43,9 @@ def opened(folder: str) -> Iterator[tuple[Experiment, list[int], Callable[[int],
     Raises:
       ValueError: if the folder is no run folder, or has no checkpoint.
     """
+    runs = find_runs([folder])
+    if runs != [str(epath.Path(folder))]:
+        raise ValueError(f"{folder} is a folder of runs; give one of them: {', '.join(runs)}")
     recorded = read_run(folder).config
     config: Any = ConfigDict(_merged(base_config().to_dict(), recorded))
     config.init.run = config.init.layers = None  # The checkpoint has what they led to.
