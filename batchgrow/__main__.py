@@ -157,7 +157,7 @@ def _plan(options: argparse.Namespace) -> None:
 
 
 def _filled(options: argparse.Namespace) -> argparse.Namespace:
-    """Returns the options with the defaults of those that are not given."""
+    """Returns the options. Each option that was not given has its default."""
     given = {name: value for name, value in vars(options).items() if value is not None}
     defaults: dict[str, Any] = dict(DEFAULTS)
     if not coupling_of(given.get("optimizer", DEFAULTS["optimizer"])).uses_momentum:

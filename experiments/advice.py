@@ -128,8 +128,8 @@ def _about_times(found: dict[str, Any]) -> list[str]:
     per_example = f"{1e6 * found['seconds_per_example']:.3g} microseconds"
     if len(found["times"]) == 1:
         return [
-            f"An example takes {per_example}. One batch size alone does not tell what a larger one "
-            "would save: raise --max_batch_size."
+            f"An example takes {per_example}. Only one batch size was timed, so it is unknown "
+            "whether a larger one saves time. Raise --max_batch_size."
         ]
     return [
         f"An update takes {1e3 * found['seconds_per_update']:.3g} ms, and {per_example} for each "

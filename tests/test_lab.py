@@ -132,7 +132,7 @@ def of_arms(name: str, accuracy: float = 0.9) -> list[study.Trial]:
 
 
 def test_a_size_with_a_diverged_seed_breaks_the_series():
-    """Those that finished used to stand for all."""
+    """A mean over the seeds that finished would hide that one diverged."""
     trials = of_arms("constant_noise")
     judge = study.find_study("constant_noise").judge
     assert "no rate is too large" in judge(trials).finding
