@@ -203,9 +203,10 @@ def _lock(values: flags.FlagValues) -> Any:
         own = _own_fields(config, section)
         if field not in own and "*" not in own:
             beside = config.get(section, {}) if section else config
-            near = difflib.get_close_matches(field, {*beside, *own} - {field}, n=1)
-            hint = f"; the nearest is {near[0]!r}" if near else ""
-            raise ValueError(f"--config.{name}: no such config field{hint}")
+            fields = sorted({*beside, *own} - {field})
+            near = difflib.get_close_matches(field, fields, n=1)
+            hint = f"the nearest is {near[0]!r}" if near else f"there are {', '.join(fields)}"
+            raise ValueError(f"--config.{name}: no such config field; {hint}")
     config.lock()
     return config
 
@@ -275,6 +276,9 @@ def _one_line(error: Exception, argv: list[str]) -> str:
         near = difflib.get_close_matches(error.flagname, list(flags.FLAGS), n=1)
         hint = f"; the nearest is --{near[0]}" if near else "; --help lists them"
         return f"--{error.flagname} is not a flag{hint}"
+    section = re.match(r"flag --([^=]+)=.* as a ConfigDict", text)
+    if section:
+        return f"--{section[1]} is a section; give one of its fields: --{section[1]}.FIELD=VALUE"
     if "'get_config'" in text:
         return "--config: the file has no function get_config"
     if isinstance(error, AttributeError | KeyError):

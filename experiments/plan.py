@@ -113,7 +113,8 @@ def main(_: list[str]) -> int:
         sizes = ", ".join(map(str, plan.batch_sizes()))
         print(f"batch sizes, as far as the measured noise allows: {sizes}")
         return 0
-    print(plan.table(num_devices=num_devices))
+    # Where the devices grow with the batch, the table of the time has their numbers.
+    print(plan.table(num_devices=None if _GROW_DEVICES.value else num_devices))
     longest = max(plan.at(s.start_examples).accumulation_epochs for s in plan.segments)
     forms = {
         "noise_scale": "noise scale: learning_rate N / (B (1 - momentum)); the form with (N/B - 1) "

@@ -28,10 +28,14 @@ def check_writable(out: epath.Path) -> None:
     Raises:
       OSError: if that is not possible.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    empty = out.with_name(f"{out.name}.{os.getpid()}")
-    empty.write_text("")
-    empty.unlink(missing_ok=True)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        empty = out.with_name(f"{out.name}.{os.getpid()}")
+        empty.write_text("")
+        empty.unlink(missing_ok=True)
+    except OSError as error:
+        reason = error.strerror or error
+        raise OSError(f"--out={out}: cannot write there ({reason}); take another place") from error
 
 
 def write_result(out: epath.Path, found: dict[str, Any], figure: bytes | None) -> None:

@@ -127,11 +127,17 @@ def test_time_to_train_is_told_with_its_assumptions(command):
     done = command("plan", *flags, "--json")
     assert done.status == 0, done.err
     plan = json.loads(done.out)
+    made = make_plan(digits.get_config("increasing_batch"), 1437)
     ideal = plan["segments"][-1]["end_examples"] * 0.001 / 4
     assert plan["time"]["seconds"] == pytest.approx(ideal, rel=0.01)
     assert plan["time"]["seconds"] > ideal
     shown = command("plan", *flags).out
     assert all(f"- {line}" in shown for line in plan["time"]["assumptions"])
+    constant, grown = made.table(num_devices=4), made.table()
+    assert constant in shown and grown not in shown
+    # Devices that grow have one number in one table: not examples per device for the first of them.
+    shown = command("plan", *flags, "--grow_devices").out
+    assert grown in shown and constant not in shown
 
 
 def test_a_field_on_the_command_line_changes_the_plan(command):
@@ -172,6 +178,14 @@ def test_plan_warns_of_what_differs_from_the_recipe(command):
         (
             [DIGITS, "--config.recpe.num_epochs=3"],
             "--config.recpe.num_epochs: no such config field",
+        ),
+        (
+            [DIGITS, "--config.recipe.lr=3"],
+            "--config.recipe.lr: no such config field; there are batch_size, boundaries_epochs, ",
+        ),
+        (
+            [DIGITS, "--config.recipe.learning_rates=3"],
+            "--config.recipe.learning_rates is a section; give one of its fields: --config.recipe.",
         ),
         (
             [DIGITS, "--config.model.chanels=3"],

@@ -337,6 +337,26 @@ def test_command_fails_with_one_line_and_status_2(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_report_replaces_a_report_and_nothing_else(tmp_path):
+    run = make_run(tmp_path / "run", "hybrid", 0)
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match="is a run folder; take another folder"):
+        report.write_report([run], str(tmp_path / "run"))
+    after = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert after == before
+    out = tmp_path / "site"
+    out.mkdir()
+    (out / "index.html").write_text("mine")
+    with pytest.raises(ValueError, match=r"index.html is not a report's"):
+        report.write_report([run], str(out))
+    assert [path.name for path in out.iterdir()] == ["index.html"]
+    assert (out / "index.html").read_text() == "mine"
+    (out / "index.html").unlink()
+    for _ in range(2):
+        report.write_report([run], str(out))
+    assert "mine" not in (out / "index.html").read_text()
+
+
 def test_percentages_of_the_paper_are_fractions(tmp_path):
     run = make_run(tmp_path / "run", "hybrid", 0)
     with pytest.raises(ValueError, match="give a fraction"):

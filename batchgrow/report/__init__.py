@@ -46,10 +46,18 @@ def write_report(
       x, y: the field and the column of the figure of a sweep (see `swept.swept`).
 
     Raises:
-      ValueError: if no run has logged anything, or a number of the paper, x or y is wrong.
+      ValueError: if no run has logged anything, if a number of the paper, x or y is wrong, or if
+        `out_dir` is a run folder or has an index.html that is not a report's.
     """
-    found = facts(runs, paper, x=x, y=y)
     out = epath.Path(out_dir)
+    if (out / "config.json").exists():
+        raise ValueError(f"{out} is a run folder; take another folder for the report")
+    if (out / "index.html").exists() and not (out / "report.json").exists():
+        raise ValueError(
+            f"{out / 'index.html'} is not a report's, as there is no report.json beside it; take "
+            "another folder for the report"
+        )
+    found = facts(runs, paper, x=x, y=y)
     (out / "figures").mkdir(parents=True, exist_ok=True)
     families = families_of(group_by_plan(runs))
     lines = figures.lines_of_plans(families)
