@@ -88,6 +88,12 @@ def test_levels_share_what_they_say(level):
             assert (np.asarray(found).reshape(4, -1) == found[::4, 0, 0, :1]).all()
 
 
+def test_blocks_draw_for_themselves():
+    with masks_by_example(KEYS):
+        first, second = (make("shake").scale(ONES, BLOCKS, train=True) for _ in range(2))
+    assert (first[:, 0, 0, 0] != second[:, 0, 0, 0]).all()
+
+
 @pytest.mark.parametrize(("level", "devices"), [("batch", (2, 8)), ("channel", (4,))])
 def test_factors_do_not_depend_on_the_layout(level, devices):
     """Of two micro-batches, and of several devices; 8 of them share each ghost batch of 4."""
@@ -134,6 +140,25 @@ def test_a_network_that_keeps_every_branch_is_the_plain_one(name):
 
     kept = networks(branches="shake_drop", last_probability=1.0)[name]
     assert_close(run(kept), run(plain), 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "blocks"),
+    [("wide_resnet", 3), pytest.param("resnet", 8, marks=pytest.mark.slow)],
+)
+def test_networks_number_their_blocks(name, blocks, monkeypatch):
+    """Block l of L is scaled by 1 - l / L (1 - P_L) in evaluation."""
+    scaled = []
+
+    def note(self, branch, block, *, train):
+        scaled.append((block, self.num_blocks, train))
+        return branch
+
+    monkeypatch.setattr(Branches, "scale", note)
+    model = networks(branches="stochastic_depth")[name]
+    image = jax.ShapeDtypeStruct((4, 16, 16, 3), jnp.float32)
+    jax.eval_shape(partial(model.init, train=False), jax.random.key(0), image)
+    assert scaled == [(block, blocks, False) for block in range(1, blocks + 1)]
 
 
 def test_what_cannot_be_right_is_refused():

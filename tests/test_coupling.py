@@ -57,8 +57,10 @@ def test_momentum_multiplies_the_batch_of_sgd_only() -> None:
     make a fifth of the updates.
     """
     fields = {"curve": constant(0.001), "num_examples": 64_000, "num_epochs": 4}
-    for name, batch in (("momentum", 160), ("nesterov", 160), ("adam", 32), ("adamw", 32)):
-        plan = grow(Recipe(32, 0.9, optimizer=name, **fields), momentum=0.98)
+    of_each = {"momentum": 160, "nesterov": 160, "lars": 160, "adam": 32, "adamw": 32, "lamb": 32}
+    for name, batch in of_each.items():
+        recipe = Recipe(32, 0.9, optimizer=name, **fields)
+        plan = grow(recipe, momentum=0.98, exponent=1 if name == "lars" else None)
         assert plan.batch_sizes() == (batch,)
         assert plan.at(0).learning_rate == pytest.approx(0.001)
         assert plan.at(0).momentum == 0.98
@@ -69,6 +71,14 @@ def test_momentum_multiplies_the_batch_of_sgd_only() -> None:
         assert of_plan == pytest.approx(of_recipe)  # the displacement under a constant gradient
     kept = [stationary(adam_rate(1e-5, 32), 32, m, sums=False) for m in (0.9, 0.98)]
     assert kept[1] == pytest.approx(kept[0], rel=0.01)
+
+
+def test_the_momentum_of_lars_sums_steps() -> None:
+    """Its diffusion is lr / (1 - m) sqrt(N / B), that of Adam lr sqrt(N / B)."""
+    fields = {"curve": constant(0.1), "num_examples": 64_000, "num_epochs": 4}
+    for name, gain in (("lars", 10), ("lamb", 1)):
+        found = decay(Recipe(40, 0.9, optimizer=name, **fields)).at(0).noise
+        assert found == {"diffusion": pytest.approx(0.1 * gain * math.sqrt(1600))}
 
 
 def test_sgd_has_no_momentum() -> None:

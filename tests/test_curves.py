@@ -14,8 +14,10 @@ from batchgrow.plan.curves import (
     evaluate,
     exponential,
     inverse_time,
+    polynomial,
     step,
     with_warmup,
+    wsd,
 )
 
 EPOCHS = (0.0, 0.5, 3.0, 29.999, 30.0, 59.5, 60.0, 75.3, 89.99)
@@ -27,7 +29,11 @@ EPOCHS = (0.0, 0.5, 3.0, 29.999, 30.0, 59.5, 60.0, 75.3, 89.99)
         (constant(0.1), lambda t: 0.1),
         (step(0.1, (30, 60), 0.2), lambda t: 0.1 if t < 30 else 0.02 if t < 60 else 0.004),
         (exponential(0.1, 0.5, 10), lambda t: 0.1 * 2 ** (-t / 10)),
+        (exponential(0.1, 0.5), lambda t: 0.1 * 2**-t),
         (inverse_time(0.1, 2.0), lambda t: 0.1 / (1 + 2 * t)),
+        (inverse_time(0.1, 2.0, 10), lambda t: 0.1 / (1 + t / 5)),
+        (polynomial(0.1, 60, 2.0, 0.01), lambda t: 0.01 + 0.09 * max(1 - t / 60, 0) ** 2),
+        (wsd(0.1, 60, 30, 2.0), lambda t: 0.1 * min(max(60 - t, 0) / 30, 1) ** 2),
         (cosine(0.1, 60, 0.01), lambda t: 0.055 + 0.045 * math.cos(math.pi * min(t / 60, 1))),
         (with_warmup(constant(3.2), 5, 0.1), lambda t: min(0.1 + 3.1 * t / 5, 3.2)),
         (with_warmup(cosine(0.1, 90), 0), lambda t: 0.05 * (1 + math.cos(math.pi * t / 90))),

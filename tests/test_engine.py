@@ -23,6 +23,7 @@ from batchgrow.plan import Recipe, curves, decay
 from batchgrow.update import UpdateCompiler
 
 GIB = 2**30
+FIRST = tiny_experiment()
 
 
 class FakeCompiler(UpdateCompiler):
@@ -177,6 +178,34 @@ def test_an_update_takes_the_place_of_the_state_in_memory():
         points = list(islice(experiment.plan.points(), 1))  # type: ignore[attr-defined]
         program(state, engine.feed.batch(program.dispatch_positions(points)), points)
         assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
+
+
+def test_the_seed_decides_the_parameters_and_what_an_update_draws():
+    """Equal parameters and equal examples, augmented by each seed, give other parameters."""
+    params = []
+    for seed in (0, 0, 3):
+        experiment = tiny_experiment({"task.augment": "crop_flip", "seed": seed})
+        with Engine(experiment, make_mesh(1)) as engine, Engine(FIRST, make_mesh(1)) as first:
+            program = engine.updates.get(32)
+            points = list(islice(experiment.plan.points(), 1))  # type: ignore[attr-defined]
+            batch = first.feed.batch(program.dispatch_positions(points))
+            start = engine.initial_state().params
+            after = program(first.initial_state(), batch, points)
+            params.append(jax.tree.map(np.array, (start, after.params)))
+    for same, other in zip(*(map(jax.tree.leaves, params[i]) for i in (0, 1)), strict=True):
+        np.testing.assert_array_equal(same, other)
+    for part in (0, 1):
+        kernels = [found[part]["Dense_0"]["kernel"] for found in params]
+        assert (kernels[0] != kernels[2]).any()
+
+
+def test_each_batch_size_is_compiled_with_its_optimizer():
+    asked: list[int] = []
+    optimizer = FIRST.optimizer_at(32)
+    experiment = tiny_experiment(optimizer=lambda size: asked.append(size) or optimizer)
+    with Engine(experiment, make_mesh(1)) as engine:
+        engine.updates.get(128)
+    assert asked == [32, 128]  # of the recipe, for the state; of the update
 
 
 def test_the_host_is_at_most_two_dispatches_ahead():

@@ -9,7 +9,7 @@ from tiny import make_config, run_tiny, tiny_experiment
 
 from batchgrow.config import make_plan
 from batchgrow.optimizer import make_optimizer
-from batchgrow.plan import Recipe, decay, exchange, grow, ramp
+from batchgrow.plan import Recipe, decay, exchange, follow, grow, ramp
 from batchgrow.plan.curves import constant, cosine, one_cycle, with_warmup
 
 N = 8000
@@ -90,6 +90,16 @@ def test_adams_average_needs_no_correction() -> None:
     plan, plain = (grow(recipe, momentum=m, max_batch_size=64) for m in (RISING, None))
     assert [p.learning_rate for p in plan.points()] == [p.learning_rate for p in plain.points()]
     assert plan.at(plan.end_examples - 1).momentum == 0.98
+
+
+def test_a_plan_that_follows_the_noise_has_the_momentum_of_the_recipe() -> None:
+    plan = follow(ONE_CYCLE, max_batch_size=64, decide_every_epochs=1)
+    first = plan.next((), {})
+    assert first is not None
+    for update in (0, 100, first.num_updates - 1):
+        expected = ONE_CYCLE.momentum_at(first.start_examples + 16 * update)
+        assert plan.momentum_of(first, update) == pytest.approx(expected)
+    assert plan.momentum_of(first, 0) != plan.momentum_of(first, 100)
 
 
 def test_tables_show_the_momentum() -> None:

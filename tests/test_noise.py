@@ -12,7 +12,7 @@ import pytest
 from tiny import make_config, run_tiny
 
 from batchgrow import layout, noise, report
-from batchgrow.config import make_experiment
+from batchgrow.config import make_experiment, make_noise_probe
 from batchgrow.data.datasets import ArrayDataset
 from batchgrow.engine import Engine
 from batchgrow.experiment import NoiseProbe
@@ -225,6 +225,22 @@ def test_a_run_measures_the_same_however_it_is_executed(changes, tmp_path):
     for value, other in zip(found, expected, strict=True):
         assert (value is None) == (other is None)
         assert value is None or value == pytest.approx(other, rel=1e-3)
+
+
+def test_where_the_noise_is_measured(tmp_path, monkeypatch):
+    """After each 160 examples, on the 80 of the stream that come next."""
+    measured = []
+    measure = Engine.measure_noise
+
+    def note(engine, executable, state, position):
+        measured.append(position)
+        return measure(engine, executable, state, position)
+
+    monkeypatch.setattr(Engine, "measure_noise", note)
+    run_tiny(tmp_path, MEASURED)
+    assert measured == [160, 320, 480, 736]  # Updates of 128 end at 480, 608 and 736.
+    config = make_config({"noise.share": 0.25, "noise.num_pieces": 5, "noise.horizon_epochs": 2.0})
+    assert make_noise_probe(config, 1437) == NoiseProbe(16, 5, every=320, horizon=2874)
 
 
 def test_pieces_hold_whole_ghost_batches():

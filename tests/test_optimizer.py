@@ -13,7 +13,13 @@ from tiny import assert_close, run_experiment, run_tiny, tiny_experiment
 from batchgrow.data.catalog import load_images
 from batchgrow.engine import Engine
 from batchgrow.layout import make_mesh
-from batchgrow.optimizer import OPTIMIZERS, kernels, make_optimizer, matrices
+from batchgrow.optimizer import (
+    OPTIMIZERS,
+    kernels,
+    make_optimizer,
+    matrices,
+    optimizer_by_batch,
+)
 from batchgrow.plan.coupling import COUPLINGS
 
 M, B2, EPS, DECAY = 0.9, 0.99, 1e-3, 0.1
@@ -133,6 +139,18 @@ def test_lars_trusts_kernels_by_their_norms():
     np.testing.assert_allclose(actual["dense"]["kernel"], ratio * step, rtol=1e-5)
     np.testing.assert_allclose(actual["dense"]["bias"], regularised["dense"]["bias"], rtol=1e-5)
     np.testing.assert_allclose(actual["norm"]["scale"], regularised["norm"]["scale"], rtol=1e-5)
+
+
+def test_lars_accumulates_steps_of_trusted_length():
+    """A <- m A + c |w| / |g| g: the trust ratio is that of each gradient, not that of their sum."""
+    trust, w = 0.02, start()["dense"]["kernel"]
+    steps = [
+        trust * np.linalg.norm(w) / np.linalg.norm(g["dense"]["kernel"]) * g["dense"]["kernel"]
+        for g in gradients()
+    ]
+    expected = sum(M ** (STEPS - 1 - i) * step for i, step in enumerate(steps))
+    actual = directions("lars", trust_coefficient=trust)[-1]["dense"]["kernel"]
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
 
 
 def test_lamb_trusts_kernels_by_their_norms():
@@ -285,3 +303,45 @@ def test_unknown_names_are_refused():
         make_optimizer("sgd", momentum=M, weight_decay=0.0, clip_norm=0.0)
     with pytest.raises(ValueError, match="debias_momentum: 'adam' does not need it"):
         make_optimizer("adam", momentum=M, weight_decay=0.0, debias_momentum=True)
+
+
+def test_the_decay_of_a_config_follows_the_batch():
+    """AdamW with lr ~ sqrt(B): on a gradient of 0, 4 times the batch decays twice as fast."""
+    changes = {"optimizer.name": "adamw", "optimizer.weight_decay": DECAY, "plan.exponent": 0.5}
+    experiment = tiny_experiment(changes)
+    w = jnp.float32([3.0, -1.0])
+    for size, growth in ((32, 1), (128, 4)):
+        optimizer = experiment.optimizer_at(size)
+        direction, _ = optimizer.update(jnp.zeros(2), optimizer.init(w), w)
+        np.testing.assert_allclose(direction, math.sqrt(growth) * DECAY * w, rtol=1e-6)
+
+
+def test_rates_of_forgetting_follow_the_batch():
+    """The first direction, from a gradient of 1, at 4 and at 64 times the batch."""
+    fields = {"batch_size": 16, "exponent": 0.5, "momentum": M, "weight_decay": 0.0, "b2": 0.999}
+    fields |= {"betas_follow_batch": True, "b2_floor": 0.99}
+    w = jnp.zeros(())
+
+    def first(name, size, **changes):
+        optimizer = optimizer_by_batch(name, **fields | changes)(size)
+        return optimizer.update(jnp.ones(()), optimizer.init(w), w)
+
+    _, state = first("adam", 64)
+    mu, nu = (optax.tree_utils.tree_get(state, name) for name in ("mu", "nu"))
+    assert float(mu) == pytest.approx(1 - M**4)
+    assert float(nu) == pytest.approx(1 - 0.999**4, rel=1e-4)
+    _, state = first("adam", 16 * 64)
+    mu, nu = (optax.tree_utils.tree_get(state, name) for name in ("mu", "nu"))
+    assert (float(mu), float(nu)) == pytest.approx((0.5, 0.01), rel=1e-4)  # the floors
+    # Bias correction makes both averages 1, and epsilon is a half.
+    assert float(first("adam", 64, epsilon=1.0)[0]) == pytest.approx(1 / (1 + 0.5), rel=1e-5)
+    direction, _ = first("rmsprop", 64, rmsprop_decay=0.9)
+    assert float(direction) == pytest.approx(1 / math.sqrt(1 - 0.9**4), rel=1e-5)
+
+
+def test_decay_need_not_follow_the_batch():
+    fields = {"batch_size": 16, "exponent": 0.5, "momentum": M, "weight_decay": DECAY}
+    at = optimizer_by_batch("adamw", decay_follows_batch=False, **fields)
+    w = jnp.float32([2.0])
+    direction, _ = at(64).update(jnp.zeros(1), at(64).init(w), w)
+    np.testing.assert_allclose(direction, DECAY * w, rtol=1e-6)

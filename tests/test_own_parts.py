@@ -16,7 +16,7 @@ from own import ARRAYS, make_config, train_twice
 
 from batchgrow.config import make_experiment, make_plan
 from batchgrow.models import GhostBatchNorm, make_model, nnx
-from batchgrow.models.dropout import apply
+from batchgrow.models.dropout import apply, masks_by_example
 from batchgrow.tasks import Metric, Outputs
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -112,6 +112,9 @@ def test_masks_of_nnx_dropout_depend_on_the_examples_alone():
     assert 0 < (whole == 0).mean() < 1
     other, _ = apply(model, variables, x, jax.random.split(jax.random.key(2), 8), train=True)
     assert (other != whole).any()
+    with masks_by_example(keys):
+        first, second = (nnx.Dropout(0.5)(jnp.ones((8, 100))) for _ in range(2))
+    assert (first != second).mean() == pytest.approx(0.5, abs=0.1)  # layers draw for themselves
     evaluated, _ = apply(model, variables, x, None, train=False)
     assert (evaluated != 0).all()
     with pytest.raises(ValueError, match="variable drop.rngs.count .* batchgrow.models.nnx.Dropo"):

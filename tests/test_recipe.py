@@ -6,10 +6,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tiny import change
 
+from batchgrow.config import make_plan
 from batchgrow.plan import Recipe, decay, grow, noise_scale
-from batchgrow.plan.curves import constant, cosine
+from batchgrow.plan.curves import (
+    Curve,
+    constant,
+    cosine,
+    exponential,
+    inverse_time,
+    polynomial,
+    step,
+    wsd,
+)
 from batchgrow.plan.recipe import accumulation_epochs, noise_scale_exact
+from configs import base, cifar10
 
 
 def recipe(**changes: Any) -> Recipe:
@@ -80,3 +92,49 @@ def test_noise_scales() -> None:
     assert noise_scale_exact(0.1, 128, 0.9, 50_000) == pytest.approx(389.625)
     assert noise_scale_exact(0.1, 1000, 0.9, 1000) == 0
     assert accumulation_epochs(128, 0.9, 50_000) == pytest.approx(0.0256)
+
+
+@pytest.mark.parametrize(
+    ("name", "curve"),
+    [
+        ("constant", constant(0.2)),
+        ("step", step(0.2, (1, 2), 0.3)),
+        ("exponential", exponential(0.2, 0.7)),
+        ("inverse_time", inverse_time(0.2, 0.7)),
+        ("cosine", cosine(0.2, 4, 0.01, 1)),
+        ("polynomial", polynomial(0.2, 4, 2.0, 0.01)),
+        ("wsd", wsd(0.2, 4, 1.5, 2.0, 0.01)),
+    ],
+)
+def test_each_curve_of_a_config_is_the_function_of_its_name(name: str, curve: Curve) -> None:
+    changes = {
+        "curve": name,
+        "num_epochs": 4.0,
+        "learning_rate": 0.2,
+        "boundaries_epochs": (1.0, 2.0),
+        "factor": 0.3,
+        "decay_rate": 0.7,
+        "final_learning_rate": 0.01,
+        "decay_start_epochs": 1.0,
+        "power": 2.0,
+        "decay_epochs": 1.5,
+        "batch_size": 32,
+    }
+    config = change(base.get_config(), {f"recipe.{k}": v for k, v in changes.items()})
+    found = make_plan(config, 1000).recipe
+    epochs = (0.0, 0.5, 1.5, 2.4, 2.6, 3.9)
+    rates = [found.learning_rate_at(round(1000 * epoch)) for epoch in epochs]
+    assert rates == pytest.approx([curve(epoch) for epoch in epochs])
+
+
+def test_a_config_may_have_a_learning_rate_for_each_optimizer() -> None:
+    for optimizer, rate in (("momentum", 0.1), ("adam", 0.001)):
+        config = change(cifar10.get_config(), {"optimizer.name": optimizer})
+        assert make_plan(config, 50_000).at(0).learning_rate == rate
+
+
+def test_the_ladder_of_a_config_is_the_factor_of_its_growths() -> None:
+    changes = {"curve": "cosine", "batch_size": 32, "learning_rate": 0.1, "num_epochs": 10.0}
+    config = change(base.get_config(), {f"recipe.{k}": v for k, v in changes.items()})
+    change(config, {"plan.name": "grow", "plan.ladder": 4.0, "plan.max_batch_size": 512.0})
+    assert make_plan(config, 10_000).batch_sizes() == (32, 128, 512)

@@ -70,6 +70,19 @@ def test_a_changed_number_is_noticed():
         saved._verified({"state": state | {"params": {"a": tree["a"] * 2}}, "digest": sums})
 
 
+def test_a_changed_number_of_an_average_is_noticed():
+    """The average, which evaluation takes, stands before the sums in the checksums."""
+    tree, average = ({"a": np.full(3, value, np.float32)} for value in (1, 2))
+    state = {"params": tree, "model_state": {}, "average": average}
+    state["sums"] = {"count": np.float32(0)}
+    sums = np.asarray(saved.digest(tuple(state.values())))
+    assert saved._verified({"state": state, "digest": sums}) == {"params": average}
+    for name in ("params", "average"):
+        changed = state | {name: {"a": state[name]["a"] * 2}}
+        with pytest.raises(ValueError, match="checksum"):
+            saved._verified({"state": changed, "digest": sums})
+
+
 def test_starts_from_the_layers_that_match(source):
     theirs, drawn = by_name(read_variables(str(source))), initial({"seed": 3})
     mine = initial({"seed": 3, "init.run": str(source), "init.layers": NEW})

@@ -121,6 +121,16 @@ def test_every_position_holds_the_example_of_the_stream():
         assert {found[p][0] for p in range(epoch, epoch + 50)} == set(range(50))
 
 
+def test_a_look_at_other_positions_takes_nothing():
+    """`peek`, for the noise: what was read ahead stays, and is not read again."""
+    source, ahead, other = Numbered(), np.arange(48), np.array([[60, 3], [100, 7]])
+    with feed_of(source) as feed:
+        assert feed.read_ahead(ahead)
+        assert_equal(feed.peek(other), expected_batch(other))
+        assert_equal(feed.batch(ahead), expected_batch(ahead))
+    assert len(source.read) == ahead.size + other.size
+
+
 @pytest.mark.parametrize("ahead", [0, 1, 3, 100])
 @pytest.mark.parametrize(
     ("segments", "num_processes", "num_devices", "limit"),
