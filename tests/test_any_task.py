@@ -121,6 +121,9 @@ def test_rows_have_the_metrics_of_the_task(name, whole):
         assert {f"train_{name}" for name in names} <= row.keys()
         assert "train_accuracy" not in row
     assert {f"test_{name}" for name in names} <= trained.rows[-1].keys()
+    tokens = {"language": 64}.get(name)  # of a window
+    for row in trained.rows:
+        assert row.get("tokens_seen") == (tokens and tokens * row["examples_seen"])
     sizes = [row["batch_size"] for row in trained.rows]
     assert len(set(sizes)) == 2 and sizes == sorted(sizes)
     assert all(np.isfinite(row["train_loss"]) for row in trained.rows)

@@ -135,6 +135,8 @@ def test_headline_states_the_finding_from_the_numbers(found, kind):
         f"Same noise scale: three plans end within {by} of each other in test {kind.shown} ("
     )
     assert f"increasing_batch needs {ratio:.1f}x fewer updates than" in comparison["headline"]
+    fewer = {plan["variant"]: plan["times_fewer_updates"] for plan in comparison["plans"]}
+    assert fewer["decaying_lr"] == 1 and fewer["increasing_batch"] == pytest.approx(ratio)
 
 
 def test_headline_does_not_claim_a_noise_scale_or_a_metric_that_differs(tmp_path, kind):

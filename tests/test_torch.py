@@ -8,8 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from batchgrow import Recipe, Stream, curves, decay, grow
-from batchgrow.batches import PlanBatches
+from batchgrow import Recipe, Stream, curves, grow
 
 torch = pytest.importorskip("torch")
 
@@ -54,10 +53,6 @@ def by_update(steps) -> list[list[int]]:
     return updates
 
 
-def test_the_batch_sizes_grow() -> None:
-    assert [segment.batch_size for segment in PLAN.segments] == [6, 12, 24]
-
-
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_one_loader_reads_the_stream_across_growths(num_workers: int) -> None:
     stream = Stream(N, seed=3)
@@ -86,45 +81,6 @@ def test_the_indices_are_those_of_the_jax_engine() -> None:
     for positions, indices in zip(positions_of(PLAN), ours, strict=True):
         sent = streamed.batch(np.array(positions))
         assert np.asarray(sent["examples"]["x"]).tolist() == indices
-
-
-@pytest.mark.parametrize("world_size", [2, 3, 6])
-@pytest.mark.parametrize("max_batch_size", [None, 1, 3])
-def test_ranks_share_each_update(world_size: int, max_batch_size: int | None) -> None:
-    """Equal parts, together exactly the update, in the order of the engine's layout."""
-    ranks = [
-        run(
-            PlanBatchSampler(
-                PLAN, N, seed=1, rank=r, world_size=world_size, max_batch_size=max_batch_size
-            )
-        )
-        for r in range(world_size)
-    ]
-    stream, together = Stream(N, seed=1), []
-    for parts in zip(*ranks, strict=True):
-        step = parts[0][0]
-        size = step.point.batch_size // world_size // step.num_microbatches
-        assert {len(batch) for _, batch in parts} == {size}
-        assert max_batch_size is None or size <= max_batch_size
-        assert {other for other, _ in parts} == {step}
-        together.append((step, sum((batch for _, batch in parts), [])))
-    expected = [stream.indices(positions).tolist() for positions in positions_of(PLAN)]
-    assert by_update(together) == expected
-
-
-@pytest.mark.parametrize("max_batch_size", [None, 5])
-def test_resume_at_every_update(max_batch_size: int | None) -> None:
-    whole = run(PlanBatchSampler(PLAN, N, max_batch_size=max_batch_size))
-    for point in PLAN.points():
-        sampler = PlanBatchSampler(
-            PLAN, N, examples_seen=point.start_examples, max_batch_size=max_batch_size
-        )
-        rest = run(sampler)
-        assert rest == whole[len(whole) - len(rest) :]
-        assert rest[0][0].point == point and rest[0][0].microbatch == 0
-        assert len(sampler) == len(rest)
-    end = PlanBatchSampler(PLAN, N, examples_seen=PLAN.end_examples)
-    assert (len(end), run(end)) == (0, [])
 
 
 def make_optimizer(kind: str = "sgd", lr: float = 0.3):
@@ -251,12 +207,7 @@ def test_a_resumed_run_ends_with_the_same_weights(stop: int) -> None:
 def test_errors_are_one_line() -> None:
     cases = [
         (lambda: PlanBatchSampler(PLAN, 50), "made for num_examples=60, but the data set has 50"),
-        (lambda: PlanBatchSampler(PLAN, N, rank=0, world_size=5), "batch_size=6 of segment 0 .*=5"),
         (lambda: PlanBatchSampler(PLAN, N, rank=2, world_size=2), "rank=2 must be .* world_size=2"),
-        (lambda: PlanBatchSampler(PLAN, N, max_batch_size=0), "max_batch_size=0 must be a whole"),
-        (lambda: PlanBatchSampler(PLAN, N, examples_seen=7), "inside an update, which starts at 6"),
-        (lambda: PlanBatchSampler(PLAN, N, examples_seen=10**6), "outside of the plan"),
-        (lambda: PlanBatches(decay(Recipe(9, 0, CURVE, 8, 3)), Stream(8, 0)), "larger than the da"),
         (lambda: PlanBatchSampler(RECIPE, N), "must be a batchgrow.FixedPlan, not a Recipe"),
     ]
     for make, message in cases:
