@@ -152,7 +152,7 @@ def _plan(options: argparse.Namespace) -> None:
         plot(plan, options.plot)
     if options.out is not None:
         options.out.write_text(text, encoding="utf-8")
-    elif options.plot is None:
+    else:
         print(text, end="")
 
 

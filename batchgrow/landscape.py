@@ -180,7 +180,7 @@ def spectrum(objective: Objective, x: Vector, num_steps: int = 30, seed: int = 0
         for _ in range(REORTHOGONALISATIONS):
             product -= basis[: step + 1].T @ (basis[: step + 1] @ product)
         norm = float(np.linalg.norm(product))
-        if norm < 1e-5 * max(map(abs, diagonal)):  # The vectors span an invariant space.
+        if norm <= 1e-5 * max(map(abs, diagonal)):  # The vectors span an invariant space.
             break
         beside.append(norm)
         vector = product / norm

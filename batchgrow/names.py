@@ -33,7 +33,7 @@ def find(name: str, known: Mapping[str, Any], field: str) -> Any:
         )
     try:
         return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"{field} {name!r} cannot be imported ({error})") from error
 
 

@@ -124,7 +124,8 @@ def test_olmo_core(capsys) -> None:
 
 def test_plots(capsys, tmp_path) -> None:
     pytest.importorskip("matplotlib")
-    assert run(capsys, *WRN, f"--plot={tmp_path / 'plan.svg'}") == ""
+    for form in ("--to=table", "--to=csv"):
+        assert run(capsys, *WRN, form, f"--plot={tmp_path / 'plan.svg'}") == run(capsys, *WRN, form)
     assert (tmp_path / "plan.svg").stat().st_size > 5000
 
 

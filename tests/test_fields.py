@@ -83,9 +83,15 @@ def test_any_value_of_any_field_is_accepted_or_one_line(stem, name, value):
         assert "\n" not in str(error)
 
 
+def test_a_probability_may_be_0_or_1():
+    for value in (0, 0.0, 0.5, 1):
+        check(odd_config("digits", "model.last_probability", value))
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
+        ("model.last_probability", 2),
         ("optimizer.b2", 2.0),
         ("optimizer.epsilon", -1.0),
         ("optimizer.trust_coefficient", -1.0),

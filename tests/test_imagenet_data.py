@@ -9,7 +9,9 @@ import pytest
 import simplejpeg
 from PIL import Image, ImageOps
 
+from batchgrow.config.data import open_data
 from batchgrow.data import jpeg, workers
+from configs import imagenet_resnet50
 from experiments.make_fake_imagenet import with_orientation
 
 
@@ -315,6 +317,20 @@ def test_a_negative_label_is_no_class():
 class Unlabelled(ListSource):
     def __getitem__(self, index):
         return super().__getitem__(index) | {"label": -1}
+
+
+def test_workers_take_no_share_of_a_split():
+    config = imagenet_resnet50.get_config()
+    config.data.test_share = 0.1
+    with pytest.raises(ValueError, match="data.test_share 0.1: worker processes read splits"):
+        open_data(config, "test", to_read=False)
+
+
+def test_a_bad_test_record_is_never_replaced():
+    config = imagenet_resnet50.get_config()
+    config.data.on_bad_record = "replace"
+    found = [open_data(config, part, to_read=False).on_bad_record for part in ("train", "test")]
+    assert found == ["replace", "stop"]
 
 
 def test_unknown_on_bad_record():

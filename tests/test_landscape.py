@@ -71,6 +71,8 @@ def test_lanczos_stops_where_the_space_is_exhausted():
     objective = landscape.objective_of_function(lambda x: 3 * jnp.sum(x**2) / 2)
     found = landscape.spectrum(objective, jnp.zeros(50), num_steps=10)
     np.testing.assert_allclose(found.eigenvalues, [3.0], rtol=1e-5)
+    flat = landscape.spectrum(landscape.objective_of_function(jnp.sum), jnp.zeros(5), num_steps=3)
+    np.testing.assert_array_equal(flat.eigenvalues, [0.0])
 
 
 def test_sharpness_of_a_bowl_is_its_value_at_a_corner():

@@ -4,6 +4,7 @@ import json
 import pathlib
 import sys
 import types
+from dataclasses import replace
 from typing import Any
 
 import cv2
@@ -14,7 +15,9 @@ from own import ARRAYS, make_config, train_twice, write_csv, write_images
 
 from batchgrow.config import make_experiment
 from batchgrow.data import hugging_face
+from batchgrow.data.catalog import open_part
 from batchgrow.data.datasets import SourceDataset
+from batchgrow.data.source import Source
 
 ROOT = pathlib.Path(__file__).parents[1]
 HERE = "test_own_data"
@@ -147,6 +150,34 @@ def test_csv_with_classes_and_several_targets(tmp_path):
     assert experiment.task.model.outputs == 2
     assert experiment.test_data.num_examples == 10
     np.testing.assert_allclose(experiment.train_data.arrays["y"].std(0), 1, atol=1e-6)
+
+
+def test_classes_are_numbered_in_the_same_order_in_every_process(tmp_path):
+    """Numbers first, by size; then words and "nan", whose order as a number is undefined."""
+    (tmp_path / "c.csv").write_text("a,kind\n" + "1,yes\n2,NaN\n3,no\n4,10\n5,9\n" * 8)
+    changes = {"data.test_share": 0.25, "data.target": "kind"}
+    experiment = make_experiment(make_config(f"csv:{tmp_path}/c.csv", changes))
+    parts = (experiment.train_data.arrays, experiment.test_data.arrays)
+    a, labels = (np.concatenate([part[name] for part in parts]) for name in ("image", "label"))
+    _, place = np.unique(a, return_inverse=True)
+    expected = np.array([4, 2, 3, 1, 0])[place.ravel()]  # among 9, 10, NaN, no, yes
+    np.testing.assert_array_equal(labels, expected)
+
+
+def test_a_share_of_an_embedded_text_is_its_end():
+    """Training and test data have no token in common, as with a text of one's own."""
+    source = Source("python_topics", context=64)
+    whole = open_part(source, "train").arrays["tokens"]
+    shared = replace(source, test_share=0.25)
+    parts = [open_part(shared, part).arrays["tokens"] for part in ("train", "test")]
+    assert len(parts[1]) == round(len(whole) / 4)
+    np.testing.assert_array_equal(np.concatenate(parts), whole)
+
+
+def test_inputs_without_features_are_refused(tmp_path):
+    np.savez(tmp_path / "a.npz", x=np.zeros(40, np.float32), y=np.arange(40) % 2)
+    with pytest.raises(ValueError, match="each example of the inputs is one number; give them a"):
+        make_experiment(make_config(f"{tmp_path}/a.npz", {"data.test_share": 0.25}))
 
 
 def test_another_task_needs_no_new_section(tmp_path):

@@ -174,6 +174,7 @@ def test_an_optimizer_without_momentum_has_a_recipe_without():
         ("optimizer.name", f"{HERE}:absent", "optimizer.name .* cannot be imported"),
         ("optimizer.name", f"{HERE}:fixed", "needs key, shape; add a field of this name"),
         ("recipe.curve", f"{HERE}:absent", "recipe.curve .* cannot be imported"),
+        ("recipe.curve", ".relative:curve", "recipe.curve .* cannot be imported"),
         ("recipe.curve", f"{HERE}:constant_number", "returns a float; return a function from"),
     ],
 )

@@ -127,6 +127,8 @@ def test_other_tables_use_megatrons_pairs() -> None:
         ("16 7 100", "positive divisor of 64 - 16"),
         ("128 8 100", "positive divisor of 64 - 128"),
         ("5:16", "must start at example 0"),
+        ("0:16 inf:32", "'0:16 inf:32'"),
+        ("16 8 nan", "'16 8 nan'"),
     ],
 )
 def test_wrong_texts_are_refused_in_one_line(text: str, message: str) -> None:

@@ -78,6 +78,11 @@ def _open_jpegs(config: ConfigDict, part: Part, to_read: bool) -> JpegDataset:
         raise ValueError(
             f"unknown data.on_bad_record {data.on_bad_record!r}; choose {', '.join(ON_BAD_RECORD)}"
         )
+    if data.test_share is not None:
+        raise ValueError(
+            f"data.test_share {data.test_share}: worker processes read splits as they are; set it "
+            "to None, and the parts by data.train_split and data.test_split, such as train[:9000]"
+        )
     if (config.run.updates_per_dispatch or 1) > 1:
         raise ValueError(
             f"run.updates_per_dispatch {config.run.updates_per_dispatch}: worker processes feed "

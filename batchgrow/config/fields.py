@@ -292,6 +292,8 @@ def _check_of_model(name: str, value: Any) -> None:
     """Sizes and rates of a model: whole numbers are 1 or more, others are finite."""
     if name.endswith("dropout"):
         _check(name, value, DECAY)
+    elif name.endswith("probability"):
+        _check(name, value, SHARE)
     elif isinstance(value, tuple | list):
         for entry in value:
             _check_of_model(name, entry)

@@ -11,10 +11,10 @@ from batchgrow.data.datasets import ArrayDataset, Dataset, SourceDataset
 from batchgrow.data.files import open_csv, open_images, open_npz, open_series, open_text
 from batchgrow.data.hugging_face import from_hugging_face, open_hugging_face
 from batchgrow.data.prepared import is_prepared, read_all
-from batchgrow.data.source import Part, Source, make_dataset
+from batchgrow.data.source import Part, Source, make_dataset, make_windows
 from batchgrow.data.stream import RandomAccess
 from batchgrow.data.tables import load_table
-from batchgrow.data.text import TEXTS, TextDataset, load_text
+from batchgrow.data.text import TEXTS, load_text
 from batchgrow.names import find
 
 TABLES = ("diabetes",)
@@ -78,12 +78,9 @@ def open_part(source: Source, part: Part) -> Dataset:
         return _your_own(find(name, {}, "data.name")(source.split(part)), source, part)
     split = source.split(part)
     if name in TEXTS:
-        if source.context is None:
-            raise ValueError(
-                "data.context is not set; set it to the number of tokens that a model sees"
-            )
         text = load_text(name, split, source.data_dir)
-        return TextDataset(text.tokens, source.context, facts=text.facts)
+        whole = source.test_share is None
+        return make_windows(text.tokens, source, part, text.facts, whole=whole)
     is_table = name in TABLES
     arrays = (
         load_table(name, split) if is_table else load_images(name, split, source.data_dir).arrays

@@ -1,6 +1,7 @@
 """Data sets in files: arrays of NumPy, tables with commas, texts, and folders of images."""
 
 import csv
+import math
 import pathlib
 import zipfile
 from collections.abc import Sequence
@@ -264,7 +265,9 @@ def _numbers(rows: Any, header: list[str], names: list[str], source: Source) -> 
 
 
 def _as_number(cell: str) -> tuple[float, str]:
+    """Orders cells as numbers; texts, and "nan", which no order has, come last by alphabet."""
     try:
-        return float(cell), cell
+        number = float(cell)
     except ValueError:
-        return float("inf"), cell
+        number = math.inf
+    return (math.inf if math.isnan(number) else number), cell

@@ -133,7 +133,7 @@ def make_dataset(
     if list(chosen) == ["tokens"] and chosen["tokens"].ndim == 1:
         tokens = chosen["tokens"]
         facts = {"vocab_size": int(tokens.max(initial=0)) + 1}
-        return _windows(tokens if whole else _share_of(tokens, source, part), source, facts)
+        return make_windows(tokens, source, part, facts, whole=whole)
     lengths = {f"{given}{suffix}": len(chosen[name]) for name, given in names.items()}
     if len(set(lengths.values())) != 1:
         shown = ", ".join(f"{name} {length:,}" for name, length in lengths.items())
@@ -157,21 +157,33 @@ def make_text_dataset(texts: Mapping[str, bytes], source: Source, part: Part) ->
     """
     tokens, facts = read_tokens(texts, source.tokens, f"data.name {source.name!r}")
     if part in tokens:
-        return _windows(tokens[part], source, facts)
+        return make_windows(tokens[part], source, part, facts, whole=True)
     (tokens,) = tokens.values()
-    return _windows(_share_of(tokens, source, part), source, facts)
+    return make_windows(tokens, source, part, facts, whole=False)
 
 
-def _share_of(tokens: np.ndarray, source: Source, part: Part) -> np.ndarray:
-    border = len(tokens) - source.share(len(tokens))
-    return tokens[:border] if part == "train" else tokens[border:]
+def make_windows(
+    tokens: np.ndarray, source: Source, part: Part, facts: Mapping[str, Any], *, whole: bool
+) -> Dataset:
+    """The windows of `source.context` tokens of a text.
 
+    Args:
+      tokens: `(tokens,)`, whole numbers.
+      source: what the config says.
+      part: "train" or "test".
+      facts: what the tokens determine (see `datasets.Dataset`).
+      whole: whether all tokens belong to the part; otherwise the test share is taken from the end.
 
-def _windows(tokens: np.ndarray, source: Source, facts: Mapping[str, Any]) -> Dataset:
+    Raises:
+      ValueError: if there is no context or share, or the part is shorter than a window.
+    """
     if source.context is None:
         raise ValueError(
             "data.context is not set; set it to the number of tokens that a model sees"
         )
+    if not whole:
+        border = len(tokens) - source.share(len(tokens))
+        tokens = tokens[:border] if part == "train" else tokens[border:]
     return TextDataset(tokens, source.context, facts=facts)
 
 

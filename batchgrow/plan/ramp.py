@@ -192,7 +192,7 @@ def to_megatron(stages: Stages) -> str:
 def _count(text: str) -> int:
     number, factor = (text[:-1], SUFFIXES[text[-1]]) if text[-1:] in SUFFIXES else (text, 1)
     count = float(number) * factor
-    if count != int(count):
+    if not math.isfinite(count) or count != int(count):
         raise ValueError(f"{text} is not a whole number")
     return int(count)
 

@@ -107,6 +107,11 @@ class Classification:
         """
         images = examples["image"]
         shape = images.shape[1:]
+        if not shape:
+            raise ValueError(
+                "each example of the inputs is one number; give them a second axis, (examples, "
+                "features) or (examples, height, width, channels)"
+            )
         channels = shape[-1]
         for name, values in (("mean", self.mean), ("std", self.std)):
             if values is not None and len(values) not in (1, channels):
