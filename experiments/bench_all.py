@@ -1,14 +1,15 @@
-"""Run every benchmark with its peers, and write a page with the tables.
+"""Run the benchmarks with their peers, and write a page with the tables.
 
-    python -m experiments.bench_all [--data_dir=DIR] [--minutes=60]
+    python -m experiments.bench_all --out=DIR [--data_dir=DIR] [--minutes=60]
 
-Each result is kept in experiments/results/DEVICE with the device, the versions and its command;
-`tables.md` there shows all of them. What is kept is not measured again. PyTorch is measured where
-it is installed, the input pipeline where --data_dir has ImageNet or generated pictures (see
-docs/imagenet.md), and compiled programs where libtpu is installed.
+Each result is kept in --out with the device, the versions and its command; `tables.md` there shows
+all of them. What is kept is not measured again. PyTorch is measured where it is installed, the
+input pipeline where --data_dir has ImageNet or generated pictures (see docs/imagenet.md), and
+compiled programs where libtpu is installed.
 """
 
 import importlib.util
+import pathlib
 
 from absl import flags
 
@@ -16,6 +17,9 @@ from experiments import cli, recording
 from experiments.recording import Measurement
 
 _MINUTES = flags.DEFINE_float("minutes", 60.0, "When to stop.")
+_OUT = flags.DEFINE_string(
+    "out", None, "Folder of the results (default: experiments/results/DEVICE, where some are kept)."
+)
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Of `bench_input`.")
 
 
@@ -43,8 +47,9 @@ def measurements(on_cpu: bool) -> list[Measurement]:
 
 def main(_: list[str]) -> int:
     """Measures what is missing; the exit status is that of `recording.record`."""
-    folder = recording.folder_of_device()
-    return recording.record(measurements(folder.name == "cpu"), folder, _MINUTES.value)
+    of_device = recording.folder_of_device()
+    folder = pathlib.Path(_OUT.value) if _OUT.value else of_device
+    return recording.record(measurements(of_device.name == "cpu"), folder, _MINUTES.value)
 
 
 if __name__ == "__main__":

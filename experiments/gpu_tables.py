@@ -1,4 +1,4 @@
-"""Fill the empty GPU cells of README: benchmarks and CIFAR-10 at full size, on one GPU.
+"""Measure what README's empty GPU cells need: benchmarks and CIFAR-10 at full size, on one GPU.
 
     python -m experiments.gpu_tables --data_dir=DIR [--minutes=40]
 

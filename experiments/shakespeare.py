@@ -51,7 +51,7 @@ def main(_: list[str]) -> int:
 
 def _text() -> str:
     """Which text to train on, as the end of a variant."""
-    if is_prepared("tiny_shakespeare", flags.FLAGS.data_dir or ""):
+    if flags.FLAGS.download or is_prepared("tiny_shakespeare", flags.FLAGS.data_dir or ""):
         return ""
     print(
         "tiny_shakespeare is not prepared in the data folder (see --data_dir); training on the "
