@@ -189,6 +189,21 @@ def test_two_stream_until_one_is_asked_to_stop_and_one_goes_on(
 
 
 @pytest.mark.slow
+def test_two_measure_the_noise_that_one_does(tmp_path: pathlib.Path) -> None:
+    """Of 5 pieces, which 8 devices do not share equally; the first value, before rounding grows."""
+    changes = CHANGES | {"noise.share": 0.5, "noise.num_pieces": 5, "recipe.num_epochs": 0.5}
+    changes |= {"recipe.boundaries_epochs": (0.25,), "log_every_epochs": 0.1}
+    assert run_here(tmp_path / "one", changes) is Outcome.FINISHED
+    assert [e.status for e in run_processes(tmp_path / "two", changes)] == [0, 0]
+    one, two = (
+        [row["gradient_noise_scale"] for row in read_rows(folder) if "gradient_noise_scale" in row]
+        for folder in (tmp_path / "one", tmp_path / "two")
+    )
+    assert len(one) == len(two) >= 3
+    assert two[0] == pytest.approx(one[0], rel=1e-4)
+
+
+@pytest.mark.slow
 def test_two_train_on_jpegs_as_one_does(tmp_path: pathlib.Path) -> None:
     """Through a growth, in micro-batches and on shared ghosts; each picture is read by one."""
     make_fake_imagenet.make(str(tmp_path / "data"), 96, 20, num_classes=10, seed=0)
