@@ -111,16 +111,6 @@ def by_position(batches: Sequence[dict[str, Any]]) -> dict[int, tuple[int, str]]
 REFERENCE = by_position([expected_batch(np.arange(NUM_POSITIONS))])
 
 
-def test_every_position_holds_the_example_of_the_stream():
-    with feed_of(Numbered()) as feed:
-        found = by_position([feed.batch(np.arange(NUM_POSITIONS))])
-    assert found == REFERENCE
-    indices = Stream(NUM_EXAMPLES, seed=1).indices(np.arange(NUM_POSITIONS))
-    assert [found[p][0] for p in range(NUM_POSITIONS)] == indices.tolist()
-    for epoch in (0, 50):
-        assert {found[p][0] for p in range(epoch, epoch + 50)} == set(range(50))
-
-
 @pytest.mark.parametrize("ahead", [0, 1, 3, 100])
 @pytest.mark.parametrize(
     ("segments", "num_processes", "num_devices", "limit"),
@@ -156,6 +146,8 @@ def test_what_stands_where_depends_on_nothing_else(
         found |= own
         num_read += len(source.read)
     assert found == REFERENCE
+    indices = Stream(NUM_EXAMPLES, seed=1).indices(np.arange(NUM_POSITIONS))
+    assert [found[p][0] for p in range(NUM_POSITIONS)] == indices.tolist()
     assert num_read == NUM_POSITIONS
 
 
