@@ -24,7 +24,7 @@ from batchgrow.data.stream import Stream
 from batchgrow.run.timers import TIMING
 from batchgrow.train import Outcome, train
 from experiments import make_fake_imagenet
-from experiments.faults import free_port
+from experiments.ports import free_port
 
 HERE = pathlib.Path(__file__).parent
 TIME_LIMIT = 300  # seconds, on a machine that is busy with other things
