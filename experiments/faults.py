@@ -9,7 +9,6 @@ import pathlib
 import random
 import re
 import signal
-import socket
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +21,7 @@ from etils import epath
 from batchgrow.data.catalog import SPLITS, load_images
 from batchgrow.run.timers import TIMING
 from experiments import struck
+from experiments.ports import free_port
 from experiments.struck import NOTHING, TIME_LIMIT, Fault, beside, cache, digits_file
 
 KILLED, FINISHED, FULL, REFUSED, PREEMPTED, GROWTH = -signal.SIGKILL, 0, 1, 2, 75, 76
@@ -216,9 +216,3 @@ def damage(workdir: pathlib.Path, kind: str, rng: random.Random) -> bool:
 def contents(workdir: pathlib.Path) -> dict[str, bytes]:
     """Every file of a folder."""
     return {str(p): p.read_bytes() for p in sorted(workdir.rglob("*")) if p.is_file()}
-
-
-def free_port() -> int:
-    """A TCP port that nobody uses."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]

@@ -202,8 +202,15 @@ def _strike(fault: Fault, folder: pathlib.Path, moment: str, number: int) -> Non
             subprocess.Popen(["sh", "-c", later])
             os.kill(os.getpid(), signal.SIGSTOP)
         case "hold":
+            handler: Any = signal.getsignal(signal.SIGINT)
+
+            def tell(number: int, frame: Any) -> None:
+                handler(number, frame)
+                beside(folder, "interrupted").touch()
+
+            signal.signal(signal.SIGINT, tell)
             beside(folder, "paused").touch()
-            time.sleep(TIME_LIMIT)
+            time.sleep(TIME_LIMIT)  # goes on after a signal that was handled
         case "full disk":
             # Beyond its limit a file takes no more, like a disk that is full.
             most = int(4000 * fault.part)

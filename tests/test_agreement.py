@@ -3,7 +3,6 @@
 import json
 import os
 import pathlib
-import socket
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from tiny import tiny_experiment
 
 from batchgrow.run.agreement import check_agreement, check_shared, facts_of, fingerprint
 from batchgrow.run.folder import flatten
+from experiments.ports import free_port
 
 HERE = pathlib.Path(__file__).parent
 TIME_LIMIT = 200  # seconds, on a machine that is busy with other things
@@ -26,11 +26,8 @@ TIME_LIMIT = 200  # seconds, on a machine that is busy with other things
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Any, Any]]:
     """By scenario of tests/run_member.py, what it gave on processes 0 and 1."""
     folder = tmp_path_factory.mktemp("members")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     environment = {**os.environ, "PYTHONPATH": str(HERE.parent), "XLA_FLAGS": ""}
-    command = [sys.executable, str(HERE / "run_member.py"), str(folder), str(port)]
+    command = [sys.executable, str(HERE / "run_member.py"), str(folder), str(free_port())]
     processes = []
     for index in range(2):
         with open(folder / f"{index}.log", "w") as log:

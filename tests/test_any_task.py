@@ -154,7 +154,7 @@ def test_dropout_is_active(name, whole, tmp_path):
 
 
 @pytest.mark.parametrize("stop_at", [40, pytest.param(80, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", ["regression", pytest.param("language", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", MAKE)
 def test_a_resume_draws_the_same_masks(name, stop_at, whole, tmp_path):
     """Bit for bit on the same devices; to rounding error on others."""
     experiment = MAKE[name]({})

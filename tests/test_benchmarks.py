@@ -59,8 +59,6 @@ def test_prints_json(name: str) -> None:
         assert "speedup: over 1 device(s), within a turn" in result["notes"][0]
         assert [row["turns"] for row in result["rows"]] == [result["rows"][0]["turns"]] * 2
         assert result["rows"][0]["speedup"] == 1
-    if name == "growth":  # the compile is seen without compiling ahead, and not with it
-        assert result["rows"][0]["stall_ratio"] < result["rows"][0]["naive_stall_ratio"]
 
 
 @pytest.mark.slow

@@ -3,7 +3,6 @@ import math
 import os
 import pathlib
 import random
-import resource
 import shutil
 import subprocess
 import sys
@@ -267,46 +266,53 @@ def test_no_thread_outlives_a_failed_save(tmp_path: pathlib.Path) -> None:
     assert "the folder was removed during the run; put it back" in done.stderr
 
 
-@pytest.mark.parametrize("size", [0, 150, 700, 1500])
-def test_a_full_disk_is_told_and_leaves_the_others(
-    saved: pathlib.Path, tmp_path: pathlib.Path, size: int
-) -> None:
-    shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+# From a folder to the bytes that a file takes there, and no more.
+FULL = {"0": 0, "150": 150, "700": 700, "1500": 1500, "divided": 0}
+# Saves to each of them, divides by zero meanwhile in the last, and tells what was raised.
+SAVES = """
+import json, pathlib, resource, sys
+sys.path.insert(0, sys.argv[2])
+from test_checkpoint import FULL, make_state, notes, open_checkpoints
+raised = {}
+for name, size in FULL.items():
     try:
-        with pytest.raises(OSError, match=r"could not be written \(File too large\); free space"):
-            with open_checkpoints(tmp_path) as checkpoints:
-                checkpoints.restore(make_state(0))
-                resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-                checkpoints.save(40, make_state(40), notes(40), None)
-                checkpoints.wait()
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    for attempt in range(50):
-        try:
-            with open_checkpoints(tmp_path) as checkpoints:
-                assert_whole(checkpoints.restore(make_state(0)), (30,))
-                checkpoints.save(40, make_state(40), notes(40), None)
-            break
-        except OSError:
-            # Threads of the save that failed may still be writing there; a new process has none.
-            if attempt == 49:
-                raise
-            time.sleep(0.2)
+        with open_checkpoints(pathlib.Path(sys.argv[1], name)) as checkpoints:
+            checkpoints.restore(make_state(0))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+            checkpoints.save(40, make_state(40), notes(40), None)
+            name == "divided" and 1 / 0
+            checkpoints.wait()
+    except (OSError, ZeroDivisionError) as error:
+        raised[name] = str(error)
+print(json.dumps(raised))
+"""
+
+
+@pytest.fixture(scope="module")
+def full(saved: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The folder of these folders, and what was raised in a process that is over."""
+    folder, here = tmp_path_factory.mktemp("full"), pathlib.Path(__file__).parent
+    for name in FULL:
+        shutil.copytree(saved, folder / name)
+    command = [sys.executable, "-c", SAVES, str(folder), str(here)]
+    done = subprocess.run(command, cwd=here.parent, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    return folder, json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("name", [name for name in FULL if name != "divided"])
+def test_a_full_disk_is_told_and_leaves_the_others(full: Any, name: str) -> None:
+    folder, raised = full
+    assert "could not be written (File too large); free space" in raised[name]
+    with open_checkpoints(folder / name) as checkpoints:
+        assert_whole(checkpoints.restore(make_state(0)), (30,))
+        checkpoints.save(40, make_state(40), notes(40), None)
     # 10 is the best one; what the full disk had left behind is gone.
-    assert steps(tmp_path) == ["10", "30", "40"]
+    assert steps(folder / name) == ["10", "30", "40"]
 
 
-def test_a_failed_write_does_not_hide_what_ended_the_run(tmp_path: pathlib.Path) -> None:
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    try:
-        with pytest.raises(ZeroDivisionError):
-            with open_checkpoints(tmp_path) as checkpoints:
-                resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
-                checkpoints.save(10, make_state(10), notes(10), None)
-                raise ZeroDivisionError
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+def test_a_failed_write_does_not_hide_what_ended_the_run(full: Any) -> None:
+    assert full[1]["divided"] == "division by zero"
 
 
 def test_what_a_killed_write_left_is_no_checkpoint(tmp_path: pathlib.Path) -> None:

@@ -19,17 +19,20 @@ from configs import digits, mnist
 from experiments import cli
 
 ROOT = pathlib.Path(__file__).parent.parent
+TIME_LIMIT = 300  # seconds for one command, on a machine that is busy with other things
 
 # Loads JAX once, then forks for each command; no device is touched before the fork. Commands get
 # a platform that is not there unless they may train.
 SERVER = """
-import json, os, runpy, sys, traceback
+import json, os, runpy, signal, sys, traceback
 import jax, batchgrow.train
 
+TIME_LIMIT = int(sys.argv[1])
 for line in sys.stdin:
     module, argv, platform, log = json.loads(line)
     child = os.fork()
     if child == 0:
+        signal.alarm(TIME_LIMIT)  # ends a command that hangs
         for stream, name in ((1, "out"), (2, "err")):
             os.dup2(os.open(f"{log}.{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
         jax.config.update("jax_platforms", platform)
@@ -64,7 +67,7 @@ def without_warnings(said: str) -> str:
 @pytest.fixture(scope="module")
 def server():
     with subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", SERVER],
+        [sys.executable, "-W", "ignore", "-c", SERVER, str(TIME_LIMIT)],
         cwd=ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -131,17 +132,18 @@ def test_one_pool_serves_several():
     assert compiler.started == [4, 4] and len(compiler.threads) == 1
 
 
-def test_waiting_is_counted_only_where_somebody_waited():
-    def build(key: int) -> str:
-        time.sleep(0.1)
-        return f"executable {key}"
-
-    with CompileAhead(build) as sizes:
+def test_waiting_is_counted_only_where_somebody_waited(monkeypatch):
+    """By a clock that runs only while something is compiled, one second each time."""
+    compiled: list[int] = []
+    clock = SimpleNamespace(perf_counter=lambda: len(compiled))
+    monkeypatch.setattr("batchgrow.compile.time", clock)
+    with CompileAhead(compiled.append) as sizes:
         sizes.get(4)
         sizes.start(8).result()
+        sizes.get(8)
         waited, ahead = sizes.times[4], sizes.times[8]
-    assert waited.compile_seconds >= 0.1 and waited.waited_seconds >= 0.1
-    assert ahead.compile_seconds >= 0.1 and ahead.waited_seconds == 0
+    assert (waited.compile_seconds, waited.waited_seconds) == (1, 1)
+    assert (ahead.compile_seconds, ahead.waited_seconds) == (1, 0)
     assert waited.is_done and ahead.is_done
 
 

@@ -98,6 +98,10 @@ def test_the_table_is_split_without_overlap():
     assert len({row.tobytes() for row in rows}) == 442
     np.testing.assert_allclose(rows.mean(0), 0, atol=1e-6)
     np.testing.assert_allclose((rows**2).mean(0), 1, rtol=1e-5)
+    y = np.concatenate([train["y"], test["y"]])
+    assert test["y"].shape == (89, 1) and (y.min(), y.max()) == (25, 346)
+    with pytest.raises(ValueError, match="data.name 'houses' is not a table"):
+        load_table("houses", "train")
 
 
 def one_more_than_train(split: str) -> ArrayDataset:

@@ -33,8 +33,7 @@ def numbers(line: str) -> list[float]:
 
 
 @pytest.mark.parametrize("program", EXAMPLES, ids=lambda path: path.stem)
-def test_examples_are_short_and_shown(program):
-    assert len(program.read_text().splitlines()) < 60
+def test_examples_are_shown(program):
     assert any(f"{{literalinclude}} examples/{program.name}" in p.read_text() for p in PAGES)
 
 
@@ -114,8 +113,13 @@ def test_pages_build_without_warnings_and_name_the_whole_public_api(tmp_path):
 
 def test_python_in_pages_runs():
     """Snippets of whole programs; those with `...` show a part of one that is run above."""
-    for page in PAGES:
-        for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.S):
-            if "..." not in block:
-                source = [{"x": float(number)} for number in range(200)]
-                exec(compile(block, page.name, "exec"), {"source": source})
+    blocks = [
+        (page.name, block)
+        for page in PAGES
+        for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.S)
+        if "..." not in block
+    ]
+    assert blocks
+    for page, block in blocks:
+        source = [{"x": float(number)} for number in range(200)]
+        exec(compile(block, page, "exec"), {"source": source})

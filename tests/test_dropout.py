@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.errors import InvalidRngError
 
 from batchgrow.models.dropout import apply
 
@@ -144,5 +145,5 @@ def test_what_cannot_be_right_is_refused():
         apply(Attention(), variables, ONES, KEYS, train=True)
     with pytest.raises(ValueError, match=r"inputs \(1600, 5\) for 8 examples"):
         apply(Merged(), {}, ONES, KEYS, train=True)
-    with pytest.raises(Exception, match="dropout"):
+    with pytest.raises(InvalidRngError, match="dropout"):
         apply(Net(), {}, ONES, None, train=True)  # keys are needed

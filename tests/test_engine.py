@@ -2,7 +2,6 @@
 
 import gc
 import threading
-import time
 from functools import partial
 from itertools import count, islice
 from types import SimpleNamespace
@@ -151,8 +150,9 @@ def test_unknown_memory_has_a_default(platform, size):
 def test_release_frees_the_executable():
     """In XLA's own list: neither JAX's caches nor a reference cycle keep it."""
     client = jax.devices()[0].client
-    while any(thread.name.startswith("compile") for thread in threading.enumerate()):
-        time.sleep(0.01)  # compilations that earlier tests have left
+    for thread in threading.enumerate():
+        if thread.name.startswith("compile"):
+            thread.join(60)  # a compilation that an earlier test has left
     gc.collect()
 
     def live() -> int:

@@ -17,7 +17,7 @@ import pytest
 
 from experiments import faults
 from experiments.faults import checkpoints, errors, resumed_at, said, start, status
-from experiments.struck import UPDATES, Fault
+from experiments.struck import UPDATES, Fault, beside
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +32,14 @@ def complaint(workdir: pathlib.Path) -> str:
     assert "Traceback" not in said(workdir), said(workdir)
     (line,) = errors(workdir)
     return line
+
+
+def wait_for(training: faults.Training, flag: str) -> None:
+    """Until a training in one process has left this file beside its folder."""
+    deadline = time.monotonic() + faults.TIME_LIMIT
+    while not beside(training.workdir, flag).exists():
+        assert training.processes[0].is_alive() and time.monotonic() < deadline, flag
+        time.sleep(0.05)
 
 
 def newest(workdir: pathlib.Path) -> int:
@@ -78,17 +86,14 @@ def test_a_folder_survives_everything(undisturbed: pathlib.Path, tmp_path: pathl
 
     # Refused, with nothing touched.
     held = start(workdir, Fault(faults.SECOND))
-    deadline = time.monotonic() + faults.TIME_LIMIT
-    while not workdir.with_name("run.paused").exists():
-        assert held.processes[0].is_alive() and time.monotonic() < deadline, said(workdir)
-        time.sleep(0.05)
+    wait_for(held, "paused")
     assert status(start(workdir)) == 2
     line = complaint(workdir)
     assert "another run is using it" in line
     # The first Ctrl-C is noted, the second ends the process at once.
-    for _ in range(2):
-        os.kill(held.processes[0].pid, signal.SIGINT)
-        time.sleep(0.5)
+    os.kill(held.processes[0].pid, signal.SIGINT)
+    wait_for(held, "interrupted")
+    os.kill(held.processes[0].pid, signal.SIGINT)
     assert status(held) == 130
     for kind, what in (
         ("changed config", "-> 0.01); it changes the trajectory, so take another --workdir"),

@@ -1,5 +1,7 @@
 """Ghost batch norm against flax's BatchNorm, closed forms, and itself on other layouts."""
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -7,6 +9,7 @@ import numpy as np
 import pytest
 
 from batchgrow.models import make_model
+from batchgrow.models.dropout import apply
 from batchgrow.models.ghost_batch_norm import GhostBatchNorm, devices_per_ghost
 
 MOMENTUM, EPSILON, CHANNELS = 0.9, 1e-5, 3
@@ -127,10 +130,40 @@ def test_momentum_of_the_running_statistics_is_a_field():
         before = variables()["batch_stats"]["mean"]
         expected = momentum * before + (1 - momentum) * x.reshape(-1, CHANNELS).mean(0)
         assert_close(updated["batch_stats"]["mean"], expected)
-    model = make_model(
-        "conv_net", channels=2, num_classes=3, ghost_batch_size=4, ghost_momentum=0.5
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "side"),
+    [
+        ("conv_net", {"channels": 2}, 8),
+        ("wide_resnet", {"depth": 10, "width": 1}, 8),
+        ("resnet", {"depth": 18}, 32),
+        pytest.param("inception_resnet_v2", {"num_blocks": (1, 1, 1)}, 75, marks=pytest.mark.slow),
+    ],
+)
+def test_models_pass_the_momentum_on(name, fields, side):
+    """From a running mean of zero, one ghost gives (1 - m) times its own mean."""
+    inputs = jnp.asarray(np.random.default_rng(0).uniform(size=(2, side, side, 3)), jnp.float32)
+    keys = jax.random.split(jax.random.key(0), 2)
+    faster, slower = (
+        make_model(name, num_classes=3, ghost_batch_size=2, ghost_momentum=momentum, **fields)
+        for momentum in (0.5, 0.9)
     )
-    assert model.ghost_momentum == 0.5
+    shapes = jax.eval_shape(partial(faster.init, train=False), keys[0], inputs)
+    start = {
+        "params": jax.tree.map(lambda leaf: jnp.ones(leaf.shape), shapes["params"]),
+        "batch_stats": jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), shapes["batch_stats"]),
+    }
+
+    @jax.jit
+    def running_means() -> list[jax.Array]:
+        """Of the first norm of each model: XLA leaves out what comes after it."""
+        states = [apply(model, start, inputs, keys, train=True)[1] for model in (faster, slower)]
+        return [state["batch_stats"]["GhostBatchNorm_0"]["mean"] for state in states]
+
+    half, tenth = running_means()
+    assert tenth.min() > 0.01
+    np.testing.assert_allclose(half, 5 * tenth, rtol=1e-4)
 
 
 def test_evaluation_uses_running_statistics_for_any_batch():

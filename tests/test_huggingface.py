@@ -3,7 +3,6 @@
 import contextlib
 import os
 import pathlib
-import socket
 import subprocess
 import sys
 
@@ -19,6 +18,7 @@ pytest.importorskip("accelerate")
 from transformers import TrainerCallback, TrainingArguments  # noqa: E402
 
 from batchgrow.huggingface import PlanTrainer  # noqa: E402
+from experiments.ports import free_port  # noqa: E402
 
 ROOT = pathlib.Path(__file__).parents[1]
 N = 60
@@ -208,10 +208,7 @@ torch.distributed.destroy_process_group()
 
 @pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", TWO, str(tmp_path)],

@@ -43,8 +43,6 @@ def test_every_arm_has_a_plan_and_a_folder_of_its_own(name):
         plan = make_plan(cell.config, cell.config.data.num_train_examples)
         check_layouts(plan, 1, cell.config)
         assert plan.num_updates > 4
-    lines = len((ROOT / f"experiments/lab/{name}.py").read_text().splitlines())
-    assert lines < 200, "an experiment is a config and a page of code"
 
 
 def test_an_unknown_experiment_names_the_known():

@@ -61,9 +61,11 @@ def test_the_noise_scale_is_the_recipes_whatever_the_momentum(recipe, options) -
     assert len(plan.batch_sizes()) > 1
     momentum = options.get("momentum", recipe.momentum)
     for index, point in enumerate(plan.points()):
-        nominal = plan._nominal(plan.segments[point.segment], 0)
-        nominal = max(point.start_examples + (point.batch_size - 16) // 2, nominal)
-        nominal = min(nominal, recipe.end_examples - 1)
+        # The mean start of the updates that it replaces, but none of an earlier segment.
+        middle = point.start_examples + (point.batch_size - recipe.batch_size) // 2
+        middle = min(middle, recipe.end_examples - 1)
+        segment = plan.segments[point.segment]
+        nominal = max(point.start_examples, middle, segment.nominal_start_examples)
         assert point.noise_scale == pytest.approx(recipes_noise(recipe, nominal), rel=1e-6), index
         if callable(momentum):
             assert point.momentum == pytest.approx(momentum(nominal / N))

@@ -1,4 +1,4 @@
-"""What the adapters need works where only NumPy is installed."""
+"""Plans, and what the adapters need, work where only NumPy is installed."""
 
 import pathlib
 import subprocess
@@ -23,8 +23,13 @@ def run(program: str, *arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
-def test_the_order_of_examples_needs_numpy_only() -> None:
+def test_plans_and_the_order_of_examples_need_numpy_only() -> None:
     done = run("""
+import importlib, pkgutil
+import batchgrow.plan
+for module in pkgutil.iter_modules(batchgrow.plan.__path__):
+    if module.name != "optax_schedules":
+        importlib.import_module(f"batchgrow.plan.{module.name}")
 from batchgrow import Recipe, Stream, curves, grow, take
 from batchgrow.batches import PlanBatches
 from batchgrow.plan.exchange import from_text, to_csv
@@ -33,12 +38,13 @@ plan = grow(Recipe(10, 0.9, curves.step(0.1, (1, 2), 0.5), num_examples=100, num
 plan = from_text(to_csv(plan))
 read = [i for _, indices in PlanBatches(plan, Stream(100, 0), max_batch_size=5) for i in indices]
 assert len(read) == plan.end_examples and sorted(read[:100]) == list(range(100))
-try:
-    take([1, 2], [0])
-except ModuleNotFoundError as error:
-    assert error.name == "jax", error
-else:
-    raise AssertionError("jax is not hidden")
+for needs_jax in (lambda: take([1, 2], [0]), lambda: batchgrow.to_optax):
+    try:
+        needs_jax()
+    except ModuleNotFoundError as error:
+        assert error.name == "jax", error
+    else:
+        raise AssertionError("jax is not hidden")
 """)
     assert done.returncode == 0, done.stderr
 

@@ -3,20 +3,15 @@
 import itertools
 import json
 import math
-import pathlib
-import subprocess
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
 
-import batchgrow
 from batchgrow.plan import FixedPlan, Plan, Point, Recipe, Segment, decay, grow
 from batchgrow.plan.curves import constant, cosine, exponential, step, with_warmup
 
-ROOT = pathlib.Path(__file__).parent.parent
 CIFAR = Recipe(128, 0.9, step(0.1, (60, 120, 160), 0.2), num_examples=50_000, num_epochs=200)
 
 
@@ -277,39 +272,3 @@ def test_learning_rates_of_a_segment_are_those_of_its_points() -> None:
         plan = grow(recipe, exponent=exponent, momentum=momentum)
         rates = [rate for segment in plan.segments for rate in plan.learning_rates(segment)]
         assert rates == [point.learning_rate for point in plan.points()]
-
-
-# --- The package needs NumPy only.
-
-
-def test_plans_need_numpy_only() -> None:
-    """Every other package is hidden from the import system."""
-    program = """
-import sys
-from importlib.abc import MetaPathFinder
-class Hidden(MetaPathFinder):
-    def find_spec(self, fullname, path, target=None):
-        top = fullname.partition(".")[0]
-        if top not in sys.stdlib_module_names | {"numpy", "batchgrow"}:
-            raise ModuleNotFoundError(f"No module named {fullname!r}", name=fullname)
-sys.meta_path.insert(0, Hidden())
-import batchgrow
-from batchgrow import Recipe, curves
-plan = batchgrow.grow(Recipe(10, 0.9, curves.cosine(0.1, 4), num_examples=100, num_epochs=4))
-assert isinstance(plan, batchgrow.FixedPlan) and {"grow", "to_optax"} <= set(dir(batchgrow))
-import batchgrow.plan.time_to_train
-try:
-    batchgrow.to_optax
-except ModuleNotFoundError as error:
-    assert error.name == "jax", error
-else:
-    raise AssertionError("jax is not hidden")
-"""
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-
-
-def test_public_names_exist_and_others_do_not() -> None:
-    assert all(getattr(batchgrow, name) for name in batchgrow.__all__)
-    with pytest.raises(AttributeError, match="module 'batchgrow' has no attribute 'shrink'"):
-        batchgrow.shrink  # noqa: B018

@@ -25,6 +25,7 @@ def test_python_examples_run(capsys):
 def test_table_is_the_recorded_run():
     path = pathlib.Path(__file__).parents[1] / "experiments/results/digits.json"
     plans = json.loads(path.read_text())["comparisons"][0]["plans"]
+    assert plans
     for plan in plans:
         accuracy = plan["test"]["median"]
         updates, fewer = plan["num_updates"], plan["times_fewer_updates"]
@@ -38,7 +39,9 @@ def test_table_is_the_recorded_run():
 
 def test_table_of_small_plans_is_recorded():
     path = pathlib.Path(__file__).parents[1] / "experiments/results/cifar10_small.json"
-    for plan in json.loads(path.read_text())["comparisons"][0]["plans"]:
+    plans = json.loads(path.read_text())["comparisons"][0]["plans"]
+    assert plans
+    for plan in plans:
         name, test = plan["variant"].removesuffix(",small"), plan["test"]
         median, mean, deviation = (100 * test[key] for key in ("median", "mean", "stdev"))
         row = (

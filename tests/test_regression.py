@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from sklearn.metrics import r2_score
 
-from batchgrow.data.tables import load_table
 from batchgrow.models import MLP
 from batchgrow.models.dropout import apply
 from batchgrow.tasks.regression import Regression
@@ -80,17 +79,3 @@ def test_mlp_counts_by_hand_and_drops_hidden_units():
     part, _ = apply(model, variables, X[4:], keys[4:], train=True)
     np.testing.assert_allclose(trained[4:], part, rtol=1e-5, atol=1e-6)
     assert jnp.abs(trained - model.apply(variables, X, train=False)).max() > 0.01
-
-
-def test_diabetes():
-    train, test = load_table("diabetes", "train"), load_table("diabetes", "test")
-    assert [t["x"].shape for t in (train, test)] == [(353, 10), (89, 10)]
-    assert [t["y"].shape for t in (train, test)] == [(353, 1), (89, 1)]
-    x, y = (np.concatenate([train[name], test[name]]) for name in ("x", "y"))
-    np.testing.assert_allclose(x.mean(0), 0, atol=1e-5)
-    np.testing.assert_allclose(x.std(0), 1, rtol=1e-5)
-    assert len(np.unique(x, axis=0)) == 442 and (y.min(), y.max()) == (25, 346)
-    with pytest.raises(ValueError, match="data.name 'houses' is not a table"):
-        load_table("houses", "train")
-    with pytest.raises(ValueError, match="diabetes has no split 'validation'"):
-        load_table("diabetes", "validation")

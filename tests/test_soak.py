@@ -3,7 +3,7 @@ import random
 
 import pytest
 
-from experiments import faults, soak
+from experiments import faults, ports, soak
 
 
 def make_run(folder: pathlib.Path) -> pathlib.Path:
@@ -55,6 +55,13 @@ def test_the_only_checkpoint_is_spared(tmp_path: pathlib.Path) -> None:
 
 def test_rows_are_compared_without_the_clock(tmp_path: pathlib.Path) -> None:
     assert faults.rows(make_run(tmp_path)) == [{"examples_seen": 10}]
+
+
+def test_a_port_is_given_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also to processes that ask before it is used."""
+    monkeypatch.setattr(ports, "PORTS", [ports.free_port()])
+    with pytest.raises(OSError, match="no TCP port is free"):
+        ports.free_port()
 
 
 @pytest.mark.slow

@@ -214,7 +214,10 @@ def test_run_folder(tmp_path):
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.json*")} == before
 
 
-def test_the_loop_compiles_the_next_size_reads_ahead_and_drops_the_last(tmp_path, monkeypatch):
+@pytest.mark.parametrize("ahead", [True, False])
+def test_the_loop_compiles_the_next_size_reads_ahead_and_drops_the_last(
+    ahead, tmp_path, monkeypatch
+):
     engines: list[Engine] = []
     keys: list[set[int]] = []
     caches: list[str] = []
@@ -236,10 +239,11 @@ def test_the_loop_compiles_the_next_size_reads_ahead_and_drops_the_last(tmp_path
         return False
 
     changes = {"run.updates_per_dispatch": 1, "run.compilation_cache_dir": "a cache"}
-    run_tiny(tmp_path, changes, stop=noted)
+    run_tiny(tmp_path, changes | {"run.compile_ahead": ahead}, stop=noted)
     small, large = (segment.num_updates for segment in PLAN.segments)
     # The larger size from the second dispatch of the smaller one on, which is dropped in turn.
-    assert keys == [{32}, *[{32, 128}] * (small - 1), *[{128}] * large]
+    both = {32, 128} if ahead else {32}
+    assert keys == [{32}, *[both] * (small - 1), *[{128}] * large]
     assert reads == Counter(range(small + large))
     assert caches == ["a cache"]
 
