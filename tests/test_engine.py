@@ -192,8 +192,7 @@ def test_the_seed_decides_the_parameters_and_what_an_update_draws():
             start = engine.initial_state().params
             after = program(first.initial_state(), batch, points)
             params.append(jax.tree.map(np.array, (start, after.params)))
-    for same, other in zip(*(map(jax.tree.leaves, params[i]) for i in (0, 1)), strict=True):
-        np.testing.assert_array_equal(same, other)
+    jax.tree.map(np.testing.assert_array_equal, params[0], params[1])
     for part in (0, 1):
         kernels = [found[part]["Dense_0"]["kernel"] for found in params]
         assert (kernels[0] != kernels[2]).any()
