@@ -55,9 +55,8 @@ def main(_: list[str]) -> int:
             if not _JSON.value:
                 print("  ".join(f"{k} {v}" for k, v in rows[-1].items()), flush=True)
     if _JSON.value:
-        about = {"devices": environment.devices(), "versions": environment.versions()}
-        about |= {"commit": environment.commit(), "command": environment.command()}
-        result = {"benchmark": "bench_imagenet", "dtype": _DTYPE.value, **about, "rows": rows}
+        about = {"benchmark": "bench_imagenet", "dtype": _DTYPE.value} | environment.recorded()
+        result = about | {"rows": rows}
         print(json.dumps(result, indent=2))
     return 0
 

@@ -24,9 +24,9 @@ import numpy as np
 from absl import flags
 
 from batchgrow.data import jpeg, prepared, stream, worker_feed, workers
+from batchgrow.run import environment
 from batchgrow.text_table import text_table
 from experiments import cli
-from experiments.result_files import environment_of
 
 _DATA_DIR = flags.DEFINE_string(
     "data_dir", None, "Folder in which tensorflow_datasets has imagenet2012."
@@ -190,7 +190,7 @@ def main(_: list[str]) -> int:
         notes.append(f"TensorFlow {tf.__version__}")
     if _JSON.value:
         about = {"benchmark": "bench_input", "rows": rows, "notes": notes}
-        print(json.dumps(about | environment_of()))
+        print(json.dumps(about | environment.recorded()))
         return 0
     cells = [["images/s per core", "wall time", "ours/this", "CPU time", "ours/this"]]
     cells += [[str(row.pop("pipeline")), *(f"{rate:.3g}" for rate in row.values())] for row in rows]

@@ -6,18 +6,7 @@ from typing import Any
 
 from etils import epath
 
-from batchgrow.run import environment
 from batchgrow.run.files import write_whole
-
-
-def environment_of() -> dict[str, Any]:
-    """Returns what is recorded beside a result."""
-    return {
-        "command": environment.command(),
-        "commit": environment.commit(),
-        "versions": environment.versions(),
-        "devices": environment.devices(),
-    }
 
 
 def check_writable(out: epath.Path) -> None:

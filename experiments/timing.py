@@ -146,10 +146,7 @@ def report(title: str, rows: Sequence[dict[str, Any]], notes: Sequence[str] = ()
     """The rows and what they were measured on: a table, or with --json one line of JSON."""
     about = {
         "dtype": DTYPE.value,
-        "devices": environment.devices(),
-        "versions": environment.versions(),
-        "commit": environment.commit(),
-        "command": environment.command(),
+        **environment.recorded(),
         "environment": {
             name: value
             for name, value in sorted(os.environ.items())
