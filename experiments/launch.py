@@ -89,13 +89,6 @@ def launch(
         app.run(main, flags_parser=partial(_parse, positional=positional, fields=fields))
 
 
-def train_config(config: ConfigDict, workdir: str) -> int:
-    """Trains with the flags of this file applied; returns the exit status."""
-    experiment = experiment_of(config)
-    outcome = train(experiment, workdir, override_config=OVERRIDE.value)
-    return status_of(experiment, workdir, outcome)
-
-
 def check_grid(workdir: str, grid: Iterable[tuple[Experiment, str]]) -> None:
     """Refuses to train below a run folder, where a report does not look for runs.
 
