@@ -415,7 +415,7 @@ bench_compiled.Compiler = lambda *_: compiled
 bench_compiled.MAKE = {"resnet50": lambda size, _: (None, lambda mesh: size)}
 bench_compiled.forecast.check_compiler = lambda target: None
 bench_compiled.compiler_versions = lambda target: {}
-bench_compiled.cli.run(bench_compiled.main)
+bench_compiled.benchmark.run(bench_compiled.main)
 """
 
 
