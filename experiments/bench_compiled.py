@@ -20,6 +20,7 @@ from absl import flags
 
 from batchgrow import config as library
 from batchgrow.devices import memory_needed
+from batchgrow.errors import first_line
 from batchgrow.experiment import Experiment
 from batchgrow.run import environment
 from batchgrow.targets import forecast, program
@@ -75,8 +76,7 @@ def bench(name: str, per_device: int) -> dict[str, Any]:
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        reason = str(error).splitlines()[0]
-        print(f"{about}: the peer does not fit: {reason}", file=sys.stderr, flush=True)
+        print(f"{about}: the peer does not fit: {first_line(error)}", file=sys.stderr, flush=True)
     our_cycles = ours.get("cycles")
     their_cycles = theirs and sum(program.cycles(theirs.text))
     return {

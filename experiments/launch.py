@@ -32,6 +32,7 @@ from etils import epath
 
 from batchgrow.config import ConfigDict, make_experiment
 from batchgrow.data.prepared import download
+from batchgrow.errors import first_line
 from batchgrow.experiment import Experiment, NonFiniteLoss, Outcome
 from batchgrow.run.folder import FolderError
 from batchgrow.run.signals import Preemption, stopping_at_once
@@ -257,7 +258,7 @@ def connect() -> None:
         )
     except (RuntimeError, ValueError) as error:
         kind = ValueError if isinstance(error, ValueError) else ConnectionError
-        raise kind(_cannot_join(str(error).strip().splitlines()[0])) from error
+        raise kind(_cannot_join(first_line(error))) from error
     finally:
         watch.cancel()
         signal.signal(signal.SIGINT, before)

@@ -68,8 +68,12 @@ def test_no_cycles():
             ),
         ),
         ("batchgrow.names", ()),
+        ("batchgrow.errors", ()),
         ("batchgrow.models", ("batchgrow.models", "batchgrow.names")),
-        ("batchgrow.data", ("batchgrow.data", "batchgrow.names", "batchgrow.layout")),
+        (
+            "batchgrow.data",
+            ("batchgrow.data", "batchgrow.errors", "batchgrow.names", "batchgrow.layout"),
+        ),
         ("batchgrow.tasks", ("batchgrow.tasks", "batchgrow.models", "batchgrow.data.augment")),
         ("batchgrow.layout", ("batchgrow.models.ghost_batch_norm",)),
         ("batchgrow.devices", ()),
@@ -78,7 +82,7 @@ def test_no_cycles():
         ("batchgrow.step", ("batchgrow.tasks",)),
         ("batchgrow.run.timers", ()),
         ("batchgrow.run.position", ("batchgrow.experiment", "batchgrow.plan")),
-        ("batchgrow.run.files", ()),
+        ("batchgrow.run.files", ("batchgrow.errors",)),
         ("batchgrow.run.log", ("batchgrow.run.files",)),
         ("batchgrow.run.folder", ("batchgrow.run.files",)),
         (
