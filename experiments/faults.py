@@ -20,6 +20,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from batchgrow.data.catalog import SPLITS, load_images
+from batchgrow.run.checkpoints import positions_of
 from batchgrow.run.timers import TIMING
 from experiments import struck
 from experiments.struck import NOTHING, TIME_LIMIT, Fault, beside, cache, digits_file
@@ -160,17 +161,10 @@ def resumed_at(workdir: pathlib.Path) -> int | None:
     return int(path.read_text()) if path.exists() else None
 
 
-def checkpoints(workdir: pathlib.Path) -> list[int]:
-    """The checkpoints of a folder, oldest first."""
-    folder = workdir / "checkpoints"
-    found = folder.iterdir() if folder.exists() else ()
-    return sorted(int(path.name) for path in found if path.name.isdigit())
-
-
 def final_arrays(workdir: pathlib.Path, whole: pathlib.Path) -> list[np.ndarray]:
     """Every array of the last checkpoint, by the tree of a run that nothing has damaged."""
     path, tree = (
-        epath.Path(folder) / "checkpoints" / str(checkpoints(folder)[-1]) / "state"
+        epath.Path(folder) / "checkpoints" / str(positions_of(str(folder))[-1]) / "state"
         for folder in (workdir, whole)
     )
     handler = ocp.PyTreeCheckpointHandler()
@@ -196,7 +190,7 @@ def damage(workdir: pathlib.Path, kind: str, rng: random.Random) -> bool:
     elif kind == "cut metrics.jsonl":
         files = [workdir / "metrics.jsonl"]
     else:
-        steps = checkpoints(workdir)
+        steps = positions_of(str(workdir))
         newest = workdir / "checkpoints" / str(steps[-1]) if len(steps) > 1 else None
         files = sorted(newest.rglob("*")) if newest else []
     files = sorted(path for path in files if path.is_file() and path.stat().st_size > 1)
