@@ -81,7 +81,13 @@ class Update:
 
 @dataclass(frozen=True)
 class Timeline:
-    """The updates of one run, and by batch size the seconds to compile it and waited for it."""
+    """The updates of one run.
+
+    Attributes:
+      updates: in order.
+      compile_seconds: what compiling took, by batch size.
+      waited_seconds: how long the loop waited for that, by batch size.
+    """
 
     updates: Sequence[Update]
     compile_seconds: dict[int, float]

@@ -122,7 +122,11 @@ class Probe:
         self._engine = engine
 
     def __call__(self, num_updates: int) -> int:
-        """Measures the examples of about as many updates, and returns of how many."""
+        """Measures about as many examples as `num_updates` updates have.
+
+        Returns:
+          How many updates those are.
+        """
         count = max(1, round(num_updates / NUM_PIECES))
         for _ in range(count):
             self._engine.measure_noise(self._executable, self._state, 0)

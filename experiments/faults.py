@@ -56,8 +56,9 @@ CUT_JSON = "cut JSON of a finished run"
 SECOND = "hold at an update"  # and a second run on the folder meanwhile
 CHANGED = (struck.CHANGED_CONFIG, struck.CHANGED_DATA)
 REFUSALS = (SECOND, *CHANGED)
-# Of two processes. One is paused and then asked to stop; both must refuse the others.
+# Only with two processes: one is paused and then asked to stop.
 PAUSES = {"pause at an update": PREEMPTED, "pause before the summary": FINISHED}
+# Only with two processes: both must refuse to start.
 PAIR_REFUSALS = (struck.DIFFERS, struck.LOCAL)
 # At the end of a run, in this order.
 LAST = (
