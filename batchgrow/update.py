@@ -19,6 +19,7 @@ from batchgrow import step
 from batchgrow.data.datasets import shapes_of
 from batchgrow.data.feed import Feed
 from batchgrow.devices import memory_limit, memory_needed
+from batchgrow.errors import first_line
 from batchgrow.experiment import Experiment
 from batchgrow.layout import AXIS_NAME, Layout
 from batchgrow.plan import Point
@@ -170,7 +171,7 @@ class UpdateCompiler:
             except jax.errors.JaxRuntimeError as error:  # the TPU compiler refuses by itself
                 if "RESOURCE_EXHAUSTED" not in str(error):
                     raise
-                log.info("%s: %s", layout, str(error).splitlines()[0])
+                log.info("%s: %s", layout, first_line(error))
                 too_large.append((layout, _refused_bytes(str(error))))
                 continue
             need = memory_needed(executable)

@@ -31,10 +31,11 @@ from batchgrow.experiment import Experiment
 from batchgrow.layout import make_mesh
 from batchgrow.plan import follow
 from batchgrow.plan.noise import NOISE_SCALE
+from batchgrow.run import environment
 from batchgrow.run.summary import share_of_peak
 from experiments import advice, cli, synthetic
 from experiments.launch import experiment_of, launch, obey_data_flags
-from experiments.result_files import check_writable, environment_of, write_result
+from experiments.result_files import check_writable, write_result
 from experiments.trials import piece_size_of
 from experiments.watched import train_watched
 
@@ -71,7 +72,7 @@ def main(_: list[str]) -> int:
     times = dict(update_times(experiment))
     peak = share_of_peak(experiment, make_mesh(experiment.execution.num_devices))
     found = advice.answer(times, measured_noise(experiment), following, peak)
-    found |= {"config": config.name, **environment_of()}
+    found |= {"config": config.name, **environment.recorded()}
     write_result(out, found, advice.figure(found, recipe.num_examples))
     print(json.dumps(found) if _JSON.value else f"{advice.as_text(found)}\n{out}.png")
     return 0

@@ -20,7 +20,7 @@ from batchgrow.config import ConfigDict
 from batchgrow.layout import make_mesh
 from batchgrow.run.summary import share_of_peak
 from configs import cifar10
-from experiments import synthetic, timing
+from experiments import benchmark, synthetic, timing
 
 _BATCH_SIZES = flags.DEFINE_list(
     "batch_sizes", ["128", "640", "3200", "5120"], "Batch sizes, on all devices together."
@@ -57,7 +57,7 @@ def main() -> str:
         from experiments.torch_wide_resnet import about
 
         notes.append(about(torch_device()))
-    return timing.report("bench_cifar10", rows, notes)
+    return benchmark.report("bench_cifar10", rows, notes, dtype=timing.DTYPE.value)
 
 
 def bench(config: ConfigDict, batch_size: int) -> dict[str, Any]:
@@ -119,4 +119,4 @@ def torch_device() -> str:
 
 
 if __name__ == "__main__":
-    timing.run(main)
+    benchmark.run(main)

@@ -9,7 +9,6 @@ same on every machine, so no other program disturbs this benchmark. It is no mea
 too, and sums its metrics.
 """
 
-import json
 import os
 import pathlib
 import sys
@@ -21,20 +20,19 @@ from absl import flags
 
 from batchgrow import config as library
 from batchgrow.devices import memory_needed
+from batchgrow.errors import first_line
 from batchgrow.experiment import Experiment
 from batchgrow.run import environment
 from batchgrow.targets import forecast, program
 from batchgrow.targets.compile import Compiled, Compiler, compile_update, compiler_versions
 from batchgrow.targets.machines import mesh_of, parse
-from batchgrow.text_table import text_table
 from configs import cifar10, imagenet_resnet50, shakespeare
-from experiments import cli, linen_peers, synthetic
+from experiments import benchmark, linen_peers, synthetic
 
 _TARGET = flags.DEFINE_string("target", "v5e:2x2", "As of `experiments.plan`.")
 _MODELS = flags.DEFINE_list("models", ["wide_resnet", "transformer", "resnet50"], "Of those.")
 _BATCH_SIZES = flags.DEFINE_list("batch_sizes", [], "Of each device; none for those of the model.")
 _CACHE = flags.DEFINE_string("cache_dir", "", "As of `forecast`; what is there is not compiled.")
-_JSON = flags.DEFINE_bool("json", False, "Print JSON instead of a table.")
 
 PER_DEVICE = {
     "resnet50": (32, 64, 128, 256),
@@ -43,8 +41,8 @@ PER_DEVICE = {
 }
 
 
-def main(_: list[str]) -> int:
-    """Prints a row for each model and batch size."""
+def main() -> str:
+    """The table, a row for each model and batch size."""
     target = parse(_TARGET.value)
     forecast.check_compiler(target)
     os.environ["JAX_PLATFORMS"] = "cpu"
@@ -55,19 +53,10 @@ def main(_: list[str]) -> int:
             raise ValueError(f"--models={model}: choose of {', '.join(PER_DEVICE)}")
         for per_device in map(int, _BATCH_SIZES.value or PER_DEVICE[model]):
             rows.append(bench(model, per_device))
-    about = {
-        "devices": {"kind": target.generation.device_kind, "count": mesh_of(target).size},
-        "versions": environment.versions() | compiler_versions(target),
-        "commit": environment.commit(),
-        "command": environment.command(),
-    }
     notes = ["cycles: the compiler's estimate for one update, not a measured time"]
-    if _JSON.value:
-        print(json.dumps({"benchmark": "bench_compiled", "rows": rows, "notes": notes, **about}))
-    else:
-        print(text_table([list(rows[0]), *([_cell(x) for x in row.values()] for row in rows)]))
-        print(f"\n{notes[0]}; {target.name}, commit {about['commit']}")
-    return 0
+    devices = {"kind": target.generation.device_kind, "count": mesh_of(target).size}
+    versions = environment.versions() | compiler_versions(target)
+    return benchmark.report("bench_compiled", rows, notes, devices=devices, versions=versions)
 
 
 def bench(name: str, per_device: int) -> dict[str, Any]:
@@ -87,8 +76,7 @@ def bench(name: str, per_device: int) -> dict[str, Any]:
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        reason = str(error).splitlines()[0]
-        print(f"{about}: the peer does not fit: {reason}", file=sys.stderr, flush=True)
+        print(f"{about}: the peer does not fit: {first_line(error)}", file=sys.stderr, flush=True)
     our_cycles = ours.get("cycles")
     their_cycles = theirs and sum(program.cycles(theirs.text))
     return {
@@ -136,11 +124,5 @@ def _sent(who: str, collectives: Any) -> dict[str, Any]:
     }
 
 
-def _cell(value: Any) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
 if __name__ == "__main__":
-    cli.run(main)
+    benchmark.run(main)

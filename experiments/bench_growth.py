@@ -31,7 +31,7 @@ from absl import flags
 from batchgrow.experiment import Experiment
 from batchgrow.plan import Point
 from batchgrow.step import TrainState
-from experiments import timing
+from experiments import benchmark, timing
 from experiments.timing import median
 from experiments.watched import train_watched
 
@@ -81,7 +81,13 @@ class Update:
 
 @dataclass(frozen=True)
 class Timeline:
-    """The updates of one run, and by batch size the seconds to compile it and waited for it."""
+    """The updates of one run.
+
+    Attributes:
+      updates: in order.
+      compile_seconds: what compiling took, by batch size.
+      waited_seconds: how long the loop waited for that, by batch size.
+    """
 
     updates: Sequence[Update]
     compile_seconds: dict[int, float]
@@ -201,8 +207,8 @@ def main() -> str:
     sizes = [_BATCH_SIZE.value * _FACTOR.value**i for i in range(_GROWTHS.value + 1)]
     model = timing.model_name(make_experiment([(sizes[0], 1)], compile_ahead=False))
     notes = [f"{model}, ghost batch {sizes[0]}; slowdown: of the size before"]
-    return timing.report("bench_growth", bench(sizes), notes)
+    return benchmark.report("bench_growth", bench(sizes), notes, dtype=timing.DTYPE.value)
 
 
 if __name__ == "__main__":
-    timing.run(main)
+    benchmark.run(main)

@@ -7,19 +7,17 @@ all-reduce and optimizer, on noise that the devices already hold. `experiments.b
 the input. Give the resulting `seconds_per_example` to `experiments.plan`.
 """
 
-import json
+import sys
 from statistics import median
 from typing import Any
 
-import jax
-from absl import flags, logging
+from absl import flags
 
 from batchgrow.config import ConfigDict
 from batchgrow.layout import make_mesh
-from batchgrow.run import environment
 from batchgrow.run.summary import share_of_peak
 from configs import imagenet_inception_resnet_v2, imagenet_resnet50
-from experiments import cli, synthetic
+from experiments import benchmark, synthetic
 
 _MODELS = flags.DEFINE_list(
     "models",
@@ -39,27 +37,18 @@ _DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["bfloat16", "float32"], "Dtype 
 _SECONDS = flags.DEFINE_float(
     "seconds", 5.0, "Seconds of measurement for each row, without compilation."
 )
-_JSON = flags.DEFINE_bool("json", False, "Print JSON instead of a table.")
 
 NUM_EXAMPLES = 2048  # on each device, or a batch, if that is more
 
 
-def main(_: list[str]) -> int:
-    """Prints a row per model and batch size."""
-    logging.set_verbosity(logging.WARNING)
-    jax.config.update("jax_enable_compilation_cache", False)  # it would be timed
+def main() -> str:
+    """The table, a row per model and batch size; each is shown when it is measured."""
     rows = []
     for name in _MODELS.value:
         for batch_size in map(int, _BATCH_SIZES.value):
             rows.append(_measure(name, _config(name, batch_size), batch_size))
-            if not _JSON.value:
-                print("  ".join(f"{k} {v}" for k, v in rows[-1].items()), flush=True)
-    if _JSON.value:
-        about = {"devices": environment.devices(), "versions": environment.versions()}
-        about |= {"commit": environment.commit(), "command": environment.command()}
-        result = {"benchmark": "bench_imagenet", "dtype": _DTYPE.value, **about, "rows": rows}
-        print(json.dumps(result, indent=2))
-    return 0
+            print("  ".join(f"{k} {v}" for k, v in rows[-1].items()), file=sys.stderr, flush=True)
+    return benchmark.report("bench_imagenet", rows, dtype=_DTYPE.value)
 
 
 def _config(name: str, batch_size: int) -> ConfigDict:
@@ -87,20 +76,18 @@ def _measure(name: str, config: ConfigDict, per_device: int) -> dict[str, Any]:
     ours = synthetic.updates(experiment)
     seconds = median(synthetic.take_turns({"ours": ours.call}, _SECONDS.value)["ours"])
     rate = batch_size * ours.num_updates / seconds
-    row: dict[str, Any] = {
+    share = share_of_peak(experiment, mesh)
+    return {
         "model": name,
         "image_size": image_size,
         "per_device_batch_size": per_device,
         "num_microbatches": ours.layout.num_microbatches,
         "examples_per_second": round(rate, 1),
         "seconds_per_example": float(f"{mesh.size / rate:.4g}"),
+        "share_of_peak": share and round(rate * share, 4),
+        "compile_seconds": round(ours.compile_seconds, 1),
     }
-    share = share_of_peak(experiment, mesh)
-    if share is not None:
-        row["share_of_peak"] = round(rate * share, 4)
-    row["compile_seconds"] = round(ours.compile_seconds, 1)
-    return row
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    benchmark.run(main)

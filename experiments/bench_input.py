@@ -11,7 +11,6 @@ normalises. tf.data returns float32 images, as its resize does, and for comparis
 only.
 """
 
-import json
 import os
 import tempfile
 import time
@@ -24,9 +23,7 @@ import numpy as np
 from absl import flags
 
 from batchgrow.data import jpeg, prepared, stream, worker_feed, workers
-from batchgrow.text_table import text_table
-from experiments import cli
-from experiments.result_files import environment_of
+from experiments import benchmark
 
 _DATA_DIR = flags.DEFINE_string(
     "data_dir", None, "Folder in which tensorflow_datasets has imagenet2012."
@@ -38,7 +35,6 @@ _BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Images in a batch.")
 _NUM_BATCHES = flags.DEFINE_integer("num_batches", 20, "Batches in a repetition.")
 _REPETITIONS = flags.DEFINE_integer("repetitions", 7, "Repetitions of each pipeline.")
 _TF = flags.DEFINE_bool("tf", False, "Measure tf.data too (pip install -e '.[tf]').")
-_JSON = flags.DEFINE_bool("json", False, "Print one line of JSON instead of the table.")
 
 Pipeline = Callable[[], AbstractContextManager[Iterator[Any]]]
 
@@ -168,8 +164,8 @@ def bench(
     return rows
 
 
-def main(_: list[str]) -> int:
-    """Measures, and prints the table."""
+def main() -> str:
+    """The table, a row for each pipeline."""
     if _DATA_DIR.value is None:
         raise ValueError("--data_dir is missing: the folder in which tfds has imagenet2012")
     source = prepared.open_source("imagenet2012", _SPLIT.value, _DATA_DIR.value, decode=False)
@@ -188,15 +184,8 @@ def main(_: list[str]) -> int:
         import tensorflow as tf
 
         notes.append(f"TensorFlow {tf.__version__}")
-    if _JSON.value:
-        about = {"benchmark": "bench_input", "rows": rows, "notes": notes}
-        print(json.dumps(about | environment_of()))
-        return 0
-    cells = [["images/s per core", "wall time", "ours/this", "CPU time", "ours/this"]]
-    cells += [[str(row.pop("pipeline")), *(f"{rate:.3g}" for rate in row.values())] for row in rows]
-    print(text_table(cells, left=True), *notes, sep="\n")
-    return 0
+    return benchmark.report("bench_input", rows, notes)
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    benchmark.run(main)

@@ -15,7 +15,7 @@ import jax
 from absl import flags
 
 from batchgrow.experiment import Experiment
-from experiments import synthetic, timing
+from experiments import benchmark, synthetic, timing
 
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "Batch size of all devices together.")
 _NUM_DEVICES = flags.DEFINE_list(
@@ -64,8 +64,8 @@ def main() -> str:
     notes = [f"batch size {_BATCH_SIZE.value}; speedup: over {base} device(s), within a turn"]
     if jax.devices()[0].platform == "cpu":
         notes.append(EMULATED)
-    return timing.report("bench_scaling", rows, notes)
+    return benchmark.report("bench_scaling", rows, notes, dtype=timing.DTYPE.value)
 
 
 if __name__ == "__main__":
-    timing.run(main)
+    benchmark.run(main)

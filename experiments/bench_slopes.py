@@ -23,7 +23,7 @@ from absl import flags
 from batchgrow.experiment import Cadence, Experiment
 from batchgrow.plan import Point
 from batchgrow.step import TrainState
-from experiments import timing
+from experiments import benchmark, timing
 from experiments.slope import fit
 
 _ROWS = flags.DEFINE_integer("rows", 1000, "Rows of the long run.", lower_bound=20)
@@ -118,8 +118,8 @@ def main() -> str:
         f"a row: {UPDATES_PER_ROW} updates of {BATCH_SIZE} examples, an evaluation and a "
         f"checkpoint; a run: {ROWS_PER_CALL} rows"
     ]
-    return timing.report("bench_slopes", rows, notes)
+    return benchmark.report("bench_slopes", rows, notes, dtype=timing.DTYPE.value)
 
 
 if __name__ == "__main__":
-    timing.run(main)
+    benchmark.run(main)

@@ -31,7 +31,7 @@ from batchgrow.layout import make_mesh
 from batchgrow.models import wide_resnet
 from batchgrow.plan import Point
 from batchgrow.step import TrainState
-from experiments import synthetic, timing
+from experiments import benchmark, synthetic, timing
 from experiments.timing import median
 
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "Batch size of the wide ResNet.")
@@ -122,7 +122,11 @@ class Probe:
         self._engine = engine
 
     def __call__(self, num_updates: int) -> int:
-        """Measures the examples of about as many updates, and returns of how many."""
+        """Measures about as many examples as `num_updates` updates have.
+
+        Returns:
+          How many updates those are.
+        """
         count = max(1, round(num_updates / NUM_PIECES))
         for _ in range(count):
             self._engine.measure_noise(self._executable, self._state, 0)
@@ -237,8 +241,8 @@ def main() -> str:
     if timing.DEPTH.value:
         rows.append(bench(_BATCH_SIZE.value))
     notes = ["loop: batchgrow's, with everything except rows, evaluations and checkpoints"]
-    return timing.report("bench_step", rows, notes)
+    return benchmark.report("bench_step", rows, notes, dtype=timing.DTYPE.value)
 
 
 if __name__ == "__main__":
-    timing.run(main)
+    benchmark.run(main)

@@ -24,12 +24,13 @@ from batchgrow.plan import Segment
 from batchgrow.plan.growth import check_exponent
 from batchgrow.report.batch_figures import branch_panel
 from batchgrow.report.drawing import draw, png
+from batchgrow.run import environment
 from batchgrow.run.checkpoints import Checkpoints, positions_of
 from batchgrow.run.folder import FolderError, run_folder
 from batchgrow.text_table import text_table
 from experiments import cli
 from experiments.launch import experiment_of, launch
-from experiments.result_files import check_writable, environment_of, write_result
+from experiments.result_files import check_writable, write_result
 from experiments.trials import (
     Trials,
     branch_length,
@@ -64,7 +65,7 @@ def main(_: list[str]) -> int:
     config, out = _CONFIG.value, epath.Path(_OUT.value)
     check_writable(out)
     found = {"config": config.name, "tolerance": _TOLERANCE.value, "checkpoints": branches(config)}
-    found |= environment_of()
+    found |= environment.recorded()
     panel = branch_panel(curves_of(found["checkpoints"]), _TOLERANCE.value)
     write_result(out, found, png(draw(panel), dpi=100))
     print(json.dumps(found) if _JSON.value else f"{as_text(found)}\n{out}.png")

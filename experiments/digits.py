@@ -5,34 +5,24 @@ python -m experiments.digits
 
 import os
 
-import jax
 from absl import flags
 
-from batchgrow.experiment import Outcome
-from batchgrow.report import read_run, text, write_report
-from batchgrow.run.signals import Preemption
 from configs import digits
-from experiments.launch import STATUS, launch, train_config
+from experiments.launch import experiment_of, launch, run_cells
+from experiments.result_files import report_on
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/digits", "Folder for the runs and the report.")
 
 
 def main(_: list[str]) -> int:
     """Trains every variant, then writes and prints the report."""
-    folders = []
-    with Preemption() as preemption:
-        for variant in digits.VARIANTS:
-            workdir = os.path.join(_WORKDIR.value, variant) if _WORKDIR.value else ""
-            status = train_config(digits.get_config(variant), workdir)
-            if status or preemption.requested():
-                return status or STATUS[Outcome.PREEMPTED]
-            folders.append(workdir)
-    if jax.process_index() != 0:
-        return 0
-    out = os.path.join(_WORKDIR.value, "report")
-    print(text(write_report([read_run(folder) for folder in folders], out)))
-    print(f"\nreport: {os.path.join(out, 'index.html')}")
-    return 0
+    workdir = _WORKDIR.value
+    experiments = [experiment_of(digits.get_config(name)) for name in digits.VARIANTS]
+    folders = [os.path.join(workdir, name) if workdir else "" for name in digits.VARIANTS]
+    status = run_cells(zip(experiments, folders, strict=True))
+    if not status:
+        report_on(folders, workdir)
+    return status
 
 
 if __name__ == "__main__":

@@ -36,10 +36,7 @@ def main(folders: list[str]) -> int:
     rows = scores_of(folders, _LAST.value, _VIEWS.value)
     if _JSON.value:
         result = {
-            "command": environment.command(),
-            "commit": environment.commit(),
-            "versions": environment.versions(),
-            "devices": environment.devices(),
+            **environment.recorded(),
             "rows": [{"what": words, **found._asdict()} for words, found in rows.items()],
             "runs": [read_run(folder).summary for folder in folders],
         }

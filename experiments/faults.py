@@ -19,6 +19,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from batchgrow.data.catalog import SPLITS, load_images
+from batchgrow.run.checkpoints import positions_of
 from batchgrow.run.timers import TIMING
 from experiments import struck
 from experiments.ports import free_port
@@ -55,8 +56,9 @@ CUT_JSON = "cut JSON of a finished run"
 SECOND = "hold at an update"  # and a second run on the folder meanwhile
 CHANGED = (struck.CHANGED_CONFIG, struck.CHANGED_DATA)
 REFUSALS = (SECOND, *CHANGED)
-# Of two processes. One is paused and then asked to stop; both must refuse the others.
+# Only with two processes: one is paused and then asked to stop.
 PAUSES = {"pause at an update": PREEMPTED, "pause before the summary": FINISHED}
+# Only with two processes: both must refuse to start.
 PAIR_REFUSALS = (struck.DIFFERS, struck.LOCAL)
 # At the end of a run, in this order.
 LAST = (
@@ -160,17 +162,10 @@ def resumed_at(workdir: pathlib.Path) -> int | None:
     return int(path.read_text()) if path.exists() else None
 
 
-def checkpoints(workdir: pathlib.Path) -> list[int]:
-    """The checkpoints of a folder, oldest first."""
-    folder = workdir / "checkpoints"
-    found = folder.iterdir() if folder.exists() else ()
-    return sorted(int(path.name) for path in found if path.name.isdigit())
-
-
 def final_arrays(workdir: pathlib.Path, whole: pathlib.Path) -> list[np.ndarray]:
     """Every array of the last checkpoint, by the tree of a run that nothing has damaged."""
     path, tree = (
-        epath.Path(folder) / "checkpoints" / str(checkpoints(folder)[-1]) / "state"
+        epath.Path(folder) / "checkpoints" / str(positions_of(str(folder))[-1]) / "state"
         for folder in (workdir, whole)
     )
     handler = ocp.PyTreeCheckpointHandler()
@@ -196,7 +191,7 @@ def damage(workdir: pathlib.Path, kind: str, rng: random.Random) -> bool:
     elif kind == "cut metrics.jsonl":
         files = [workdir / "metrics.jsonl"]
     else:
-        steps = checkpoints(workdir)
+        steps = positions_of(str(workdir))
         newest = workdir / "checkpoints" / str(steps[-1]) if len(steps) > 1 else None
         files = sorted(newest.rglob("*")) if newest else []
     files = sorted(path for path in files if path.is_file() and path.stat().st_size > 1)

@@ -23,9 +23,8 @@ from batchgrow.config.data import num_examples_of
 from batchgrow.run import environment
 from batchgrow.run.files import write_whole
 from batchgrow.targets.compile import compiler_versions
-from batchgrow.targets.forecast import GIB, check_compiler, forecast
+from batchgrow.targets.forecast import check_compiler, forecast, table
 from batchgrow.targets.machines import Target, parse
-from batchgrow.text_table import text_table
 from experiments import cli
 from experiments.recording import RESULTS
 
@@ -57,7 +56,8 @@ def main(_: list[str]) -> int:
             found = forecast_of(config, target)
             name = f"{_stem(file)}_{_stem(target.name)}.json"
             write(pathlib.Path(_OUT.value) / name, target, variant, found)
-            print(f"{target.name} {file}:{variant}\n{table(found)}\n", flush=True)
+            said = found.get("refused") or table(found)
+            print(f"{target.name} {file}:{variant}\n{said}\n", flush=True)
             fits &= not any("error" in x for x in found.get("updates", {}).values())
     return int(not fits)
 
@@ -110,27 +110,6 @@ def write(path: pathlib.Path, target: Target, variant: str, found: dict[str, Any
     whole["variants"][variant] = known | about
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(epath.Path(path), f"{json.dumps(whole, indent=1)}\n".encode())
-
-
-def table(found: dict[str, Any]) -> str:
-    """A forecast as text, one line for each batch size."""
-    if "refused" in found:
-        return found["refused"]
-    rows = [["batch", "layout", "GiB of", "", "ms", "minutes"]]
-    for size, update in found["updates"].items():
-        limit = f"{update['memory_limit'] / GIB:.2f}"
-        if "error" in update:
-            rows.append([str(size), "none fits", "", limit, "", ""])
-            continue
-        layout = f"{update['num_microbatches']} x {update['microbatch_size']}"
-        seconds, segments = update["seconds"], found["segments"]
-        parts = [x["seconds"] for x in segments if x["batch_size"] == int(size)]
-        known = parts and None not in parts  # a plan that follows the noise has no segments
-        minutes = f"{sum(parts) / 60:.1f}" if known else "-"
-        need = f"{update['memory_needed'] / GIB:.2f}"
-        rows.append([str(size), layout, need, limit, f"{1e3 * seconds:.4g}" if seconds else "-"])
-        rows[-1].append(minutes)
-    return text_table(rows)
 
 
 def _stem(name: str) -> str:

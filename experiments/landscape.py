@@ -15,10 +15,11 @@ from absl import flags
 from etils import epath
 
 from batchgrow.report import drawing, swept
+from batchgrow.run import environment
 from batchgrow.text_table import text_table
 from experiments.lab.solutions import line_between, measure
 from experiments.launch import launch
-from experiments.result_files import check_writable, environment_of, write_result
+from experiments.result_files import check_writable, write_result
 
 _OUT = flags.DEFINE_string("out", "runs/landscape", "Folder for landscape.json and landscape.png.")
 _EXAMPLES = flags.DEFINE_integer("examples", 10_000, "Training examples of the loss.", 1)
@@ -55,7 +56,7 @@ def main(folders: list[str]) -> int:
         drawn = drawing.draw(*map(swept.panel, charts), columns=columns, one_legend=False)
         figure = drawing.png(drawn)
     flags_of = {"position": _POSITION.value, "examples": _EXAMPLES.value}
-    write_result(out, {"runs": found, "line": line, **flags_of, **environment_of()}, figure)
+    write_result(out, {"runs": found, "line": line, **flags_of, **environment.recorded()}, figure)
     rows = [["run", "loss", *(f"sharpness {e:g}" for e in epsilons), "largest eigenvalue"]]
     for folder, facts in found.items():
         largest = f"{facts['eigenvalues'][0]:.4g}" if facts["eigenvalues"] else "-"

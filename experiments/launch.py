@@ -32,6 +32,7 @@ from etils import epath
 
 from batchgrow.config import ConfigDict, make_experiment
 from batchgrow.data.prepared import download
+from batchgrow.errors import first_line
 from batchgrow.experiment import Experiment, NonFiniteLoss, Outcome
 from batchgrow.run.folder import FolderError
 from batchgrow.run.signals import Preemption, stopping_at_once
@@ -87,13 +88,6 @@ def launch(
     app.call_after_init(connect)  # absl turns on Python's fault handler in between
     with _leaving(), cli.one_line_errors({NonFiniteLoss: DIVERGED}):
         app.run(main, flags_parser=partial(_parse, positional=positional, fields=fields))
-
-
-def train_config(config: ConfigDict, workdir: str) -> int:
-    """Trains with the flags of this file applied; returns the exit status."""
-    experiment = experiment_of(config)
-    outcome = train(experiment, workdir, override_config=OVERRIDE.value)
-    return status_of(experiment, workdir, outcome)
 
 
 def check_grid(workdir: str, grid: Iterable[tuple[Experiment, str]]) -> None:
@@ -264,7 +258,7 @@ def connect() -> None:
         )
     except (RuntimeError, ValueError) as error:
         kind = ValueError if isinstance(error, ValueError) else ConnectionError
-        raise kind(_cannot_join(str(error).strip().splitlines()[0])) from error
+        raise kind(_cannot_join(first_line(error))) from error
     finally:
         watch.cancel()
         signal.signal(signal.SIGINT, before)

@@ -31,7 +31,7 @@ class Measurement:
     Attributes:
       name: of the file, without its extension.
       arguments: after `python -m experiments.`, the name of the command first.
-      result: the report that a training writes; None if the command prints JSON as the last line.
+      result: the report that a training writes; None if its output ends in one JSON object.
     """
 
     name: str

@@ -1,23 +1,15 @@
-"""The result of a command that measures, in OUT.json and OUT.png. No flags."""
+"""What a command leaves: OUT.json and OUT.png, or the report on its runs. No flags."""
 
 import json
 import os
+from collections.abc import Iterable
 from typing import Any
 
+import jax
 from etils import epath
 
-from batchgrow.run import environment
+from batchgrow.report import Paper, find_runs, read_run, text, write_report
 from batchgrow.run.files import write_whole
-
-
-def environment_of() -> dict[str, Any]:
-    """Returns what is recorded beside a result."""
-    return {
-        "command": environment.command(),
-        "commit": environment.commit(),
-        "versions": environment.versions(),
-        "devices": environment.devices(),
-    }
 
 
 def check_writable(out: epath.Path) -> None:
@@ -52,3 +44,31 @@ def write_result(out: epath.Path, found: dict[str, Any], figure: bytes | None) -
     write_whole(out.with_name(f"{out.name}.json"), f"{json.dumps(found, indent=1)}\n".encode())
     if figure is not None:
         write_whole(out.with_name(f"{out.name}.png"), figure)
+
+
+def report_on(
+    folders: Iterable[str],
+    workdir: str,
+    paper: Paper | None = None,
+    *,
+    x: str | None = None,
+    y: str | None = None,
+) -> None:
+    """Writes the report on the runs of a command to WORKDIR/report and prints its facts.
+
+    Process 0 does so; the others return.
+
+    Args:
+      folders: the run folders, or folders that contain them.
+      workdir: the folder of the command.
+      paper, x, y: as `write_report` takes them.
+
+    Raises:
+      ValueError: if a folder cannot be read, or as `write_report` raises it.
+    """
+    if jax.process_index() != 0:
+        return
+    out = os.path.join(workdir, "report")
+    runs = [read_run(folder) for folder in find_runs(folders)]
+    print(text(write_report(runs, out, paper, x=x, y=y)))
+    print(f"\nreport: {os.path.join(out, 'index.html')}")

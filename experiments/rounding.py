@@ -51,10 +51,7 @@ def main(_: list[str]) -> int:
         "config": f"{config.name}:{config.variant}, {config.recipe.num_epochs:g} epochs",
         "learning_rates": [config.recipe.learning_rate * factor for factor in (1, LESS)],
         "seed": config.seed,
-        "devices": environment.devices(),
-        "versions": environment.versions(),
-        "commit": environment.commit(),
-        "command": environment.command(),
+        **environment.recorded(),
     }
     found = {"experiment": "rounding", "rows": rows, **about}
     print(json.dumps(found) if _JSON.value else as_text(rows))

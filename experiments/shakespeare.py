@@ -14,15 +14,14 @@ from batchgrow.config import ConfigDict
 from batchgrow.data.prepared import is_prepared
 from batchgrow.data.text import decode, encode, load_text
 from batchgrow.engine import Engine
-from batchgrow.experiment import Experiment, Outcome
-from batchgrow.report import read_run, text, write_report
+from batchgrow.experiment import Experiment
 from batchgrow.run.checkpoints import Checkpoints
 from batchgrow.run.folder import run_folder
-from batchgrow.run.signals import Preemption
 from batchgrow.tasks import Variables
 from batchgrow.tasks.language import LanguageModel, sample
 from configs import shakespeare
-from experiments.launch import STATUS, experiment_of, launch, train_config
+from experiments.launch import experiment_of, launch, run_cells
+from experiments.result_files import report_on
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/shakespeare", "Folder for runs and report.")
 _SAMPLE = flags.DEFINE_integer("sample", 500, "Characters to write at the end.", lower_bound=0)
@@ -30,22 +29,17 @@ _SAMPLE = flags.DEFINE_integer("sample", 500, "Characters to write at the end.",
 
 def main(_: list[str]) -> int:
     """Trains every variant, writes and prints the report, and prints a sample."""
-    suffix = _text()
-    configs = {name: shakespeare.get_config(name + suffix) for name in shakespeare.VARIANTS}
-    folders = []
-    with Preemption() as preemption:
-        for name, config in configs.items():
-            workdir = os.path.join(_WORKDIR.value, name) if _WORKDIR.value else ""
-            status = train_config(config, workdir)
-            if status or preemption.requested():
-                return status or STATUS[Outcome.PREEMPTED]
-            folders.append(workdir)
-    written = _write(config, folders[-1])  # Every process restores.
-    if jax.process_index() != 0:
-        return 0
-    out = os.path.join(_WORKDIR.value, "report")
-    print(text(write_report([read_run(folder) for folder in folders], out)))
-    print(f"\nreport: {os.path.join(out, 'index.html')}\n\n{written}")
+    suffix, workdir = _text(), _WORKDIR.value
+    configs = [shakespeare.get_config(name + suffix) for name in shakespeare.VARIANTS]
+    folders = [os.path.join(workdir, name) if workdir else "" for name in shakespeare.VARIANTS]
+    experiments = [experiment_of(config) for config in configs]
+    status = run_cells(zip(experiments, folders, strict=True))
+    if status:
+        return status
+    report_on(folders, workdir)
+    written = _write(configs[-1], folders[-1])  # Every process restores.
+    if jax.process_index() == 0:
+        print(f"\n{written}")
     return 0
 
 

@@ -24,25 +24,19 @@ import numpy as np
 from absl import flags, logging
 
 from batchgrow.run import environment
+from batchgrow.run.checkpoints import positions_of
 from batchgrow.text_table import text_table
 from experiments import cli, faults
-from experiments.faults import checkpoints, resumed_at, said, start, statuses
+from experiments.faults import resumed_at, said, start, statuses
 from experiments.launch import STATUS
 from experiments.struck import Fault, beside, digits_file
 
 FAULTS_PER_RUN = 8
-_BOTH = (
-    *(*faults.RUNNING, faults.PREPARATION),
-    *(*faults.DAMAGE, faults.DAMAGED_CACHE, faults.DAMAGED_DATA),
-)
-KINDS = {
-    1: (*_BOTH, *faults.REFUSALS),
-    2: (*_BOTH, *faults.PAUSES, *faults.CHANGED, *faults.PAIR_REFUSALS),
-}
-
-EXPECTED = faults.RUNNING | faults.PAUSES
-REFUSALS = (*faults.CHANGED, *faults.PAIR_REFUSALS)
 DAMAGED = (*faults.DAMAGE, faults.DAMAGED_CACHE, faults.DAMAGED_DATA)
+UNTOUCHED = (*faults.CHANGED, *faults.PAIR_REFUSALS)  # starts that leave the folder as it is
+_BOTH = (*faults.RUNNING, faults.PREPARATION, *DAMAGED)
+KINDS = {1: (*_BOTH, *faults.REFUSALS), 2: (*_BOTH, *faults.PAUSES, *UNTOUCHED)}
+EXPECTED = faults.RUNNING | faults.PAUSES
 
 _RUNS = flags.DEFINE_integer("runs", 30, "Largest number of runs, each with up to 9 faults.")
 _SECONDS = flags.DEFINE_float(
@@ -178,7 +172,8 @@ class _Disturbed:
         """
         for fault in chosen:
             kind = fault.kind
-            before, ended = checkpoints(self.workdir), (self.workdir / "summary.json").exists()
+            before = positions_of(str(self.workdir))
+            ended = (self.workdir / "summary.json").exists()
             if kind in (*faults.DAMAGE, faults.DAMAGED_CACHE):
                 if ended or not faults.damage(self.workdir, kind, self.rng):
                     continue
@@ -221,7 +216,7 @@ class _Disturbed:
         stopping = Fault("SIGTERM at an update", fault.nth)
         if kind == faults.SECOND:
             return self._hold(fault)
-        if kind in REFUSALS and not (workdir / "config.json").exists():
+        if kind in UNTOUCHED and not (workdir / "config.json").exists():
             statuses(begin(stopping))
         before = faults.contents(workdir)
         if kind == faults.DAMAGED_DATA:
@@ -242,7 +237,7 @@ class _Disturbed:
         kind, count, lines = fault.kind, self.num_processes, faults.errors(self.workdir)
         untouched = faults.contents(self.workdir) == before
         refused = set(codes) == {faults.REFUSED} and len(lines) == count and untouched
-        if kind in REFUSALS:
+        if kind in UNTOUCHED:
             return refused
         if kind in DAMAGED:  # Some bits of a file do not matter.
             whole = set(codes) in ({faults.PREEMPTED}, {faults.FINISHED})

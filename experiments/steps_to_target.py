@@ -27,10 +27,11 @@ from batchgrow.plan.descent import find_descent
 from batchgrow.plan.noise import NOISE_SCALE, fit_steps
 from batchgrow.report.batch_figures import steps_panel
 from batchgrow.report.drawing import draw, png
+from batchgrow.run import environment
 from batchgrow.text_table import text_table
 from experiments import advice, cli
 from experiments.launch import experiment_of, launch
-from experiments.result_files import check_writable, environment_of, write_result
+from experiments.result_files import check_writable, write_result
 from experiments.trials import Trials, constant_plan, piece_size_of, tune
 
 _CONFIG = cli.config_flag()
@@ -58,7 +59,8 @@ def main(_: list[str]) -> int:
     out = epath.Path(_OUT.value)
     check_writable(out)
     enable_compilation_cache(config.run.compilation_cache_dir)
-    found = measure(config, target) | {"config": config.name, "target": target, **environment_of()}
+    found = measure(config, target)
+    found |= {"config": config.name, "target": target, **environment.recorded()}
     steps = [(row["batch_size"], row["steps"]) for row in found["sizes"] if row["steps"]]
     fitted = None if found["no_fit"] else (found["S_min"], found["B_crit"])
     figure = png(draw(steps_panel(steps, fitted, found["B_simple"])), dpi=100) if steps else None

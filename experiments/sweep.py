@@ -18,13 +18,13 @@ import json
 import os
 import pathlib
 
-import jax
 from absl import flags
 
 from batchgrow.experiment import Experiment
-from batchgrow.report import find_runs, read_run, swept, text, write_report
+from batchgrow.report import swept
 from experiments import grid
 from experiments.launch import check_grid, experiment_of, launch, run_cells
+from experiments.result_files import report_on
 
 _CONFIG = flags.DEFINE_string("config", None, "configs/NAME.py:VARIANT", required=True)
 _VARIANTS = flags.DEFINE_list("variants", [], "Variants: what follows the colon of --config.")
@@ -52,13 +52,10 @@ def main(arguments: list[str]) -> int:
         swept.known_field((experiment.settings for experiment, _ in grid_cells), _X.value)
     check_grid(_WORKDIR.value, grid_cells)
     status = run_cells(grid_cells)
-    if status or jax.process_index() != 0:
-        return status
-    runs = [read_run(folder) for folder in find_runs([_WORKDIR.value])]
-    out = os.path.join(_WORKDIR.value, "report")
-    print(text(write_report(runs, out, paper_of(_file()), x=_X.value, y=_Y.value)))
-    print(f"report: {os.path.join(out, 'index.html')}")
-    return 0
+    if not status:
+        workdir = _WORKDIR.value
+        report_on([workdir], workdir, paper_of(_file()), x=_X.value, y=_Y.value)
+    return status
 
 
 def cells(arguments: list[str]) -> list[tuple[Experiment, str]]:

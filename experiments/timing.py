@@ -1,32 +1,26 @@
 """Timing of the real training loop on synthetic data, for the benchmarks."""
 
-import json
-import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
-from absl import flags, logging
+from absl import flags
 
 from batchgrow.experiment import Execution, Experiment
 from batchgrow.layout import AXIS_NAME
 from batchgrow.models import make_model
 from batchgrow.optimizer import make_optimizer
 from batchgrow.plan import Point
-from batchgrow.run import environment
 from batchgrow.step import TrainState
 from batchgrow.tasks.classification import Classification
-from batchgrow.text_table import text_table
 from batchgrow.train import Watch
-from experiments import cli, synthetic
+from experiments import synthetic
 from experiments.watched import train_watched
 
 NUM_CLASSES = 10
 
-JSON = flags.DEFINE_bool("json", False, "Print one line of JSON instead of the table.")
 DEPTH = flags.DEFINE_integer(
     "depth", 16, "Depth of the wide ResNet: 10, 16, 22, ...; 0: a small ConvNet."
 )
@@ -35,18 +29,6 @@ IMAGE_SIZE = flags.DEFINE_integer("image_size", 32, "Side of an image in pixels.
 DTYPE = flags.DEFINE_enum(
     "dtype", "float32", ("float32", "bfloat16"), "Dtype of activations and products."
 )
-
-
-def run(main: Callable[[], str]) -> None:
-    """Parses flags and prints what `main` returns. No executable comes from a cache."""
-
-    def printed(_: list[str]) -> int:
-        logging.set_verbosity(logging.WARNING)
-        jax.config.update("jax_enable_compilation_cache", False)
-        print(main())
-        return 0
-
-    cli.run(printed)
 
 
 class Bursts:
@@ -142,41 +124,7 @@ def train(experiment: Experiment, watch: Watch) -> None:
         train_watched(experiment, workdir, watch)
 
 
-def report(title: str, rows: Sequence[dict[str, Any]], notes: Sequence[str] = ()) -> str:
-    """The rows and what they were measured on: a table, or with --json one line of JSON."""
-    about = {
-        "dtype": DTYPE.value,
-        "devices": environment.devices(),
-        "versions": environment.versions(),
-        "commit": environment.commit(),
-        "command": environment.command(),
-        "environment": {
-            name: value
-            for name, value in sorted(os.environ.items())
-            if name.startswith(("JAX_", "XLA_", "MALLOC_", "GLIBC_", "OMP_"))
-        },
-    }
-    if JSON.value:
-        return json.dumps({"benchmark": title, "rows": rows, "notes": notes, **about})
-    cells = [list(rows[0]), *([_cell(value) for value in row.values()] for row in rows)]
-    lines = [text_table(cells)]
-    devices, versions = about["devices"], about["versions"]
-    lines += [
-        "",
-        *notes,
-        f"{about['dtype']}, {devices['count']} x {devices['kind']} ({devices['platform']}), "
-        + ", ".join(f"{name} {versions[name]}" for name in ("python", "jax", "flax"))
-        + f", commit {about['commit']}",
-        " ".join([*(f"{k}={v}" for k, v in about["environment"].items()), about["command"]]),
-    ]
-    return "\n".join(lines)
-
-
 def median(values: Sequence[float | None]) -> float | None:
     """The median of what is not None, or None."""
     known = [value for value in values if value is not None]
     return statistics.median(known) if known else None
-
-
-def _cell(value: Any) -> str:
-    return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -15,8 +15,9 @@ import time
 import numpy as np
 import pytest
 
+from batchgrow.run.checkpoints import positions_of
 from experiments import faults
-from experiments.faults import checkpoints, errors, resumed_at, said, start, status
+from experiments.faults import errors, resumed_at, said, start, status
 from experiments.struck import UPDATES, Fault, beside
 
 
@@ -43,7 +44,7 @@ def wait_for(training: faults.Training, flag: str) -> None:
 
 
 def newest(workdir: pathlib.Path) -> int:
-    return max(checkpoints(workdir), default=0)
+    return max(positions_of(str(workdir)), default=0)
 
 
 @pytest.mark.slow
@@ -108,8 +109,8 @@ def test_a_folder_survives_everything(undisturbed: pathlib.Path, tmp_path: pathl
         assert faults.contents(workdir) == before
 
     # Damaged while nobody looked.
-    assert len(checkpoints(workdir)) >= 2
-    last, one_before = newest(workdir), checkpoints(workdir)[-2]
+    assert len(positions_of(str(workdir))) >= 2
+    last, one_before = newest(workdir), positions_of(str(workdir))[-2]
     (workdir / "checkpoints" / str(last) / "state" / "manifest.ocdbt").write_bytes(b"")
     for path in (workdir / "checkpoints" / str(last) / "state" / "d").iterdir():
         path.write_bytes(path.read_bytes()[:50])

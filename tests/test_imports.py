@@ -67,8 +67,12 @@ def test_no_cycles():
             ),
         ),
         ("batchgrow.names", ()),
+        ("batchgrow.errors", ()),
         ("batchgrow.models", ("batchgrow.models", "batchgrow.names")),
-        ("batchgrow.data", ("batchgrow.data", "batchgrow.names", "batchgrow.layout")),
+        (
+            "batchgrow.data",
+            ("batchgrow.data", "batchgrow.errors", "batchgrow.names", "batchgrow.layout"),
+        ),
         ("batchgrow.tasks", ("batchgrow.tasks", "batchgrow.models", "batchgrow.data.augment")),
         ("batchgrow.layout", ("batchgrow.models.ghost_batch_norm",)),
         ("batchgrow.devices", ()),
@@ -77,7 +81,7 @@ def test_no_cycles():
         ("batchgrow.step", ("batchgrow.tasks",)),
         ("batchgrow.run.timers", ()),
         ("batchgrow.run.position", ("batchgrow.experiment", "batchgrow.plan")),
-        ("batchgrow.run.files", ()),
+        ("batchgrow.run.files", ("batchgrow.errors",)),
         ("batchgrow.run.log", ("batchgrow.run.files",)),
         ("batchgrow.run.folder", ("batchgrow.run.files",)),
         (

@@ -283,6 +283,11 @@ def test_the_table_of_a_forecast():
     assert second.split()[-1] == "0.5"
 
 
+def test_the_updates_and_hours_of_a_plan_without_segments_are_unknown():
+    row = forecast.table({"updates": {128: UPDATE}, "segments": []}).splitlines()[-1]
+    assert row.split()[-2:] == ["-", "-"]
+
+
 def test_the_notes_say_who_estimates_and_what_does_not_fit():
     text = "\n".join(forecast.notes(FOUND))
     assert "nothing was run" in text and "the compiler's estimate in cycles" in text
@@ -341,19 +346,14 @@ def test_a_compilation_ends_with_the_command_that_was_killed():
 
 def test_variants_are_added_to_the_file_of_the_same_compiler(tmp_path, monkeypatch):
     path, target = tmp_path / "out" / "c.json", parse("v5e:2x2")
-    update = {
-        **{"num_microbatches": 2, "microbatch_size": 8, "memory_needed": GIB},
-        **{"memory_limit": 16 * GIB, "seconds": 0.5},
-    }
-    found = {"updates": {64: update}, "segments": [{"batch_size": 64, "seconds": 120.0}]}
+    update = {"num_microbatches": 2, "microbatch_size": 8, "seconds": 0.5}
+    found = {"updates": {64: update | {"compile_seconds": 1.0}}, "segments": []}
     forecasts.write(path, target, "grow", found)
     forecasts.write(path, target, "decay", {"refused": "no layout"})
     whole = json.loads(path.read_text())
     assert (whole["target"], list(whole["variants"])) == ("v5e:2x2", ["grow", "decay"])
     assert whole["variants"]["decay"]["refused"] == "no layout"
-    recorded = forecasts.table(whole["variants"]["grow"])
-    assert recorded == forecasts.table(found)
-    assert recorded.splitlines()[-1].split() == ["64", "2", "x", "8", "1.00", "16.00", "500", "2.0"]
+    assert whole["variants"]["grow"]["updates"]["64"] == update
     monkeypatch.setattr(forecasts, "compiler_versions", lambda target: {"jax": "another"})
     forecasts.write(path, target, "grow", found)
     assert list(json.loads(path.read_text())["variants"]) == ["grow"]
@@ -367,11 +367,6 @@ def test_a_record_stays_whole_where_the_next_cannot_be_written(tmp_path):
     with pytest.raises(OSError, match="is a folder"):
         forecasts.write(path, target, "grow", {"refused": "no layout"})
     assert path.read_text() == before
-
-
-def test_the_minutes_of_a_plan_without_segments_are_unknown():
-    row = forecasts.table({"updates": {128: UPDATE}, "segments": []}).splitlines()[-1]
-    assert row.split()[-2:] == ["1", "-"]
 
 
 def test_only_a_missing_layout_is_recorded_as_refused(monkeypatch):
@@ -415,7 +410,7 @@ bench_compiled.Compiler = lambda *_: compiled
 bench_compiled.MAKE = {"resnet50": lambda size, _: (None, lambda mesh: size)}
 bench_compiled.forecast.check_compiler = lambda target: None
 bench_compiled.compiler_versions = lambda target: {}
-bench_compiled.cli.run(bench_compiled.main)
+bench_compiled.benchmark.run(bench_compiled.main)
 """
 
 

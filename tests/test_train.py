@@ -207,6 +207,7 @@ def test_run_folder(tmp_path):
         assert segment["num_microbatches"] == segment["batch_size"] // CPU_PASS
         assert segment.keys() >= {"compile_seconds", "waited_seconds", "cache_hit"}
     assert summary["devices"]["platform"] == "cpu" and summary["versions"]["jax"] == jax.__version__
+    assert summary["devices"]["count"] == 1 < jax.device_count()  # those that were used
     assert list((tmp_path / "tensorboard").iterdir())
 
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.json*")}

@@ -9,6 +9,7 @@ import numpy as np
 from batchgrow.data.datasets import Dataset
 from batchgrow.data.pictures import make_pictures
 from batchgrow.data.source import Part, Source, make_dataset, make_text_dataset, select
+from batchgrow.errors import first_line
 
 NUM_SEEN = 16  # images that say whether all are grey
 GREY = ("1", "L", "LA")  # modes of PIL with 8 bits or fewer
@@ -48,10 +49,9 @@ def _load(source: Source, part: Part) -> Any:
             name, _, config = place.partition(":")
             return datasets.load_dataset(name, config or None, split=split)
     except Exception as error:  # Errors of the network, of the folder or of the names.
-        reason = (str(error) or type(error).__name__).strip().splitlines()[0]
         raise ValueError(
             f"data.name {source.name!r}: split {split!r} cannot be loaded "
-            f"({type(error).__name__}: {reason})"
+            f"({type(error).__name__}: {first_line(error)})"
         ) from error
     if not source.is_whole and source.test_share is None:
         raise ValueError(

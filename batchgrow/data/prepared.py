@@ -7,6 +7,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from batchgrow.errors import first_line
+
 
 @contextlib.contextmanager
 def _errors_only() -> Iterator[None]:
@@ -139,5 +141,4 @@ def _shown(data_dir: str) -> str:
 
 
 def _reason(error: Exception) -> str:
-    text = (str(error) or type(error).__name__).strip().splitlines()[0]
-    return f"{type(error).__name__}: {text[:200]}"
+    return f"{type(error).__name__}: {first_line(error)}"

@@ -18,6 +18,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
+from batchgrow.errors import first_line
 from batchgrow.run import s3
 from batchgrow.run.agreement import all_agree
 from batchgrow.run.barriers import Barriers, BrokenBarrier
@@ -382,6 +383,5 @@ def _reason(error: BaseException) -> str:
     """Returns the essential part of a message. Those of TensorStore are a page long."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    text = str(error).strip() or type(error).__name__
-    system = re.search(r"([^:]+) \[os_error_code", text)
-    return system[1].strip() if system else text.splitlines()[0][:120]
+    system = re.search(r"([^:]+) \[os_error_code", str(error))
+    return system[1].strip() if system else first_line(error)

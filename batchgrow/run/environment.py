@@ -13,6 +13,20 @@ import jax
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "batchgrow")
 
 
+def recorded(num_devices: int | None = None) -> dict[str, Any]:
+    """Returns what is recorded beside a result: command, commit, versions and devices.
+
+    Args:
+      num_devices: the number of devices that were used; None: all of them.
+    """
+    return {
+        "command": command(),
+        "commit": commit(),
+        "versions": versions(),
+        "devices": devices(num_devices),
+    }
+
+
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide a result."""
     return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
@@ -26,13 +40,17 @@ def version(package: str) -> str:
         return "not installed"
 
 
-def devices() -> dict[str, Any]:
-    """Platform, kind and number of the devices, and the number of processes."""
+def devices(count: int | None = None) -> dict[str, Any]:
+    """Platform, kind and number of the devices, and the number of processes.
+
+    Args:
+      count: the number of devices that were used; None: all of them.
+    """
     first = jax.devices()[0]
     return {
         "platform": first.platform,
         "kind": first.device_kind,
-        "count": jax.device_count(),
+        "count": jax.device_count() if count is None else count,
         "processes": jax.process_count(),
     }
 

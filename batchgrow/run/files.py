@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 from etils import epath
 
+from batchgrow.errors import first_line
+
 # Stores accept about one put per second of the same object; TensorBoard looks twice a minute.
 PUT_SECONDS = 30.0
 CHUNK_BYTES = 1 << 22
@@ -174,8 +176,7 @@ def as_oserror() -> Iterator[None]:
     except (OSError, ImportError):
         raise
     except Exception as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise OSError(reason[0]) from error
+        raise OSError(first_line(error)) from error
 
 
 def _write_all(file: io.RawIOBase, data: bytes) -> None:

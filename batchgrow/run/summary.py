@@ -64,10 +64,7 @@ def summarize(
         "seconds": seconds,
         "segments": _segments(rows, segments, compiled, share_of_peak(experiment, mesh)),
         "num_replaced_records": num_replaced,
-        "versions": environment.versions(),
-        "devices": environment.devices() | {"count": mesh.size},
-        "commit": environment.commit(),
-        "command": environment.command(),
+        **environment.recorded(mesh.size),
     }
 
 

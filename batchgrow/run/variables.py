@@ -7,6 +7,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
+from batchgrow.errors import first_line
 from batchgrow.run import s3
 from batchgrow.run.checkpoints import digest, positions_of
 from batchgrow.run.folder import FolderError, check_format, run_folder
@@ -37,8 +38,9 @@ def read_variables(place: str) -> dict[str, Any]:
     try:
         return _verified(_read(run / "checkpoints" / str(position) / "state"))
     except Exception as error:  # Damage can cause any error of Orbax and TensorStore.
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
-        raise FolderError(f"{place}: checkpoint {position} is damaged ({reason})") from error
+        raise FolderError(
+            f"{place}: checkpoint {position} is damaged ({first_line(error)})"
+        ) from error
 
 
 def _run_and_position(folder: epath.Path) -> tuple[epath.Path, int | None]:

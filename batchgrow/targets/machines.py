@@ -10,6 +10,7 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
+from batchgrow.errors import first_line
 from batchgrow.layout import AXIS_NAME
 
 GIB = 2**30
@@ -183,5 +184,5 @@ def mesh_of(target: Target) -> Mesh:
     try:
         found = topologies.get_topology_desc(platform=target.generation.platform, **arguments)
     except RuntimeError as error:
-        raise ValueError(f"--target={target.name}: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"--target={target.name}: {first_line(error)}") from error
     return Mesh(np.array(found.devices).reshape(-1), (AXIS_NAME,))

@@ -1,7 +1,6 @@
 """Learning rate and batch in a constant ratio: alike until the step is too large."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from experiments.lab import fixed_rate
 from experiments.lab.study import (
@@ -76,16 +75,12 @@ def judge(trials: Sequence[Trial]) -> Verdict:
     )
 
 
-def config() -> Any:
-    return fixed_rate.config()
-
-
 STUDY = Study(
     claim="The loss depends on the noise scale lr N / (B (1 - m)) alone, until the step is too "
     "large.",
     source="Smith et al. 2018, Section 2; that accuracy falls above rates of about 0.4 in their "
     "Appendix B is unverified",
-    config=config,
+    config=fixed_rate.config,
     arms=arms(RATES, BATCH_OF_RATE),
     seeds=3,
     judge=judge,

@@ -1,6 +1,7 @@
 """Larger batches end lower at a fixed learning rate, and less so if the rate grows with them."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from experiments.lab.setups import small_mnist
 from experiments.lab.study import (
@@ -21,7 +22,7 @@ CLOSE = 0.01  # of accuracy
 RATE, SMALLEST, LARGEST, MIDDLE = 0.025, BATCHES[0], BATCHES[-1], 256
 
 
-def config():
+def config() -> Any:
     made = small_mnist()
     made.recipe.num_epochs = 10.0
     return made
@@ -60,7 +61,7 @@ def judge(trials: Sequence[Trial]) -> Verdict:
         for part in ("train", "test")
     ]
 
-    def loss(part: str, rate: str, batch: int) -> Number:
+    def change(part: str, rate: str, batch: int) -> Number:
         ends = [
             values_of(trials, f"{part}_accuracy", rate=rate, batch=b) for b in (SMALLEST, batch)
         ]
@@ -68,20 +69,19 @@ def judge(trials: Sequence[Trial]) -> Verdict:
         return paired(what, *ends)
 
     numbers = [
-        loss(part, rate, batch)
+        change(part, rate, batch)
         for batch in (MIDDLE, LARGEST)
         for rate in ("fixed", "scaled")
         for part in ("train", "test")
     ]
-    by_what = {number.what: number.ours for number in numbers}
 
     def points(part: str, rate: str, batch: int) -> str:
-        ours = by_what[f"{part} accuracy at batch {batch} minus at {SMALLEST}, {rate} rate"]
+        ours = change(part, rate, batch).ours
         return "an unknown number of" if ours is None else f"{100 * ours:+.1f}"
 
     kept = SMALLEST
     for batch in BATCHES[1:]:
-        ours = loss("test", "scaled", batch).ours
+        ours = change("test", "scaled", batch).ours
         diverged = num_diverged(trials, "test_accuracy", rate="scaled", batch=batch)
         if diverged or ours is None or ours < -CLOSE:
             break

@@ -4,7 +4,6 @@ import copy
 import importlib
 import json
 import os
-import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -312,41 +311,28 @@ def chart(
 
 def in_points(found: Number) -> str:
     """A difference of accuracies with its interval: "-0.42 (-0.60 to -0.24)"."""
-    if found.ours is None:
-        return "unknown"
-    bounds = ""
-    if found.low is not None and found.high is not None:
-        bounds = f" ({100 * found.low:+.2f} to {100 * found.high:+.2f})"
-    return f"{100 * found.ours:+.2f}{bounds}"
+    return _shown(found, lambda share: f"{100 * share:+.2f}")
 
 
 def with_interval(found: Number, digits: int = 3) -> str:
     """A value with its interval: "413 (-77.1 to 1,150)"."""
-
-    def short(value: float) -> str:
-        return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.{digits}g}"
-
-    if found.ours is None:
-        return "unknown"
-    bounds = ""
-    if found.low is not None and found.high is not None:
-        bounds = f" ({short(found.low)} to {short(found.high)})"
-    return f"{short(found.ours)}{bounds}"
+    return _shown(found, lambda x: f"{x:,.0f}" if abs(x) >= 100 else f"{x:.{digits}g}")
 
 
 def signed(found: Number) -> str:
     """A difference with its interval: "-0.042 (-0.060 to -0.024)"."""
+    return _shown(found, lambda value: f"{value:+.3f}")
+
+
+def _shown(found: Number, form: Callable[[float], str]) -> str:
     if found.ours is None:
         return "unknown"
-    bounds = "" if found.low is None else f" ({found.low:+.3f} to {found.high:+.3f})"
-    return f"{found.ours:+.3f}{bounds}"
+    if found.low is None or found.high is None:
+        return form(found.ours)
+    return f"{form(found.ours)} ({form(found.low)} to {form(found.high)})"
 
 
 def reference(label: str, points: Iterable[tuple[Any, float]]) -> Facts:
     """A thin line of a chart through these points."""
     made = [{"x": x, "n": 1, "mean": y, "low": None, "high": None} for x, y in points]
     return {"label": label, "is_reference": True, "points": made}
-
-
-def median(values: Iterable[float]) -> float:
-    return statistics.median(values)

@@ -1,6 +1,7 @@
 """Seconds of an update and of an epoch against the batch size."""
 
 from collections.abc import Sequence
+from statistics import median
 from typing import Any
 
 from configs import mnist
@@ -13,7 +14,6 @@ from experiments.lab.study import (
     Verdict,
     chart,
     measured_line,
-    median,
     number,
 )
 
