@@ -18,7 +18,7 @@ from batchgrow.config.fields import PLANS, check, defaults
 from batchgrow.config.recipe import has_momentum, make_curve, make_momentum, plan_momentum
 from batchgrow.config.task import make_task, model_fields, tokens_of
 from batchgrow.config.transfer import transferred
-from batchgrow.experiment import MAX_EXAMPLES, Cadence, Execution, Experiment, NoiseProbe
+from batchgrow.experiment import Cadence, Execution, Experiment, NoiseProbe
 from batchgrow.names import call, find, parameters
 from batchgrow.optimizer import freeze, optimizer_by_batch
 from batchgrow.plan import (
@@ -60,8 +60,6 @@ def make_experiment(config: ConfigDict, *, to_read: bool = True) -> Experiment:
     check_data(task, train_data, "train")
     check_data(task, test_data, "test")
     task = transferred(config, task, train_data.example, to_read=to_read)
-    noise = make_noise_probe(config, train_data.num_examples)
-    average_epochs = config.optimizer.average_epochs
     settings = json.loads(config.to_json())
     settings["model"] |= json.loads(json.dumps(model_fields(config, facts)))
     first = plan.next((), {})
@@ -74,11 +72,11 @@ def make_experiment(config: ConfigDict, *, to_read: bool = True) -> Experiment:
         test_data=test_data,
         plan=plan,
         optimizer=freeze(optimizer, task.is_frozen) if isinstance(task, Transfer) else optimizer,
-        cadence=make_cadence(config, train_data.num_examples, noise),
+        cadence=make_cadence(config, train_data.num_examples),
         seed=config.seed,
         ghost_batch_size=config.ghost_batch_size or 1,
-        noise=noise,
-        average_epochs=average_epochs,
+        noise=make_noise_probe(config, train_data.num_examples),
+        average_epochs=config.optimizer.average_epochs,
         settings=settings,
         defaults=defaults(config),
         execution=execution,
@@ -269,7 +267,7 @@ def make_noise_probe(config: ConfigDict, num_examples: int) -> NoiseProbe | None
     )
 
 
-def make_cadence(config: ConfigDict, num_examples: int, noise: NoiseProbe | None) -> Cadence:
+def make_cadence(config: ConfigDict, num_examples: int) -> Cadence:
     """Returns the intervals of logging, evaluation and checkpoints, in examples."""
     epochs = {
         "log": config.log_every_epochs,
@@ -277,11 +275,7 @@ def make_cadence(config: ConfigDict, num_examples: int, noise: NoiseProbe | None
         "checkpoint": config.run.checkpoint_every_epochs,
     }
     every = {name: max(1, round(value * num_examples)) for name, value in epochs.items()}
-    return Cadence(
-        **every,
-        noise=noise.every if noise else MAX_EXAMPLES,
-        trace_per_decade=config.trace.per_decade,
-    )
+    return Cadence(**every, trace_per_decade=config.trace.per_decade)
 
 
 def make_execution(run: ConfigDict) -> Execution:

@@ -199,7 +199,7 @@ class Run:
         """Measures what the plan decides by, and returns what is due after the last dispatch."""
         due = self.position.due()
         if due.noise:
-            self._measure_noise(engine, state)
+            self._measure_noise(engine, state, due.noise)
         if due.row:
             self._traced = engine.trace(state)
             self.measured = self._experiment.task.summarize(_sums(state)) | self._noise.columns()
@@ -207,14 +207,14 @@ class Run:
             return due._replace(evaluation=True, checkpoint=True)
         return due
 
-    def _measure_noise(self, engine: "Engine", state: TrainState) -> None:
-        """Measures the gradient noise, and adds it to its averages."""
+    def _measure_noise(self, engine: "Engine", state: TrainState, num_intervals: int) -> None:
+        """Measures the gradient noise, and adds it to its averages (see `NoiseMeter.add`)."""
         jax.block_until_ready(state.params)
         with self._clock.timer("compile"):
             executable = engine.noise().result()
         with self._clock.timer("noise"):
             norms = engine.measure_noise(executable, state, self.position.examples_seen)
-        self._noise.add(norms, self.position.num_passed(self._experiment.cadence.noise))
+        self._noise.add(norms, num_intervals)
 
     def evaluate(self, engine: "Engine", state: TrainState) -> dict[str, float]:
         """The metrics of the test set, by column of a row."""
