@@ -28,9 +28,9 @@ from batchgrow.data.augment import AUGMENTATIONS, VIEWS
 from batchgrow.data.records import ON_BAD_RECORD
 from batchgrow.experiment import INPUTS
 from batchgrow.optimizer import DECAY_ON, OPTIMIZERS
+from batchgrow.plan.curves import CURVES
 from batchgrow.run.folder import flatten
 
-CURVES = ("constant", "step", "exponential", "inverse_time", "cosine", "polynomial", "wsd")
 MOMENTUM_CURVES = ("constant", "one_cycle")
 PLANS = ("decay", "hybrid", "grow", "ramp", "follow")
 

@@ -156,6 +156,13 @@ def wsd(
     return Curve(lambda epoch: decay(max(0.0, epoch - start)), ())
 
 
+# By name, as a config and the command choose them.
+CURVES: dict[str, Callable[..., Curve]] = {
+    function.__name__: function
+    for function in (constant, step, exponential, inverse_time, cosine, polynomial, wsd)
+}
+
+
 def one_cycle(
     start: float, peak: float, num_epochs: float, peak_epochs: float, end: float | None = None
 ) -> Curve:
