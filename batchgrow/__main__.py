@@ -22,7 +22,7 @@ import numpy as np
 
 from batchgrow import tracking
 from batchgrow.names import parameters
-from batchgrow.plan import FixedPlan, Recipe, curves, grow
+from batchgrow.plan import FixedPlan, Recipe, curves, from_megatron, grow, ramp, to_megatron
 from batchgrow.plan.coupling import COUPLINGS, coupling_of
 from batchgrow.plan.exchange import from_text, stages, to_csv, to_json, to_olmo_core
 
@@ -188,8 +188,6 @@ def _make_plan(options: argparse.Namespace) -> FixedPlan:
         growth["exponent"] = options.exponent
     growth |= {"ladder": options.ladder, "batch_multiple": options.batch_multiple}
     if options.batches is not None:
-        from batchgrow.plan.ramp import from_megatron, ramp
-
         return ramp(recipe, from_megatron(options.batches, options.batch_size), **growth)
     return grow(
         recipe,
@@ -220,8 +218,6 @@ def _text(plan: FixedPlan, options: argparse.Namespace) -> str:
         case "json":
             return to_json(plan)
         case "megatron":
-            from batchgrow.plan.ramp import to_megatron
-
             table = [(position * (tokens or 1), size) for position, size in stages(plan)]
             return to_megatron(table) + "\n"
         case "olmo-core":

@@ -1,7 +1,7 @@
 """An experiment: everything that a run needs, as plain values (see `config.make_experiment`)."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 import optax
 
 from batchgrow.data.datasets import Dataset
+from batchgrow.optimizer import ByBatch
 from batchgrow.plan import Plan, Segment
 from batchgrow.tasks import Task
 
@@ -161,7 +162,7 @@ class Experiment:
     train_data: Dataset
     test_data: Dataset
     plan: Plan
-    optimizer: optax.GradientTransformation | Callable[[int], optax.GradientTransformation]
+    optimizer: ByBatch
     cadence: Cadence
     seed: int = 0
     ghost_batch_size: int = 1

@@ -6,7 +6,7 @@ Wrong values are found here, before anything is compiled or written.
 import json
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -15,12 +15,14 @@ import optax
 
 from batchgrow.config.data import check_data, facts_of, open_data
 from batchgrow.config.fields import PLANS, check, defaults
+from batchgrow.config.kinds import ConfigDict
 from batchgrow.config.recipe import has_momentum, make_curve, make_momentum, plan_momentum
 from batchgrow.config.task import make_task, model_fields, tokens_of
 from batchgrow.config.transfer import transferred
 from batchgrow.experiment import Cadence, Execution, Experiment, NoiseProbe
+from batchgrow.layout import possible_layouts
 from batchgrow.names import call, find, parameters
-from batchgrow.optimizer import freeze, optimizer_by_batch
+from batchgrow.optimizer import ByBatch, freeze, optimizer_by_batch
 from batchgrow.plan import (
     FixedPlan,
     Plan,
@@ -34,9 +36,6 @@ from batchgrow.plan import (
 from batchgrow.tasks.transfer import Transfer
 
 log = logging.getLogger(__name__)
-
-# An ml_collections.ConfigDict, whose fields no type checker knows.
-ConfigDict = Any
 
 
 def make_experiment(config: ConfigDict, *, to_read: bool = True) -> Experiment:
@@ -153,9 +152,7 @@ def _plan_of(recipe: Recipe, plan: ConfigDict, options: dict[str, Any]) -> Fixed
     raise ValueError(f"unknown plan.name {plan.name!r}; choose {', '.join(PLANS)}")
 
 
-def optimizer_of(
-    config: ConfigDict, plan: Plan, momentum: float
-) -> optax.GradientTransformation | Callable[[int], optax.GradientTransformation]:
+def optimizer_of(config: ConfigDict, plan: Plan, momentum: float) -> ByBatch:
     """Returns the optimizer of each batch size that a config describes, without learning rate.
 
     Args:
@@ -290,8 +287,6 @@ def check_layouts(plan: Plan, num_devices: int, config: ConfigDict) -> None:
     Raises:
       ValueError: if one cannot be laid out (see `possible_layouts`).
     """
-    from batchgrow.layout import possible_layouts
-
     limit = config.run.max_microbatch_size or math.inf
     for size in plan.batch_sizes():
         possible_layouts(size, num_devices, config.ghost_batch_size or 1, limit)

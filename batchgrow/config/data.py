@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+from batchgrow.config.kinds import ConfigDict
 from batchgrow.config.task import inputs_of
 from batchgrow.data import jpeg
 from batchgrow.data.catalog import is_at_hand, open_part
@@ -14,8 +15,6 @@ from batchgrow.data.records import ON_BAD_RECORD
 from batchgrow.data.source import Part, Source
 from batchgrow.tasks import Task
 
-# An ml_collections.ConfigDict, whose fields no type checker knows.
-ConfigDict = Any
 FROM_BOTH = ("num_classes", "outputs", "vocab_size")  # facts that must cover training and test data
 
 

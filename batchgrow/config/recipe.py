@@ -4,15 +4,13 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+from batchgrow.config.kinds import ConfigDict
 from batchgrow.names import call, find, parameters
 from batchgrow.optimizer import OPTIMIZERS
 from batchgrow.plan import curves
 from batchgrow.plan.coupling import coupling_of
 
 log = logging.getLogger(__name__)
-
-# An ml_collections.ConfigDict, whose fields no type checker knows.
-ConfigDict = Any
 
 
 def make_curve(recipe: ConfigDict, optimizer: str) -> curves.Curve:
