@@ -27,7 +27,7 @@ from absl import flags
 
 from batchgrow import devices
 from batchgrow.config import ConfigDict, check_layouts, make_plan, warn_of
-from batchgrow.config.data import facts_of, num_examples_of, open_data
+from batchgrow.config.data import model_facts, num_examples_of, open_data
 from batchgrow.config.task import make_task
 from batchgrow.plan import FixedPlan, time_to_train
 from batchgrow.run.summary import flops_of, num_parameters
@@ -200,7 +200,7 @@ def _task_and_example(config: ConfigDict) -> tuple[Task, Any]:
     """The task, and the shapes of one example; those of encoded images need no data."""
     if config.run.input != "workers":
         data = open_data(config, "train")
-        return make_task(config, axis_name=None, facts=facts_of(data)), data.example
+        return make_task(config, axis_name=None, facts=model_facts(data)), data.example
     size = config.data.image_size
     return make_task(config, axis_name=None), {
         "image": jax.ShapeDtypeStruct((size, size, 3), np.uint8),

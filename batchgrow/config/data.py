@@ -108,7 +108,7 @@ def _open_jpegs(config: ConfigDict, part: Part, to_read: bool) -> JpegDataset:
     )
 
 
-def facts_of(train_data: Dataset, test_data: Dataset | None = None) -> dict[str, Any]:
+def model_facts(train_data: Dataset, test_data: Dataset | None = None) -> dict[str, Any]:
     """Returns the fields of model and task that the data determine (see `datasets.Dataset`)."""
     facts = dict(getattr(train_data, "facts", {}))
     others: Mapping[str, Any] = getattr(test_data, "facts", {})

@@ -27,9 +27,9 @@ from batchgrow.config.kinds import (
 from batchgrow.data.augment import AUGMENTATIONS, VIEWS
 from batchgrow.data.records import ON_BAD_RECORD
 from batchgrow.experiment import INPUTS
+from batchgrow.names import flatten
 from batchgrow.optimizer import DECAY_ON, OPTIMIZERS
 from batchgrow.plan.curves import CURVES
-from batchgrow.run.folder import flatten
 
 MOMENTUM_CURVES = ("constant", "one_cycle")
 PLANS = ("decay", "hybrid", "grow", "ramp", "follow")

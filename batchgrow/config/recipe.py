@@ -27,7 +27,9 @@ def make_curve(recipe: ConfigDict, optimizer: str) -> curves.Curve:
         _check_curve(recipe, rate, optimizer)
         fields["start_epochs"] = recipe.decay_start_epochs
     words = f"recipe.curve {recipe.curve!r}"
-    curve: Any = call(find(recipe.curve, curves.CURVES, "recipe.curve"), fields, words)
+    curve: curves.LearningRateCurve = call(
+        find(recipe.curve, curves.CURVES, "recipe.curve"), fields, words
+    )
     if not callable(curve):
         raise ValueError(
             f"{words} returns a {type(curve).__name__}; return a function from the epoch to the "

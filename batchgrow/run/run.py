@@ -17,7 +17,7 @@ from batchgrow.engine import Engine
 from batchgrow.experiment import Experiment, Outcome
 from batchgrow.layout import replicate
 from batchgrow.plan import Point, Segment
-from batchgrow.run.agreement import check_agreement, check_shared, facts_of, total
+from batchgrow.run.agreement import check_agreement, check_shared, run_facts, total
 from batchgrow.run.checkpoints import Checkpoints
 from batchgrow.run.folder import FolderError, check_config, claim, read_json
 from batchgrow.run.leaks import without_metrics
@@ -72,7 +72,7 @@ class Run:
         with ExitStack() as stack:
             self._folder = stack.enter_context(claim(workdir, is_writer=self._is_writer))
             check_shared(self._folder)
-            check_agreement(facts_of(experiment, self._settings, self._folder))
+            check_agreement(run_facts(experiment, self._settings, self._folder))
             self._preemption = stack.enter_context(Preemption())
             config, plan, summary = (
                 read_json(self._folder / f"{name}.json") for name in ("config", "plan", "summary")
