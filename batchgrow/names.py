@@ -44,7 +44,7 @@ def parameters(function: Callable[..., Any]) -> dict[str, bool]:
 
 
 def defaults(function: Callable[..., Any]) -> dict[str, Any]:
-    """The keyword arguments that `function` takes, and their default values; None for none."""
+    """The keyword arguments that `function` takes, and their defaults; None where there is none."""
     needed = parameters(function)
     found = {p.name: p.default for p in _parameters(function) if p.name in needed}
     return {name: None if needed[name] else default for name, default in found.items()}

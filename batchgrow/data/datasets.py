@@ -91,7 +91,10 @@ class ArrayDataset:
         return jax.tree.map(lambda x: x.reshape(len(x), -1) if x.ndim > 2 else x, self.arrays)
 
     def take(self, arrays: Any, indices: Any) -> Batch:
-        """Returns the examples at these indices of `self.arrays` or `self.rows`, here or there."""
+        """Returns the examples at these indices of `arrays`: `self.arrays` or `self.rows`.
+
+        They may be NumPy arrays on the host or JAX arrays on a device.
+        """
 
         def take_one(array: Any, own: np.ndarray) -> Any:
             return array[indices].reshape((*np.shape(indices), *own.shape[1:]))
