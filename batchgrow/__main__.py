@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 
 from batchgrow import tracking
-from batchgrow.plan import FixedPlan, Recipe, curves, grow
+from batchgrow.names import parameters
+from batchgrow.plan import FixedPlan, Recipe, curves, from_megatron, grow, ramp, to_megatron
 from batchgrow.plan.coupling import COUPLINGS, coupling_of
 from batchgrow.plan.exchange import from_text, stages, to_csv, to_json, to_olmo_core
 
-CURVES = ("constant", "step", "cosine", "exponential", "inverse_time", "polynomial")
 FORMS = ("table", "csv", "json", "megatron", "olmo-core")
 RECIPE = ("batch_size", "momentum", "num_examples", "num_epochs", "learning_rate")
 # The parser leaves options of a plan that are not given at None, so that it is known which are.
@@ -92,7 +92,7 @@ def _add_recipe(group: Any) -> None:
     group.add_argument("--num_examples", type=int, help="N, the size of the training set")
     group.add_argument("--num_epochs", type=float, help="length of the recipe")
     group.add_argument("--learning_rate", type=float, help="highest learning rate")
-    group.add_argument("--curve", choices=CURVES)
+    group.add_argument("--curve", choices=tuple(curves.CURVES))
     group.add_argument(
         "--boundaries_epochs",
         type=_numbers,
@@ -102,9 +102,10 @@ def _add_recipe(group: Any) -> None:
     group.add_argument(
         "--final_learning_rate",
         type=float,
-        help="cosine, polynomial: learning rate at the end",
+        help="cosine, polynomial, wsd: learning rate at the end",
     )
-    group.add_argument("--power", type=float, help="polynomial: its power")
+    group.add_argument("--power", type=float, help="polynomial, wsd: power of the decay")
+    group.add_argument("--decay_epochs", type=float, help="wsd: length of the decay at the end")
     group.add_argument(
         "--decay_rate", type=float, help="exponential, inverse_time: rate of an epoch"
     )
@@ -187,8 +188,6 @@ def _make_plan(options: argparse.Namespace) -> FixedPlan:
         growth["exponent"] = options.exponent
     growth |= {"ladder": options.ladder, "batch_multiple": options.batch_multiple}
     if options.batches is not None:
-        from batchgrow.plan.ramp import from_megatron, ramp
-
         return ramp(recipe, from_megatron(options.batches, options.batch_size), **growth)
     return grow(
         recipe,
@@ -200,23 +199,14 @@ def _make_plan(options: argparse.Namespace) -> FixedPlan:
 
 
 def _curve(options: argparse.Namespace) -> curves.Curve:
-    rate, final = options.learning_rate, options.final_learning_rate
-    match options.curve:
-        case "step":
-            curve = curves.step(rate, options.boundaries_epochs, options.factor)
-        case "cosine":
-            curve = curves.cosine(rate, options.num_epochs, final)
-        case "polynomial":
-            curve = curves.polynomial(rate, options.num_epochs, options.power, final)
-        case "exponential" | "inverse_time":
-            if options.decay_rate is None:
-                raise ValueError(f"--decay_rate is missing: --curve={options.curve} needs it")
-            curve = getattr(curves, options.curve)(rate, options.decay_rate)
-        case _:
-            curve = curves.constant(rate)
-    if options.warmup_epochs:
-        curve = curves.with_warmup(curve, options.warmup_epochs, options.initial_learning_rate)
-    return curve
+    function = curves.CURVES[options.curve]
+    takes = parameters(function)
+    given = {k: v for k, v in vars(options).items() if k in takes and v is not None}
+    missing = [name for name, is_needed in takes.items() if is_needed and name not in given]
+    if missing:
+        raise ValueError(f"--{missing[0]} is missing: --curve={options.curve} needs it")
+    curve = function(**given)
+    return curves.with_warmup(curve, options.warmup_epochs, options.initial_learning_rate)
 
 
 def _text(plan: FixedPlan, options: argparse.Namespace) -> str:
@@ -228,8 +218,6 @@ def _text(plan: FixedPlan, options: argparse.Namespace) -> str:
         case "json":
             return to_json(plan)
         case "megatron":
-            from batchgrow.plan.ramp import to_megatron
-
             table = [(position * (tokens or 1), size) for position, size in stages(plan)]
             return to_megatron(table) + "\n"
         case "olmo-core":

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 from batchgrow.data.stream import Stream
-from batchgrow.plan.plan import FixedPlan, Plan, Point, Segment
-from batchgrow.plan.recipe import Recipe, check_whole
+from batchgrow.plan.plan import FixedPlan, Point, Segment, check_fixed
+from batchgrow.plan.recipe import check_whole
 
 
 class Step(NamedTuple):
@@ -140,11 +140,9 @@ def updates_left(segment: Segment, examples_seen: int) -> int:
     return max(0, left // segment.batch_size)
 
 
-def check_plan(plan: Plan, num_examples: int) -> None:
+def check_plan(plan: FixedPlan, num_examples: int) -> None:
     """Raises a TypeError or ValueError unless the plan fits a data set of `num_examples`."""
-    if not isinstance(plan, FixedPlan):
-        hint = ": make one with grow(recipe) or decay(recipe)" if isinstance(plan, Recipe) else ""
-        raise TypeError(f"plan must be a batchgrow.FixedPlan, not a {type(plan).__name__}{hint}")
+    check_fixed(plan)
     if plan.recipe.num_examples != num_examples:
         raise ValueError(
             f"the plan was made for num_examples={plan.recipe.num_examples}, but the data set has "

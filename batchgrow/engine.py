@@ -18,10 +18,10 @@ from batchgrow.data.datasets import shapes_of
 from batchgrow.data.feed import EvaluationBatches, make_feed
 from batchgrow.devices import memory_in_use
 from batchgrow.experiment import Experiment
-from batchgrow.layout import AXIS_NAME, Layout
+from batchgrow.layout import AXIS_NAME
 from batchgrow.plan import Segment
 from batchgrow.step import TrainState
-from batchgrow.update import RUN_AHEAD, FittedUpdate, UpdateCompiler, UpdateProgram
+from batchgrow.update import RUN_AHEAD, UpdateCompiler, UpdateProgram
 
 log = logging.getLogger(__name__)
 
@@ -31,13 +31,14 @@ class Engine:
 
     Args:
       experiment: what is trained.
-      mesh: the devices. For devices that are not here (`targets`) only `fit_update` works.
+      mesh: the devices. For devices that are not here (`targets`) only `compiler` works.
       memory_limit: the bytes that a program may use on each device; None: what the devices report.
       compile_lowered: compiles a lowered update.
 
     Attributes:
       feed: where training batches come from.
       state: the shapes and dtypes of the training state.
+      compiler: tells the layouts of a batch size and compiles its update, an `UpdateCompiler`.
       updates: the compiled update of each batch size, an `UpdateProgram`.
     """
 
@@ -62,7 +63,7 @@ class Engine:
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=same),
             jax.eval_shape(self._create_state),
         )
-        self._compiler = UpdateCompiler(
+        self.compiler = UpdateCompiler(
             e, mesh, self.feed, self.state, memory_limit, compile_lowered
         )
         self._arrays: Any = None
@@ -85,22 +86,6 @@ class Engine:
     def initial_state(self) -> TrainState:
         """Returns the state before the first update, on the devices."""
         return layouts.replicate(self._create_state(), self._mesh)
-
-    def layouts(self, batch_size: int) -> tuple[Layout, ...]:
-        """Returns the layouts to try for a batch size (see `UpdateCompiler.layouts`).
-
-        Raises:
-          ValueError: if there is none.
-        """
-        return self._compiler.layouts(batch_size)
-
-    def fit_update(self, batch_size: int) -> FittedUpdate:
-        """Compiles the update in the first layout that fits (see `UpdateCompiler.fit`).
-
-        Raises:
-          MemoryError: if no layout fits.
-        """
-        return self._compiler.fit(batch_size)
 
     def evaluation(self) -> Future:
         """Returns a future of the executable that evaluates one batch."""
@@ -217,15 +202,11 @@ class Engine:
         )
 
     def _compile_update(self, batch_size: int) -> UpdateProgram:
-        fitted = self._compiler.fit(batch_size)
-        momentum_changes = self._experiment.plan.momentum_curve is not None
         return UpdateProgram(
-            fitted.executable,
-            fitted.layout,
-            fitted.max_updates,
-            self._mesh,
-            self._on_devices(),
-            momentum_changes,
+            **vars(self.compiler.fit(batch_size)),
+            mesh=self._mesh,
+            arrays=self._on_devices(),
+            changing_momentum=self._experiment.plan.momentum_curve is not None,
         )
 
     def _on_devices(self) -> Any:

@@ -1,7 +1,7 @@
 """An experiment: everything that a run needs, as plain values (see `config.make_experiment`)."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 import optax
 
 from batchgrow.data.datasets import Dataset
+from batchgrow.optimizer import ByBatch
 from batchgrow.plan import Plan, Segment
 from batchgrow.tasks import Task
 
@@ -36,7 +37,6 @@ class Cadence:
       log: examples between two rows of the log.
       evaluate: examples between two evaluations.
       checkpoint: examples between two checkpoints.
-      noise: examples between two measurements of the gradient noise.
       trace_per_decade: how many rows follow each other while the updates since the start of a
         segment grow tenfold. These rows are evenly spaced in the logarithm of the updates, and all
         rows then have the columns of a trace (see `Engine.trace`). None for no trace.
@@ -45,19 +45,7 @@ class Cadence:
     log: int
     evaluate: int
     checkpoint: int
-    noise: int = MAX_EXAMPLES
     trace_per_decade: int | None = None
-
-    def next_stop(self, examples_seen: int, segment: Segment) -> int:
-        """Returns the first position beyond this one at which something is due.
-
-        Args:
-          examples_seen: a position in the segment.
-          segment: the current segment.
-        """
-        every = (self.log, self.evaluate, self.checkpoint, self.noise)
-        stops = [(examples_seen // interval + 1) * interval for interval in every]
-        return min(*stops, self.next_trace(examples_seen, segment))
 
     def next_trace(self, examples_seen: int, segment: Segment) -> int:
         """Returns the first position beyond this one of a row of the trace.
@@ -66,7 +54,8 @@ class Cadence:
         `trace_per_decade`.
 
         Args:
-          examples_seen, segment: as in `next_stop`.
+          examples_seen: a position in the segment.
+          segment: the current segment.
         """
         if self.trace_per_decade is None:
             return MAX_EXAMPLES
@@ -173,7 +162,7 @@ class Experiment:
     train_data: Dataset
     test_data: Dataset
     plan: Plan
-    optimizer: optax.GradientTransformation | Callable[[int], optax.GradientTransformation]
+    optimizer: ByBatch
     cadence: Cadence
     seed: int = 0
     ghost_batch_size: int = 1

@@ -71,7 +71,11 @@ class PlanMixin:
         arguments.max_steps = plan.num_updates
 
     def get_train_dataloader(self) -> DataLoader:
-        """Returns the loader of the whole run. A batch is this process's share of one update."""
+        """Returns the loader of the whole run. A batch is this process's share of one update.
+
+        Raises:
+          ValueError: if the training set has no length.
+        """
         trainer: Any = self
         args, dataset, collate = trainer.args, trainer.train_dataset, trainer.data_collator
         if not hasattr(dataset, "__len__"):

@@ -1,4 +1,4 @@
-"""Looks up names in a config: names of the library, or anything that can be imported."""
+"""Names in a config: the dotted names of its fields, and the objects that it names."""
 
 import importlib
 import inspect
@@ -44,7 +44,7 @@ def parameters(function: Callable[..., Any]) -> dict[str, bool]:
 
 
 def defaults(function: Callable[..., Any]) -> dict[str, Any]:
-    """The keyword arguments that `function` takes, and their default values; None for none."""
+    """The keyword arguments that `function` takes, and their defaults; None where there is none."""
     needed = parameters(function)
     found = {p.name: p.default for p in _parameters(function) if p.name in needed}
     return {name: None if needed[name] else default for name, default in found.items()}
@@ -149,3 +149,18 @@ def call(function: Callable[..., Any], fields: Mapping[str, Any], field: str) ->
     arguments = {name: given[name] for name in takes if name in given}
     check_types(function, arguments, field.partition(".")[0])
     return function(**arguments)
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested fields by dotted name.
+
+    >>> flatten({"seed": 0, "run": {"num_devices": 4}})
+    {'seed': 0, 'run.num_devices': 4}
+    """
+    flat = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat

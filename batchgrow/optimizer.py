@@ -29,6 +29,8 @@ from batchgrow.plan.coupling import (
 
 Params = Any
 Mask = Callable[[Params], Any]
+# One optimizer, or a function of the batch size that returns it.
+ByBatch = optax.GradientTransformation | Callable[[int], optax.GradientTransformation]
 
 OPTIMIZERS = tuple(COUPLINGS)
 DECAY_ON = ("all", "kernels", "matrices")
@@ -213,9 +215,6 @@ def _add_decay(weight_decay: float, l1: float, updates: Any, params: Params) -> 
         return g + l1 * jnp.sign(w) if l1 else g
 
     return jax.tree_util.tree_map_with_path(add, updates, params)
-
-
-ByBatch = optax.GradientTransformation | Callable[[int], optax.GradientTransformation]
 
 
 def freeze(optimizer: ByBatch, frozen: Mask) -> ByBatch:

@@ -54,7 +54,7 @@ def train(
         engine = stack.enter_context(Engine(experiment, mesh))
         restored = run.restore(engine.state)
         for batch_size in run.position.batch_sizes():
-            engine.layouts(batch_size)  # Raises before anything is compiled or written.
+            engine.compiler.layouts(batch_size)  # Raises before anything is compiled or written.
         state = restored or engine.initial_state()
         run.begin()
 

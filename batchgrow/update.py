@@ -54,22 +54,16 @@ class FittedUpdate:
     too_large: tuple[tuple[Layout, int | None], ...] = ()
 
 
-@dataclass(frozen=True)
-class UpdateProgram:
-    """The compiled update of one batch size, on devices.
+@dataclass(frozen=True, kw_only=True)
+class UpdateProgram(FittedUpdate):
+    """A fitted update on devices, which makes updates.
 
     Attributes:
-      executable: makes several updates in one call (`step.updates`).
-      layout: how the batch of an update is laid out.
-      max_updates: the most updates that one call makes.
       mesh: the devices.
       arrays: the part of the training set that the devices hold, or ().
       changing_momentum: whether each update gets its own momentum.
     """
 
-    executable: Any
-    layout: Layout
-    max_updates: int
     mesh: Mesh
     arrays: Any
     changing_momentum: bool = False

@@ -15,8 +15,7 @@ from batchgrow.config import ConfigDict
 from batchgrow.config.fields import FIELDS
 from batchgrow.config.task import TASKS
 from batchgrow.models import MODELS
-from batchgrow.names import defaults, find
-from batchgrow.run.folder import flatten
+from batchgrow.names import defaults, find, flatten
 from experiments import cli
 
 _CONFIG = cli.config_flag()

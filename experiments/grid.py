@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from batchgrow.config.fields import holds_commas
-from batchgrow.run.folder import flatten
+from batchgrow.names import flatten
 from experiments import cli
 
 FIELD = re.compile(r"--?config\.([\w.]+)=(.*)", re.DOTALL)

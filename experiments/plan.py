@@ -22,12 +22,11 @@ import json
 from typing import Any
 
 import jax
-import numpy as np
 from absl import flags
 
 from batchgrow import devices
 from batchgrow.config import ConfigDict, check_layouts, make_plan, warn_of
-from batchgrow.config.data import facts_of, num_examples_of, open_data
+from batchgrow.config.data import model_facts, num_examples_of, open_data
 from batchgrow.config.task import make_task
 from batchgrow.plan import FixedPlan, time_to_train
 from batchgrow.run.summary import flops_of, num_parameters
@@ -166,8 +165,9 @@ def _print_forecast(config: ConfigDict, target: Target) -> int:
 def _time(config: ConfigDict, plan: FixedPlan) -> dict[str, Any]:
     """The prediction, with the lines that say what it assumes."""
     jax.config.update("jax_platforms", "cpu")  # it only counts, wherever this runs
-    task, example = _task_and_example(config)
-    seconds_per_example, basis = _compute(config, task, example)
+    data = open_data(config, "train", to_read=False)
+    task = make_task(config, axis_name=None, facts=model_facts(data))
+    seconds_per_example, basis = _compute(config, task, data.example)
     hardware = time_to_train.Hardware(
         seconds_per_example=seconds_per_example,
         num_devices=_NUM_DEVICES.value,
@@ -179,7 +179,7 @@ def _time(config: ConfigDict, plan: FixedPlan) -> dict[str, Any]:
         seconds_per_update=_SECONDS_PER_UPDATE.value,
         network=_NETWORK.value,
     )
-    parameters = num_parameters(task, example)
+    parameters = num_parameters(task, data.example)
     prediction = time_to_train.predict(plan, parameters, hardware)
     needed = prediction["needed_per_host"]
     prepares = "enough" if _INPUT_RATE.value == float("inf") else f"{_INPUT_RATE.value:,.0f}"
@@ -194,18 +194,6 @@ def _time(config: ConfigDict, plan: FixedPlan) -> dict[str, Any]:
         "for each example if it has few",
     ]
     return prediction
-
-
-def _task_and_example(config: ConfigDict) -> tuple[Task, Any]:
-    """The task, and the shapes of one example; those of encoded images need no data."""
-    if config.run.input != "workers":
-        data = open_data(config, "train")
-        return make_task(config, axis_name=None, facts=facts_of(data)), data.example
-    size = config.data.image_size
-    return make_task(config, axis_name=None), {
-        "image": jax.ShapeDtypeStruct((size, size, 3), np.uint8),
-        "label": jax.ShapeDtypeStruct((), np.int32),
-    }
 
 
 def _compute(config: ConfigDict, task: Task, example: Any) -> tuple[float, str]:

@@ -9,15 +9,10 @@ import sys
 import jax
 from absl import flags
 
-from batchgrow import layout
 from batchgrow.config import ConfigDict
 from batchgrow.data.prepared import is_prepared
 from batchgrow.data.text import decode, encode, load_text
-from batchgrow.engine import Engine
-from batchgrow.experiment import Experiment
-from batchgrow.run.checkpoints import Checkpoints
-from batchgrow.run.folder import run_folder
-from batchgrow.tasks import Variables
+from batchgrow.run.variables import read_variables
 from batchgrow.tasks.language import LanguageModel, sample
 from configs import shakespeare
 from experiments.launch import experiment_of, launch, run_cells
@@ -57,36 +52,18 @@ def _text() -> str:
 
 def _write(config: ConfigDict, workdir: str) -> str:
     """A text by the last model of a run."""
-    experiment = experiment_of(config)
-    data, task = config.data, experiment.task
+    data, task = config.data, experiment_of(config).task
     vocabulary = load_text(data.name, data.train_split, config.run.data_dir).vocabulary
     assert isinstance(task, LanguageModel)
     tokens = sample(
         task.model,
-        last_variables(experiment, workdir),
+        read_variables(workdir),
         encode("\n", vocabulary),
         _SAMPLE.value,
         jax.random.key(config.seed),
         context=data.context,
     )
     return decode(tokens, vocabulary)
-
-
-def last_variables(experiment: Experiment, workdir: str) -> Variables:
-    """The variables of the newest checkpoint of a run, as an evaluation uses them."""
-    checkpoints = Checkpoints(
-        run_folder(workdir),
-        keep=experiment.execution.keep_checkpoints,
-        metric=experiment.task.metrics[0],
-        config=dict(experiment.settings),
-        defaults=experiment.defaults,
-    )
-    mesh = layout.make_mesh(experiment.execution.num_devices)
-    with Engine(experiment, mesh) as engine, checkpoints:
-        restored = checkpoints.restore(engine.state)
-    if restored is None:
-        raise ValueError(f"{workdir} has no checkpoint; train it first")
-    return jax.device_get(restored[1].evaluated)
 
 
 if __name__ == "__main__":

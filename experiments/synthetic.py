@@ -7,7 +7,6 @@ from itertools import accumulate, islice, pairwise
 
 import jax
 import numpy as np
-import optax
 
 from batchgrow import config as library
 from batchgrow import layout
@@ -15,6 +14,7 @@ from batchgrow.data.datasets import ArrayDataset
 from batchgrow.engine import Engine
 from batchgrow.experiment import MAX_EXAMPLES, Cadence, Execution, Experiment
 from batchgrow.layout import Layout
+from batchgrow.optimizer import ByBatch
 from batchgrow.plan import FixedPlan, Recipe, Segment, curves
 from batchgrow.tasks import Task
 
@@ -23,8 +23,6 @@ MOMENTUM = 0.9
 WEIGHT_DECAY = 5e-4
 MEAN, STD = 127.5, 64.0  # of the pixels
 NEVER = 2**60  # examples
-
-Optimizer = optax.GradientTransformation | Callable[[int], optax.GradientTransformation]
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,7 @@ def experiment(
     data: ArrayDataset,
     plan: FixedPlan,
     *,
-    optimizer: Optimizer,
+    optimizer: ByBatch,
     ghost_batch_size: int,
     dtype: str,
     execution: Execution,

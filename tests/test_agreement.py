@@ -14,8 +14,8 @@ import pytest
 from etils import epath
 from tiny import tiny_experiment
 
-from batchgrow.run.agreement import check_agreement, check_shared, facts_of, fingerprint
-from batchgrow.run.folder import flatten
+from batchgrow.names import flatten
+from batchgrow.run.agreement import check_agreement, check_shared, fingerprint, run_facts
 from experiments.ports import free_port
 
 HERE = pathlib.Path(__file__).parent
@@ -133,7 +133,7 @@ def test_a_fingerprint_is_that_of_the_content() -> None:
 def test_every_field_but_those_of_one_process_is_compared(monkeypatch, tmp_path):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     experiment = tiny_experiment()
-    facts = facts_of(experiment, experiment.settings, epath.Path(tmp_path))
+    facts = run_facts(experiment, experiment.settings, epath.Path(tmp_path))
     assert flatten(experiment.settings).keys() - facts.keys() == {
         "run.data_dir",
         "run.num_workers",

@@ -46,6 +46,7 @@ def test_prints_the_plan(capsys) -> None:
         (["--curve=cosine", "--final_learning_rate=0.01"], curves.cosine(0.1, 200, 0.01)),
         (["--curve=polynomial", "--power=2"], curves.polynomial(0.1, 200, 2)),
         (["--curve=exponential", "--decay_rate=0.98"], curves.exponential(0.1, 0.98)),
+        (["--curve=wsd", "--decay_epochs=40", "--power=2"], curves.wsd(0.1, 200, 40, 2)),
         (["--curve=inverse_time", "--decay_rate=0.1"], curves.inverse_time(0.1, 0.1)),
         (["--curve=constant", "--warmup_epochs=5"], curves.with_warmup(curves.constant(0.1), 5)),
     ],
@@ -66,8 +67,14 @@ def test_converts_tables(capsys, tmp_path) -> None:
 PLAN_OPTIONS = [
     *("--batch_size=8", "--momentum=0.9", "--num_examples=9", "--num_epochs=1", "--optimizer=adam"),
     *("--learning_rate=0.1", "--curve=constant", "--boundaries_epochs=1", "--factor=0.1"),
-    *("--final_learning_rate=0", "--power=1", "--decay_rate=1", "--warmup_epochs=0"),
-    *("--initial_learning_rate=0", "--num_growths=1", "--max_batch_size=300", "--ladder=2"),
+    *("--final_learning_rate=0", "--power=1", "--decay_rate=1", "--decay_epochs=1"),
+    *(
+        "--warmup_epochs=0",
+        "--initial_learning_rate=0",
+        "--num_growths=1",
+        "--max_batch_size=300",
+        "--ladder=2",
+    ),
     *("--initial_multiple=1", "--plan_momentum=0.9", "--exponent=1", "--batch_multiple=1"),
     "--batches=0:8",
 ]
@@ -140,6 +147,7 @@ def test_plots(capsys, tmp_path) -> None:
             "'momentum'",
         ),
         ([*WRN, "--curve=exponential"], "--decay_rate is missing: --curve=exponential needs it"),
+        ([*WRN, "--curve=wsd"], "--decay_epochs is missing: --curve=wsd needs it"),
         ([*WRN, "--to=olmo-core"], "--tokens_per_example is missing: OLMo-core counts tokens"),
         (["--from=none.csv"], "[Errno 2] No such file or directory: 'none.csv'"),
         ([*WRN, "--from=none.csv"], "--from has the whole plan: leave out --batch_size"),

@@ -215,7 +215,7 @@ def test_the_host_is_at_most_two_dispatches_ahead():
         number = next(numbers)
         return state, SimpleNamespace(block_until_ready=lambda: waited.append(number))
 
-    program = update.UpdateProgram(call, Layout(4, 1, 1), 1, make_mesh(1), ())
+    program = update.UpdateProgram(call, Layout(4, 1, 1), 1, mesh=make_mesh(1), arrays=())
     points: Any = [SimpleNamespace(learning_rate=0.1)]
     for _ in range(5):
         program({}, {}, points)  # type: ignore[arg-type]
@@ -275,4 +275,4 @@ def test_memory_needed_counts_arguments_and_output():
 )
 def test_updates_of_one_call(changes, most):
     with Engine(tiny_experiment(changes), make_mesh(1)) as engine:
-        assert {size: engine._compiler.max_updates(size) for size in most} == most
+        assert {size: engine.compiler.max_updates(size) for size in most} == most

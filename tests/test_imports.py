@@ -83,11 +83,12 @@ def test_no_cycles():
         ("batchgrow.run.position", ("batchgrow.experiment", "batchgrow.plan")),
         ("batchgrow.run.files", ("batchgrow.errors",)),
         ("batchgrow.run.log", ("batchgrow.run.files",)),
-        ("batchgrow.run.folder", ("batchgrow.run.files",)),
+        ("batchgrow.run.folder", ("batchgrow.names", "batchgrow.run.files")),
         (
             "batchgrow.report",
             (
                 "batchgrow.report",
+                "batchgrow.names",
                 "batchgrow.plan.noise",
                 "batchgrow.run.folder",
                 "batchgrow.run.timers",

@@ -14,7 +14,7 @@ from tiny import checkpoints, make_config, read_rows, run_experiment, tiny_exper
 
 from batchgrow import landscape
 from batchgrow.config import make_experiment
-from experiments.lab.solutions import opened
+from experiments.lab.solutions import experiment_of_run
 
 ROOT = pathlib.Path(__file__).parents[1]
 EIGENVALUES = np.array([10.0, 4.0, 1.0, 0.5, 0.1, -2.0])
@@ -37,11 +37,9 @@ def test_a_folder_of_runs_is_not_a_run(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text("{}")
     with pytest.raises(ValueError, match="is a folder of runs; give one of them: .*hybrid"):
-        with opened(str(tmp_path)):
-            pass
+        experiment_of_run(str(tmp_path))
     with pytest.raises(ValueError, match="no such folder; give run folders"):
-        with opened(str(tmp_path / "missing")):
-            pass
+        experiment_of_run(str(tmp_path / "missing"))
 
 
 def test_lanczos_finds_the_whole_spectrum_of_a_quadratic(quadratic):

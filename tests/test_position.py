@@ -9,7 +9,7 @@ import pytest
 from test_late_plan import make as make_late
 from tiny import tiny_experiment
 
-from batchgrow.experiment import Experiment
+from batchgrow.experiment import Experiment, NoiseProbe
 from batchgrow.run.position import Due, Position
 
 MANY = 1000  # updates of a dispatch
@@ -37,6 +37,16 @@ def test_what_is_due_does_not_depend_on_the_dispatches(most):
     assert positions(experiment, "row", most) == [160, 288, 352, 480, 608, 736]
     assert positions(experiment, "evaluation", most) == [480]
     assert positions(experiment, "noise", most) == []
+
+
+def test_a_probe_is_enough_to_measure_the_noise():
+    """Nothing else of an experiment says how often."""
+    probe = NoiseProbe(piece_size=16, num_pieces=2, every=100, horizon=100.0)
+    experiment = dataclasses.replace(tiny_experiment(), noise=probe)
+    # Updates of 32 examples; from 352 on of 128, the first of which reaches 480.
+    assert positions(experiment, "noise") == [128, 224, 320, 480, 608, 736]
+    counts = [due.noise for due in walk(Position(experiment)) if due.noise]
+    assert counts == [1, 1, 1, 1, 2, 1]
 
 
 def test_a_resumed_run_has_the_same_ahead():

@@ -239,7 +239,7 @@ def test_the_engine_takes_a_limit_and_a_compiler():
         )
 
     with Engine(tiny_experiment(), make_mesh(1), 50 * GIB, compiled) as engine:
-        fitted = engine.fit_update(128)
+        fitted = engine.compiler.fit(128)
     assert fitted.layout.num_microbatches == 4
     assert [(x.num_microbatches, need) for x, need in fitted.too_large] == [(1, 128 * GIB)]
 

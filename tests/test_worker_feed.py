@@ -283,11 +283,7 @@ def test_evaluation_sees_every_example_once(process_count):
             for _ in range(2):  # a feed is used again
                 batches = list(
                     evaluation_batches(
-                        feed,
-                        NUM_EXAMPLES,
-                        7,
-                        process_index=process_index,
-                        process_count=process_count,
+                        feed, NUM_EXAMPLES, 7 * process_count, process_index, process_count
                     )
                 )
                 lengths.append(len(batches))

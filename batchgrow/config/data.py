@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+from batchgrow.config.kinds import ConfigDict
 from batchgrow.config.task import inputs_of
 from batchgrow.data import jpeg
 from batchgrow.data.catalog import is_at_hand, open_part
@@ -14,8 +15,6 @@ from batchgrow.data.records import ON_BAD_RECORD
 from batchgrow.data.source import Part, Source
 from batchgrow.tasks import Task
 
-# An ml_collections.ConfigDict, whose fields no type checker knows.
-ConfigDict = Any
 FROM_BOTH = ("num_classes", "outputs", "vocab_size")  # facts that must cover training and test data
 
 
@@ -114,7 +113,7 @@ def _open_jpegs(config: ConfigDict, part: Part, to_read: bool) -> JpegDataset:
     )
 
 
-def facts_of(train_data: Dataset, test_data: Dataset | None = None) -> dict[str, Any]:
+def model_facts(train_data: Dataset, test_data: Dataset | None = None) -> dict[str, Any]:
     """Returns the fields of model and task that the data determine (see `datasets.Dataset`)."""
     facts = dict(getattr(train_data, "facts", {}))
     others: Mapping[str, Any] = getattr(test_data, "facts", {})

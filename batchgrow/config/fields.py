@@ -27,10 +27,10 @@ from batchgrow.config.kinds import (
 from batchgrow.data.augment import AUGMENTATIONS, VIEWS
 from batchgrow.data.records import ON_BAD_RECORD
 from batchgrow.experiment import INPUTS
+from batchgrow.names import flatten
 from batchgrow.optimizer import DECAY_ON, OPTIMIZERS
-from batchgrow.run.folder import flatten
+from batchgrow.plan.curves import CURVES
 
-CURVES = ("constant", "step", "exponential", "inverse_time", "cosine", "polynomial", "wsd")
 MOMENTUM_CURVES = ("constant", "one_cycle")
 PLANS = ("decay", "hybrid", "grow", "ramp", "follow")
 
@@ -95,8 +95,18 @@ FIELDS = (
     Field(
         "data.on_bad_record", "stop", one_of(*ON_BAD_RECORD), "bad records: stop, or take the next"
     ),
-    Field("data.num_train_examples", None, maybe(whole(1, 2**40)), "checked; None: any number"),
-    Field("data.num_test_examples", None, maybe(whole(1, 2**40)), "checked; None: any number"),
+    Field(
+        "data.num_train_examples",
+        None,
+        maybe(whole(1, 2**40)),
+        "how many the training set must have; None: any number",
+    ),
+    Field(
+        "data.num_test_examples",
+        None,
+        maybe(whole(1, 2**40)),
+        "how many the test set must have; None: any number",
+    ),
     Field("model.name", "", TEXT, "name in batchgrow/models, or module:Class of Flax Linen or NNX"),
     Field(
         "model.ghost_momentum", None, maybe(DECAY), "of running statistics, per ghost; None: 0.9"
@@ -192,7 +202,12 @@ FIELDS = (
     Field("run.input", "resident", one_of(*INPUTS), '"resident": devices hold the training set'),
     Field("run.num_workers", 0, whole(0, 4096), "processes that decode images; 0: a thread"),
     Field("run.max_microbatch_size", None, maybe(whole(1, 2**31)), "per device; None: by memory"),
-    Field("run.updates_per_dispatch", None, maybe(whole(1, 4096)), "None: those of 2048 examples"),
+    Field(
+        "run.updates_per_dispatch",
+        None,
+        maybe(whole(1, 4096)),
+        "updates of one call; None: those of 2,048 examples, at most 16",
+    ),
     Field("run.eval_batch_size", 1000, whole(1, 2**31), "on all devices together, rounded up"),
     Field("run.compile_ahead", True, FLAG, "compile the next batch size during training"),
     Field("run.compilation_cache_dir", "", TEXT, '"": JAX\'s own, else ~/.cache/batchgrow/xla'),

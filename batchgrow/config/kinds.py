@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from typing import Any
 
+ConfigDict = Any  # one of ml_collections, whose fields no type checker knows
+
 MOST = 2**53  # The largest whole number up to which all are exact as floats.
 
 

@@ -4,16 +4,13 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from batchgrow.config.fields import CURVES
+from batchgrow.config.kinds import ConfigDict
 from batchgrow.names import call, find, parameters
 from batchgrow.optimizer import OPTIMIZERS
 from batchgrow.plan import curves
 from batchgrow.plan.coupling import coupling_of
 
 log = logging.getLogger(__name__)
-
-# An ml_collections.ConfigDict, whose fields no type checker knows.
-ConfigDict = Any
 
 
 def make_curve(recipe: ConfigDict, optimizer: str) -> curves.Curve:
@@ -25,54 +22,38 @@ def make_curve(recipe: ConfigDict, optimizer: str) -> curves.Curve:
     rate = recipe.learning_rate
     if rate is None:
         rate = recipe.learning_rates.get(optimizer)
-    if ":" in recipe.curve:
-        fields = recipe.to_dict() | {"learning_rate": rate}
-        curve = call(
-            find(recipe.curve, {}, "recipe.curve"), fields, f"recipe.curve {recipe.curve!r}"
+    fields = recipe.to_dict() | {"learning_rate": rate}
+    if recipe.curve in curves.CURVES:
+        _check_curve(recipe, rate, optimizer)
+        fields["start_epochs"] = recipe.decay_start_epochs
+    words = f"recipe.curve {recipe.curve!r}"
+    curve: curves.LearningRateCurve = call(
+        find(recipe.curve, curves.CURVES, "recipe.curve"), fields, words
+    )
+    if not callable(curve):
+        raise ValueError(
+            f"{words} returns a {type(curve).__name__}; return a function from the epoch to the "
+            "learning rate"
         )
-        if not callable(curve):
-            raise ValueError(
-                f"recipe.curve {recipe.curve!r} returns a {type(curve).__name__}; return a "
-                "function from the epoch to the learning rate"
-            )
-        own: Any = curve
-        return curves.with_warmup(own, recipe.warmup_epochs, recipe.warmup_learning_rate)
+    return curves.with_warmup(curve, recipe.warmup_epochs, recipe.warmup_learning_rate)
+
+
+def _check_curve(recipe: ConfigDict, rate: float | None, optimizer: str) -> None:
+    """Checks what a curve of the library needs; warns of steps that do not happen."""
     if rate is None or not rate > 0:
         known = ", ".join(recipe.learning_rates) or "no optimizer"
         raise ValueError(
             f"recipe.learning_rate {recipe.learning_rate} must be above 0; set it, because this "
             f"config has a learning rate for {known} and none for {optimizer}"
         )
-    match recipe.curve:
-        case "constant":
-            curve = curves.constant(rate)
-        case "step":
-            _warn_of_late_steps(recipe.boundaries_epochs, recipe.num_epochs)
-            curve = curves.step(rate, recipe.boundaries_epochs, recipe.factor)
-        case "exponential":
-            curve = curves.exponential(rate, recipe.decay_rate)
-        case "inverse_time":
-            curve = curves.inverse_time(rate, recipe.decay_rate)
-        case "cosine":
-            final, start = recipe.final_learning_rate, recipe.decay_start_epochs
-            if not 0 <= start < recipe.num_epochs:
-                raise ValueError(
-                    f"recipe.decay_start_epochs {start} must be at least 0 and below "
-                    f"recipe.num_epochs {recipe.num_epochs}; set one of them"
-                )
-            curve = curves.cosine(rate, recipe.num_epochs, final, start)
-        case "polynomial":
-            final = recipe.final_learning_rate
-            curve = curves.polynomial(rate, recipe.num_epochs, recipe.power, final)
-        case "wsd":
-            final = recipe.final_learning_rate
-            curve = curves.wsd(rate, recipe.num_epochs, recipe.decay_epochs, recipe.power, final)
-        case _:
-            known = ", ".join(CURVES)
-            raise ValueError(
-                f"unknown recipe.curve {recipe.curve!r}; choose {known} or module:function"
-            )
-    return curves.with_warmup(curve, recipe.warmup_epochs, recipe.warmup_learning_rate)
+    start = recipe.decay_start_epochs
+    if recipe.curve == "cosine" and not 0 <= start < recipe.num_epochs:
+        raise ValueError(
+            f"recipe.decay_start_epochs {start} must be at least 0 and below "
+            f"recipe.num_epochs {recipe.num_epochs}; set one of them"
+        )
+    if recipe.curve == "step":
+        _warn_of_late_steps(recipe.boundaries_epochs, recipe.num_epochs)
 
 
 def _warn_of_late_steps(boundaries_epochs: Sequence[float], num_epochs: float) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from batchgrow.config.fields import FIELDS
+from batchgrow.config.kinds import ConfigDict
 from batchgrow.data.source import Inputs
 from batchgrow.layout import AXIS_NAME
 from batchgrow.models import MODELS, make_model
@@ -12,9 +13,6 @@ from batchgrow.tasks import Task
 from batchgrow.tasks.classification import Classification
 from batchgrow.tasks.language import LanguageModel
 from batchgrow.tasks.regression import Regression
-
-# An ml_collections.ConfigDict, whose fields no type checker knows.
-ConfigDict = Any
 
 # The defaults of fields under task, which every config starts with.
 CLASSIFICATION = {field.name: field.default for field in FIELDS if field.name.startswith("task.")}

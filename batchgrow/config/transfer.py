@@ -4,12 +4,10 @@ from typing import Any
 
 import jax
 
+from batchgrow.config.kinds import ConfigDict
 from batchgrow.run.variables import read_variables
 from batchgrow.tasks import Task
 from batchgrow.tasks.transfer import Transfer, by_name, matching
-
-# An ml_collections.ConfigDict, whose fields no type checker knows.
-ConfigDict = Any
 
 
 def transferred(config: ConfigDict, task: Task, example: Any, *, to_read: bool = True) -> Task:

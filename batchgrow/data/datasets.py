@@ -91,7 +91,10 @@ class ArrayDataset:
         return jax.tree.map(lambda x: x.reshape(len(x), -1) if x.ndim > 2 else x, self.arrays)
 
     def take(self, arrays: Any, indices: Any) -> Batch:
-        """Returns the examples at these indices of `self.arrays` or `self.rows`, here or there."""
+        """Returns the examples at these indices of `arrays`: `self.arrays` or `self.rows`.
+
+        They may be NumPy arrays on the host or JAX arrays on a device.
+        """
 
         def take_one(array: Any, own: np.ndarray) -> Any:
             return array[indices].reshape((*np.shape(indices), *own.shape[1:]))
@@ -140,8 +143,28 @@ def evaluation_batches(
     Yields:
       `{"examples": leaves (local examples, ...), "mask": float32 (local examples,)}`.
     """
+    for index, mask in evaluation_places(
+        data.num_examples, batch_size, process_index, process_count
+    ):
+        yield {"examples": data.gather(index), "mask": mask}
+
+
+def evaluation_places(
+    num_examples: int, batch_size: int, process_index: int = 0, process_count: int = 1
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields the examples of each evaluation batch: every one once over all processes.
+
+    All processes yield the same number of batches, as collective evaluation needs. The places after
+    the last example repeat it.
+
+    Args:
+      num_examples, batch_size, process_index, process_count: as in `evaluation_batches`.
+
+    Yields:
+      Their indices, int64 (local examples,), and the mask, float32, 0 where one is repeated.
+    """
     share = batch_size // process_count
-    for start in range(0, data.num_examples, batch_size):
-        index = start + process_index * share + np.arange(share)
-        mask = (index < data.num_examples).astype(np.float32)
-        yield {"examples": data.gather(np.minimum(index, data.num_examples - 1)), "mask": mask}
+    for start in range(0, num_examples, batch_size):
+        places = start + process_index * share + np.arange(share)
+        mask = (places < num_examples).astype(np.float32)
+        yield np.minimum(places, num_examples - 1), mask

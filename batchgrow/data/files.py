@@ -194,7 +194,10 @@ def open_series(source: Source, part: Part) -> Dataset:
 
 
 def _read_tables(source: Source) -> tuple[list[str], list[Any], int | None]:
-    """The header, the rows of both parts, and where those of a test split of its own begin."""
+    """The header, the rows of both parts, and the number of training rows.
+
+    It is None if one file holds both.
+    """
     header, rows = _read_table(source.path("train"), source)
     if not source.has_paths:
         return header, rows, None

@@ -4,12 +4,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import numpy as np
 
 from batchgrow.data import jpeg
 from batchgrow.data.stream import Stream
-from batchgrow.data.worker_feed import WorkerFeed, evaluation_batches
+from batchgrow.data.worker_feed import WorkerFeed, evaluation_batches, example_of
 from batchgrow.data.workers import EncodedSource, JpegLoader
 
 
@@ -37,22 +36,12 @@ class JpegDataset:
 
     @property
     def example(self) -> Any:
-        shape = (self.image_size, self.image_size, 3)
-        return {
-            "image": jax.ShapeDtypeStruct(shape, np.uint8),
-            "label": jax.ShapeDtypeStruct((), np.int32),
-        }
+        return example_of(self.image_size)
 
     def gather(self, indices: np.ndarray) -> Any:
         """The examples at these indices, decoded here; their crops are those of equal positions."""
-        flat = np.ravel(indices).astype(np.int64)
-        images = np.empty((flat.size, *self.example["image"].shape), np.uint8)
-        labels, _ = self.loader()(flat, flat, images)
-        shape = np.shape(indices)
-        return {
-            "image": images.reshape(*shape, *images.shape[1:]),
-            "label": labels.reshape(shape),
-        }
+        indices = np.asarray(indices, np.int64)
+        return self.loader().gather(indices, indices)
 
     def loader(self) -> JpegLoader:
         """Returns the loader that the workers run."""
@@ -68,11 +57,6 @@ class JpegDataset:
         self, batch_size: int, num_workers: int, process_index: int, process_count: int
     ) -> Iterator[dict[str, Any]]:
         """Evaluation batches, as `datasets.evaluation_batches`, decoded by worker processes."""
+        place = process_index, process_count
         with WorkerFeed(self.loader(), num_workers=num_workers) as feed:
-            yield from evaluation_batches(
-                feed,
-                self.num_examples,
-                batch_size // process_count,
-                process_index=process_index,
-                process_count=process_count,
-            )
+            yield from evaluation_batches(feed, self.num_examples, batch_size, *place)

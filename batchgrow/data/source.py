@@ -143,7 +143,7 @@ def make_dataset(
         chosen = {name: array[indices] for name, array in chosen.items()}
     if not all(map(len, chosen.values())):
         raise ValueError(f"data.name {source.name!r}: the {part} split has no examples")
-    return ArrayDataset(chosen, facts_of(chosen))
+    return ArrayDataset(chosen, array_facts(chosen))
 
 
 def make_text_dataset(texts: Mapping[str, bytes], source: Source, part: Part) -> Dataset:
@@ -272,7 +272,7 @@ def classes(count: int) -> dict[str, int]:
     return {"num_classes": count, "outputs": count}
 
 
-def facts_of(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def array_facts(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Returns the fields of a model or a task that the arrays determine."""
     facts: dict[str, Any] = {}
     for name in ("image", "x"):

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from batchgrow.data.datasets import evaluation_places
 from batchgrow.data.workers import JpegLoader, Replaced, SharedImages, Worker
 
 log = logging.getLogger(__name__)
@@ -46,8 +47,8 @@ class WorkerFeed:
 
     Args:
       load: reads and decodes examples.
-      indices: returns the indices into the source for stream positions, both int64 `(n,)`. By
-        default an index is its position, as for a test set.
+      indices: returns the indices into the source for stream positions, both int64 of one shape.
+        By default an index is its position, as for a test set.
       num_workers: number of processes; 0 uses one thread of this process.
 
     Attributes:
@@ -66,15 +67,9 @@ class WorkerFeed:
         *,
         num_workers: int = 0,
     ):
-        shape = (load.image_size, load.image_size, 3)
+        example = example_of(load.image_size)
         self.arrays = ()
-        self.example = {
-            "examples": {
-                "image": jax.ShapeDtypeStruct(shape, np.uint8),
-                "label": jax.ShapeDtypeStruct((), np.int32),
-            },
-            "position": jax.ShapeDtypeStruct((), np.uint32),
-        }
+        self.example = {"examples": example, "position": jax.ShapeDtypeStruct((), np.uint32)}
         self.num_replaced = 0
         self._load, self._indices = load, indices
         self._pickled = _pickle(load) if num_workers else b""
@@ -83,7 +78,7 @@ class WorkerFeed:
         num_threads = max(1, num_workers)
         self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="batchgrow decode")
         num_slots = SLOTS * num_threads
-        self._memory = SharedImages((num_slots, CHUNK, *shape))
+        self._memory = SharedImages((num_slots, CHUNK, *example["image"].shape))
         self._free = list(range(num_slots))
         self._started: deque[_Chunk] = deque()
         self._waiting: deque[_Chunk] = deque()
@@ -167,17 +162,9 @@ class WorkerFeed:
 
     def peek(self, positions: np.ndarray) -> dict[str, Any]:
         """Like `batch`, but decodes in this process. It does not take what the workers made."""
-        flat = np.array(positions, np.int64).ravel()
-        images = np.empty((flat.size, *self._memory.array.shape[2:]), np.uint8)
-        labels, _ = self._load(self._indices(flat), flat, images)
-        shape = np.shape(positions)
-        return {
-            "examples": {
-                "image": images.reshape(*shape, *images.shape[1:]),
-                "label": labels.reshape(shape),
-            },
-            "position": np.asarray(positions).astype(np.uint32),
-        }
+        positions = np.array(positions, np.int64)
+        examples = self._load.gather(self._indices(positions), positions)
+        return {"examples": examples, "position": positions.astype(np.uint32)}
 
     def close(self) -> None:
         """Ends the workers. The examples that they have prepared are lost."""
@@ -234,36 +221,40 @@ def evaluation_batches(
     feed: WorkerFeed,
     num_examples: int,
     batch_size: int,
-    *,
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[dict[str, Any]]:
-    """Every example of a test set once, in order, over all processes together.
+    """Yields the batches of `datasets.evaluation_batches`, which the workers of a feed decode.
 
-    All processes yield the same number of batches, as collective evaluation needs. The places after
-    the last example repeat it, with `mask` 0. The loader should have `on_bad_record="stop"`: an
-    accuracy on other examples cannot be compared.
+    The loader should have `on_bad_record="stop"`: an accuracy on other examples cannot be compared.
 
     Args:
       feed: the feed of the test set, without `indices`. It can be used again afterwards.
       num_examples: the size of the test set.
-      batch_size: examples in a batch of one process.
+      batch_size, process_index, process_count: as in `datasets.evaluation_batches`.
 
     Yields:
-      `{"examples": {"image": uint8 (batch_size, h, w, 3), "label": int32}, "mask": float32}`.
+      `{"examples": {"image": uint8 (local examples, h, w, 3), "label": int32}, "mask": float32}`.
 
     Raises:
       BadRecordError: if a record cannot be read or decoded, or has a label that is no class.
     """
-    num_batches = -(-num_examples // (batch_size * process_count))
-    starts = (np.arange(num_batches) * process_count + process_index) * batch_size
-    places = starts[:, None] + np.arange(batch_size)
-    positions = np.minimum(places, num_examples - 1)
-    feed._request(positions)
-    for place, position in zip(places, positions, strict=True):
-        batch = feed.batch(position)
-        mask = (place < num_examples).astype(np.float32)
-        yield {"examples": batch["examples"], "mask": mask}
+    places = list(evaluation_places(num_examples, batch_size, process_index, process_count))
+    feed._request(np.array([positions for positions, _ in places]))
+    for positions, mask in places:
+        yield {"examples": feed.batch(positions)["examples"], "mask": mask}
+
+
+def example_of(image_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns the shapes and dtypes of one decoded example.
+
+    Args:
+      image_size: height and width of the images, in pixels.
+    """
+    return {
+        "image": jax.ShapeDtypeStruct((image_size, image_size, 3), np.uint8),
+        "label": jax.ShapeDtypeStruct((), np.int32),
+    }
 
 
 def _pickle(load: JpegLoader) -> bytes:

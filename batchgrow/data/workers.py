@@ -111,6 +111,23 @@ class JpegLoader:
             replaced += [Replaced(position, line) for line in bad]
         return labels, replaced
 
+    def gather(self, indices: np.ndarray, positions: np.ndarray) -> dict[str, np.ndarray]:
+        """Returns examples in new arrays.
+
+        Args:
+          indices, positions: as in a call, but both int64 of any one shape.
+
+        Returns:
+          `{"image": uint8 (*shape, image_size, image_size, 3), "label": int32 (*shape,)}`.
+
+        Raises:
+          BadRecordError: as a call.
+        """
+        images = np.empty((indices.size, self.image_size, self.image_size, 3), np.uint8)
+        labels, _ = self(indices.ravel(), positions.ravel(), images)
+        shape = indices.shape
+        return {"image": images.reshape(*shape, *images.shape[1:]), "label": labels.reshape(shape)}
+
     def _read(self, index: int, position: int) -> _Record | BadRecordError:
         """The record and its crop, or the reason why it is bad."""
         name = "name unknown"

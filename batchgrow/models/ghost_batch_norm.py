@@ -173,8 +173,23 @@ def devices_per_ghost(local_batch_size: int, ghost_batch_size: int, num_devices:
     )
 
 
-def normalise(x, mean, var, scale, bias, epsilon, dtype) -> jax.Array:
-    """(x - mean) / sqrt(var + epsilon) * scale + bias, in float32 until the end."""
+def normalise(
+    x: jax.Array,
+    mean: jax.Array,
+    var: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    epsilon: float,
+    dtype: Any,
+) -> jax.Array:
+    """Returns (x - mean) / sqrt(var + epsilon) * scale + bias, in float32 until the end.
+
+    Args:
+      x: `(..., channels)`.
+      mean, var, scale, bias: float32, of shapes that broadcast with the last axes of `x`.
+      epsilon: added to the variance.
+      dtype: of the result, which has the shape of `x`.
+    """
     mean, var, scale, bias = (
         v.reshape((1,) * (x.ndim - v.ndim) + v.shape) for v in (mean, var, scale, bias)
     )

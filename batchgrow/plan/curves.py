@@ -52,7 +52,11 @@ def evaluate(curve: LearningRateCurve, epochs: np.ndarray) -> np.ndarray:
 
 
 def constant(learning_rate: float) -> Curve:
-    """Returns a curve that is `learning_rate` at every epoch."""
+    """Returns a curve that is `learning_rate` at every epoch.
+
+    Raises:
+      ValueError: if it is negative, infinite or NaN.
+    """
     _check_learning_rate("learning_rate", learning_rate)
     return Curve(lambda epoch: learning_rate, ())
 
@@ -62,6 +66,9 @@ def step(learning_rate: float, boundaries_epochs: Sequence[float], factor: float
 
     WRN on CIFAR (Zagoruyko & Komodakis 2016): `step(0.1, (60, 120, 160), 0.2)`;
     ResNet-50 on ImageNet (Goyal et al. 2017): `step(3.2, (30, 60, 80), 0.1)`.
+
+    Raises:
+      ValueError: for a number that is out of range, or boundaries that do not rise from above 0.
     """
     _check_learning_rate("learning_rate", learning_rate)
     _check_positive("factor", factor)
@@ -73,7 +80,11 @@ def step(learning_rate: float, boundaries_epochs: Sequence[float], factor: float
 
 
 def exponential(learning_rate: float, decay_rate: float, transition_epochs: float = 1.0) -> Curve:
-    """Returns the smooth curve learning_rate * decay_rate^(epoch / transition_epochs)."""
+    """Returns the smooth curve learning_rate * decay_rate^(epoch / transition_epochs).
+
+    Raises:
+      ValueError: for a number that is out of range.
+    """
     _check_learning_rate("learning_rate", learning_rate)
     _check_positive("decay_rate", decay_rate)
     _check_positive("transition_epochs", transition_epochs)
@@ -81,7 +92,11 @@ def exponential(learning_rate: float, decay_rate: float, transition_epochs: floa
 
 
 def inverse_time(learning_rate: float, decay_rate: float, transition_epochs: float = 1.0) -> Curve:
-    """Returns the curve learning_rate / (1 + decay_rate * epoch / transition_epochs)."""
+    """Returns the curve learning_rate / (1 + decay_rate * epoch / transition_epochs).
+
+    Raises:
+      ValueError: for a number that is out of range.
+    """
     _check_learning_rate("learning_rate", learning_rate)
     _check_positive("decay_rate", decay_rate)
     _check_positive("transition_epochs", transition_epochs)
@@ -98,6 +113,9 @@ def cosine(
 
     The decay starts at `start_epochs` and ends at `num_epochs`. Before and after that the curve is
     constant. Let a warm-up end at `start_epochs` for the schedule of nanoGPT.
+
+    Raises:
+      ValueError: for a number that is out of range, or a decay that starts after its end.
     """
     _check_learning_rate("learning_rate", learning_rate)
     _check_learning_rate("final_learning_rate", final_learning_rate)
@@ -122,6 +140,9 @@ def polynomial(
 
     The height above `final_learning_rate` is proportional to (1 - epoch / num_epochs)^power. After
     `num_epochs` the curve is constant.
+
+    Raises:
+      ValueError: for a number that is out of range.
     """
     _check_learning_rate("learning_rate", learning_rate)
     _check_learning_rate("final_learning_rate", final_learning_rate)
@@ -146,6 +167,9 @@ def wsd(
 
     The last `decay_epochs` of `num_epochs` decay as in `polynomial`, with power 1 linearly. Add the
     warm-up with `with_warmup` (MiniCPM, Hu et al. 2024, arXiv 2404.06395).
+
+    Raises:
+      ValueError: for a number that is out of range, or a decay that is longer than the run.
     """
     if not 0 < decay_epochs <= num_epochs:
         raise ValueError(
@@ -154,6 +178,13 @@ def wsd(
     decay = polynomial(learning_rate, decay_epochs, power, final_learning_rate)
     start = num_epochs - decay_epochs
     return Curve(lambda epoch: decay(max(0.0, epoch - start)), ())
+
+
+# By name, as a config and the command choose them.
+CURVES: dict[str, Callable[..., Curve]] = {
+    function.__name__: function
+    for function in (constant, step, exponential, inverse_time, cosine, polynomial, wsd)
+}
 
 
 def one_cycle(
@@ -173,6 +204,9 @@ def one_cycle(
       num_epochs: the epoch of `end`. From there on the curve is constant.
       peak_epochs: above 0 and below `num_epochs`.
       end: by default `start`.
+
+    Raises:
+      ValueError: for a number that is out of range.
     """
     end = start if end is None else end
     for name, value in (("start", start), ("peak", peak), ("end", end)):
@@ -201,6 +235,9 @@ def with_warmup(
     The rise goes from `initial_learning_rate` at epoch 0 to `curve(warmup_epochs)` (gradual
     warm-up, Goyal et al. 2017). The warm-up replaces the start of the curve and does not delay it:
     jumps after the warm-up stay at their epochs, and jumps inside it disappear.
+
+    Raises:
+      ValueError: for a number that is out of range.
     """
     _check_learning_rate("initial_learning_rate", initial_learning_rate)
     if not 0 <= warmup_epochs < math.inf:

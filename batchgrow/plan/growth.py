@@ -241,7 +241,17 @@ def _round(number: float) -> int:
 def batch_limit(
     recipe: Recipe, max_batch_size: float | None, first: int, batch_multiple: int
 ) -> int:
-    """Returns the largest batch size allowed, a multiple of batch_multiple."""
+    """Returns the largest batch size allowed, a multiple of `batch_multiple`.
+
+    Args:
+      recipe: its training set has the default limit, a tenth of it.
+      max_batch_size: the limit; None for the default, infinity for the whole training set.
+      first: the first batch size. The limit is at least this, unless a number is given.
+      batch_multiple: divides each batch size.
+
+    Raises:
+      ValueError: if `max_batch_size` is less than `batch_multiple`.
+    """
     if max_batch_size is None:
         return max(first, recipe.num_examples // 10 // batch_multiple * batch_multiple)
     if max_batch_size == math.inf:  # Beyond the training set or the run there is no noise left.

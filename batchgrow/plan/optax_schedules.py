@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from batchgrow.plan.curves import Curve
-from batchgrow.plan.plan import FixedPlan
+from batchgrow.plan.plan import FixedPlan, check_fixed
 from batchgrow.plan.recipe import Recipe
 
 CHUNK = 256  # Evaluations in one call of a compiled schedule.
@@ -101,9 +101,7 @@ def to_optax(plan: FixedPlan) -> optax.Schedule:
     Raises:
       TypeError: if `plan` is not a `FixedPlan`.
     """
-    if not isinstance(plan, FixedPlan):
-        hint = ": make one with grow(recipe) or decay(recipe)" if isinstance(plan, Recipe) else ""
-        raise TypeError(f"plan must be a batchgrow.FixedPlan, not a {type(plan).__name__}{hint}")
+    check_fixed(plan)
     rates = np.concatenate([plan.learning_rates(segment) for segment in plan.segments])
     return _Schedule(rates.astype(np.float32))
 

@@ -113,9 +113,7 @@ class Plan(abc.ABC):
           updates: their numbers, int64, shape (updates,), from 0 on; None for all.
         """
         updates = np.arange(segment.num_updates) if updates is None else updates
-        starts = segment.start_examples + segment.batch_size * updates
-        middles = np.minimum(starts + self._lead(segment), self.recipe.end_examples - 1)
-        nominal = np.maximum(middles, np.maximum(starts, segment.nominal_start_examples))
+        nominal = self._nominal(segment, updates)
         return self._scaled(self.recipe.learning_rates_at(nominal), segment, nominal)
 
     def to_dict(
@@ -153,14 +151,14 @@ class Plan(abc.ABC):
 
     def learning_rate_of(self, segment: Segment, update: int) -> float:
         """Returns the learning rate of update number `update` of a segment."""
-        nominal = self._nominal(segment, update)
+        nominal = int(self._nominal(segment, update))
         return float(self._scaled(self.recipe.learning_rate_at(nominal), segment, nominal))
 
     def momentum_of(self, segment: Segment, update: int) -> float:
         """Returns the momentum of update number `update` of a segment."""
         if self.momentum_curve is None:
             return segment.momentum
-        nominal = self._nominal(segment, update)
+        nominal = int(self._nominal(segment, update))
         return float(momentum_at(self.momentum_curve, nominal / self.recipe.num_examples))
 
     def noise_of(self, segment: Segment, update: int) -> float | None:
@@ -169,15 +167,13 @@ class Plan(abc.ABC):
         measure = self.recipe.coupling.measure
         return measure(rate, segment.batch_size, momentum, self.recipe.num_examples)
 
-    def _nominal(self, segment: Segment, update: int) -> int:
-        """Returns the position whose learning rate and momentum the update takes."""
-        start = segment.start_examples + update * segment.batch_size
-        middle = min(start + self._lead(segment), self.recipe.end_examples - 1)
-        return max(middle, start, segment.nominal_start_examples)
-
-    def _lead(self, segment: Segment) -> int:
-        """Examples from the start of an update to the mean start of those that it replaces."""
-        return max(0, segment.batch_size - self.recipe.batch_size) // 2
+    def _nominal(self, segment: Segment, updates: Any) -> Any:
+        """The positions whose learning rate and momentum updates take, of one or of an array."""
+        starts = segment.start_examples + segment.batch_size * updates
+        # From the start of an update to the mean start of those that it replaces.
+        lead = max(0, segment.batch_size - self.recipe.batch_size) // 2
+        middles = np.minimum(starts + lead, self.recipe.end_examples - 1)
+        return np.maximum(middles, np.maximum(starts, segment.nominal_start_examples))
 
     def _scaled(self, on_curve: Any, segment: Segment, nominal: Any) -> Any:
         growth = (segment.batch_size / self.recipe.batch_size) ** self.exponent
@@ -286,3 +282,14 @@ class FixedPlan(Plan):
     @cached_property
     def _updates_before(self) -> list[int]:
         return list(accumulate((segment.num_updates for segment in self.segments), initial=0))
+
+
+def check_fixed(plan: object) -> None:
+    """Checks that an argument is a `FixedPlan`, and not another plan or a recipe.
+
+    Raises:
+      TypeError: if it is not.
+    """
+    if not isinstance(plan, FixedPlan):
+        hint = ": make one with grow(recipe) or decay(recipe)" if isinstance(plan, Recipe) else ""
+        raise TypeError(f"plan must be a batchgrow.FixedPlan, not a {type(plan).__name__}{hint}")

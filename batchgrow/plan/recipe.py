@@ -112,7 +112,11 @@ class Recipe:
         return round(self.num_epochs * self.num_examples)
 
     def momentum_at(self, examples_seen: int) -> float:
-        """Returns the recipe's own momentum after `examples_seen` examples."""
+        """Returns the recipe's own momentum after `examples_seen` examples.
+
+        Raises:
+          ValueError: if it is not at least 0 and below 1.
+        """
         return float(momentum_at(self.momentum, examples_seen / self.num_examples))
 
     def learning_rate_at(self, examples_seen: int) -> float:
@@ -127,7 +131,11 @@ class Recipe:
         return learning_rate
 
     def learning_rates_at(self, examples_seen: np.ndarray) -> np.ndarray:
-        """Returns `learning_rate_at` of each element: int64 (n,) to float64 (n,)."""
+        """Returns `learning_rate_at` of each element: int64 (n,) to float64 (n,).
+
+        Raises:
+          ValueError: unless each learning rate is finite and 0 or more.
+        """
         learning_rates = evaluate(self.curve, examples_seen / self.num_examples)
         wrong = np.flatnonzero(~((learning_rates >= 0) & (learning_rates < math.inf)))
         if wrong.size:

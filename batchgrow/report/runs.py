@@ -10,8 +10,8 @@ from typing import Any
 
 from scipy import special
 
+from batchgrow.names import flatten
 from batchgrow.report.folders import Metric, Run
-from batchgrow.run.folder import flatten
 
 # Top-level fields of a config that may differ between two samples of one plan: `run` says how a
 # run is executed and does not change its trajectory.

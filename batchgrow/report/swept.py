@@ -16,10 +16,10 @@ from matplotlib.ticker import (
     NullFormatter,
 )
 
+from batchgrow.names import flatten
 from batchgrow.report.axes import plain_log_ticks
 from batchgrow.report.drawing import HEIGHT, INK, LINES, PALETTE, Panel
 from batchgrow.report.runs import PlanGroup, identity, interval, label_of
-from batchgrow.run.folder import flatten
 
 Facts = dict[str, Any]
 OF_SUMMARY = ("num_updates", "wall_seconds", "compile_seconds")  # columns beside those of the rows

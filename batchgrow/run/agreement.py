@@ -14,9 +14,10 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from batchgrow.experiment import Experiment
+from batchgrow.names import flatten
 from batchgrow.run import environment
 from batchgrow.run.files import as_oserror, write_whole
-from batchgrow.run.folder import FolderError, flatten
+from batchgrow.run.folder import FolderError
 
 # Fields that may differ between the processes of one run.
 OWN_TO_A_PROCESS = (
@@ -99,7 +100,7 @@ def check_shared(folder: epath.Path) -> None:
         )
 
 
-def facts_of(
+def run_facts(
     experiment: Experiment, settings: Mapping[str, Any], folder: epath.Path
 ) -> dict[str, str]:
     """Returns what must be equal on all processes of a run, by name; empty for one process.

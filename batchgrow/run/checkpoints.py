@@ -238,12 +238,7 @@ class Checkpoints:
         Raises:
           FolderError: if it is missing or damaged, or belongs to another config or version.
         """
-        steps = self.positions()
-        if examples_seen not in steps:
-            raise FolderError(
-                f"{self._folder} has no checkpoint at {examples_seen} examples; it has "
-                f"{', '.join(map(str, steps)) or 'none'} (run.keep_checkpoints keeps more)"
-            )
+        check_position(self._workdir, examples_seen, self.positions())
         try:
             state, body = self._read(examples_seen, like)
         except _Damaged as error:
@@ -361,6 +356,24 @@ def positions_of(workdir: str) -> list[int]:
     except Exception:  # the client of an object store raises its own kinds
         return []
     return sorted(int(name) for name in names if name.isdigit())
+
+
+def check_position(workdir: epath.Path, examples_seen: int, positions: Sequence[int]) -> None:
+    """Checks that a run has a checkpoint at this position.
+
+    Args:
+      workdir: the run folder.
+      examples_seen: the position.
+      positions: those of all its checkpoints.
+
+    Raises:
+      FolderError: if it has none there; the message says where it has some.
+    """
+    if examples_seen not in positions:
+        raise FolderError(
+            f"{workdir} has no checkpoint at {examples_seen} examples; it has "
+            f"{', '.join(map(str, positions)) or 'none'} (run.keep_checkpoints keeps more)"
+        )
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from typing import Any
 
 from etils import epath
 
+from batchgrow.names import flatten
 from batchgrow.run.files import as_oserror, is_remote, write_whole
 
 log = logging.getLogger(__name__)
@@ -214,18 +215,3 @@ def write_json(path: epath.Path, value: Mapping[str, Any]) -> None:
         write_whole(path, f"{json.dumps(value, indent=2)}\n".encode())
     except OSError as error:
         raise OSError(f"{path} could not be written ({error.strerror or error})") from error
-
-
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested fields by dotted name.
-
-    >>> flatten({"seed": 0, "run": {"num_devices": 4}})
-    {'seed': 0, 'run.num_devices': 4}
-    """
-    flat = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat

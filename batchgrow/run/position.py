@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import NamedTuple
 
-from batchgrow.experiment import Experiment
+from batchgrow.experiment import MAX_EXAMPLES, Experiment
 from batchgrow.plan import Point, Segment
 
 
@@ -13,13 +13,13 @@ class Due(NamedTuple):
     """What is due after a dispatch.
 
     Attributes:
-      noise: whether the gradient noise is measured.
+      noise: how many intervals of the noise probe have passed. If any has, the noise is measured.
       row: whether a row is written.
       evaluation: whether the test set is evaluated. Then a row is due too.
       checkpoint: whether a checkpoint is saved.
     """
 
-    noise: bool
+    noise: int
     row: bool
     evaluation: bool
     checkpoint: bool
@@ -32,7 +32,8 @@ class Position:
     is due depends on the position before and after the last dispatch, and on nothing else.
 
     Args:
-      experiment: has the plan, the cadence, and whether traced checkpoints are kept.
+      experiment: has the plan, the cadence, the noise probe, and whether traced checkpoints are
+        kept.
 
     Attributes:
       examples_seen: the examples of all updates so far.
@@ -41,6 +42,8 @@ class Position:
 
     def __init__(self, experiment: Experiment):
         self._plan, self._cadence = experiment.plan, experiment.cadence
+        probe = experiment.noise
+        self._probe_every = MAX_EXAMPLES if probe is None else probe.every
         self._keep_traced = experiment.execution.keep_traced
         self.examples_seen = 0
         self.history: list[Segment] = []
@@ -99,8 +102,8 @@ class Position:
         segment = self.history[-1]
         points = self._plan.segment_points(self.history, self.examples_seen)
         while self.examples_seen < segment.end_examples:
-            stop = self._cadence.next_stop(self.examples_seen, segment)
-            count = min(most, -(-(stop - self.examples_seen) // segment.batch_size))
+            examples = self._next_stop(segment) - self.examples_seen
+            count = min(most, -(-examples // segment.batch_size))
             yield list(islice(points, count))
 
     def advance(self, points: Sequence[Point]) -> None:
@@ -111,7 +114,7 @@ class Position:
         """Returns what is due after the last dispatch, unless the run ends there (`is_at_end`)."""
         cadence = self._cadence
         return Due(
-            noise=self._has_passed(cadence.noise),
+            noise=self._num_passed(self._probe_every),
             # A row never mixes two batch sizes.
             row=self._is_traced() or self._has_passed(cadence.log, cadence.evaluate),
             evaluation=self._has_passed(cadence.evaluate),
@@ -156,8 +159,15 @@ class Position:
         complete = self.current is None and bool(self.history)
         return complete and self._plan.next(self.history, measured) is None
 
-    def num_passed(self, interval: int) -> int:
-        """Returns how many multiples of the interval the last dispatch has reached.
+    def _next_stop(self, segment: Segment) -> int:
+        """The first position beyond this one at which something is due."""
+        seen, cadence = self.examples_seen, self._cadence
+        every = (cadence.log, cadence.evaluate, cadence.checkpoint, self._probe_every)
+        stops = [(seen // interval + 1) * interval for interval in every]
+        return min(*stops, cadence.next_trace(seen, segment))
+
+    def _num_passed(self, interval: int) -> int:
+        """How many multiples of the interval the last dispatch has reached.
 
         More than one only if an update has more examples than the interval.
         """
@@ -165,7 +175,7 @@ class Position:
 
     def _has_passed(self, *intervals: int) -> bool:
         """Whether the last dispatch reached a multiple of one of the intervals."""
-        return any(self.num_passed(interval) for interval in intervals)
+        return any(map(self._num_passed, intervals))
 
     def _is_traced(self) -> bool:
         """Whether the last dispatch reached a row of the trace or the end of a segment."""

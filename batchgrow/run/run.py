@@ -5,7 +5,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +13,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from batchgrow.compile import CompileAhead
+from batchgrow.engine import Engine
 from batchgrow.experiment import Experiment, Outcome
 from batchgrow.layout import replicate
 from batchgrow.plan import Point, Segment
-from batchgrow.run.agreement import check_agreement, check_shared, facts_of, total
+from batchgrow.run.agreement import check_agreement, check_shared, run_facts, total
 from batchgrow.run.checkpoints import Checkpoints
 from batchgrow.run.folder import FolderError, check_config, claim, read_json
 from batchgrow.run.leaks import without_metrics
@@ -27,9 +28,6 @@ from batchgrow.run.record import RunRecord
 from batchgrow.run.signals import Preemption
 from batchgrow.run.timers import Clock
 from batchgrow.step import TrainState
-
-if TYPE_CHECKING:
-    from batchgrow.engine import Engine
 
 
 class Run:
@@ -74,7 +72,7 @@ class Run:
         with ExitStack() as stack:
             self._folder = stack.enter_context(claim(workdir, is_writer=self._is_writer))
             check_shared(self._folder)
-            check_agreement(facts_of(experiment, self._settings, self._folder))
+            check_agreement(run_facts(experiment, self._settings, self._folder))
             self._preemption = stack.enter_context(Preemption())
             config, plan, summary = (
                 read_json(self._folder / f"{name}.json") for name in ("config", "plan", "summary")
@@ -195,11 +193,11 @@ class Run:
         self.position.advance(points)
         self._progress.advance(sum(point.batch_size for point in points))
 
-    def measure(self, engine: "Engine", state: TrainState) -> Due:
+    def measure(self, engine: Engine, state: TrainState) -> Due:
         """Measures what the plan decides by, and returns what is due after the last dispatch."""
         due = self.position.due()
         if due.noise:
-            self._measure_noise(engine, state)
+            self._measure_noise(engine, state, due.noise)
         if due.row:
             self._traced = engine.trace(state)
             self.measured = self._experiment.task.summarize(_sums(state)) | self._noise.columns()
@@ -207,16 +205,16 @@ class Run:
             return due._replace(evaluation=True, checkpoint=True)
         return due
 
-    def _measure_noise(self, engine: "Engine", state: TrainState) -> None:
-        """Measures the gradient noise, and adds it to its averages."""
+    def _measure_noise(self, engine: Engine, state: TrainState, num_intervals: int) -> None:
+        """Measures the gradient noise, and adds it to its averages (see `NoiseMeter.add`)."""
         jax.block_until_ready(state.params)
         with self._clock.timer("compile"):
             executable = engine.noise().result()
         with self._clock.timer("noise"):
             norms = engine.measure_noise(executable, state, self.position.examples_seen)
-        self._noise.add(norms, self.position.num_passed(self._experiment.cadence.noise))
+        self._noise.add(norms, num_intervals)
 
-    def evaluate(self, engine: "Engine", state: TrainState) -> dict[str, float]:
+    def evaluate(self, engine: Engine, state: TrainState) -> dict[str, float]:
         """The metrics of the test set, by column of a row."""
         # Earlier dispatches are training. Wait for them before the evaluation's time starts.
         jax.block_until_ready(state.params)
@@ -283,9 +281,7 @@ class Run:
             return Outcome.GROWTH
         return Outcome.PREEMPTED if asked else None
 
-    def save(
-        self, engine: "Engine", state: TrainState, point: Point, test: dict[str, float]
-    ) -> None:
+    def save(self, engine: Engine, state: TrainState, point: Point, test: dict[str, float]) -> None:
         """Saves a checkpoint, in the background.
 
         Args:
@@ -329,7 +325,7 @@ class Run:
         self._checkpoints.wait()
         return outcome
 
-    def finish(self, engine: "Engine") -> Outcome:
+    def finish(self, engine: Engine) -> Outcome:
         """Writes the summary; returns when everything is on disk.
 
         Raises:
@@ -340,7 +336,7 @@ class Run:
         self._record.finish(self.position.history, self._compiled, self._clock, num_replaced)
         return Outcome.FINISHED
 
-    def _num_replaced(self, engine: "Engine") -> int:
+    def _num_replaced(self, engine: Engine) -> int:
         """Bad records that all processes have replaced since the run began."""
         mine = getattr(engine.feed, "num_replaced", None)  # not every feed can replace any
         return self._replaced_before + (0 if mine is None else total(mine))

@@ -89,6 +89,9 @@ def stopping_at_once(status: int) -> Iterator[None]:
 
     Args:
       status: the exit status.
+
+    Raises:
+      SystemExit: with this status, in the context or at its end, after a signal.
     """
     if jax.distributed.is_initialized() or (
         threading.current_thread() is not threading.main_thread()

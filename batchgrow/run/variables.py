@@ -9,7 +9,7 @@ from etils import epath
 
 from batchgrow.errors import first_line
 from batchgrow.run import s3
-from batchgrow.run.checkpoints import digest, positions_of
+from batchgrow.run.checkpoints import check_position, digest, positions_of
 from batchgrow.run.folder import FolderError, check_format, run_folder
 
 
@@ -28,13 +28,13 @@ def read_variables(place: str) -> dict[str, Any]:
     run, position = _run_and_position(run_folder(place))
     check_format(run)
     positions = positions_of(str(run))
-    if position is None and positions:
-        position = positions[-1]
-    if position is None or position not in positions:
+    if not positions:
         raise FolderError(
             f"{place}: no checkpoint here; name a run folder that has one, or one of its "
             "checkpoints as RUN/checkpoints/EXAMPLES_SEEN"
         )
+    position = positions[-1] if position is None else position
+    check_position(run, position, positions)
     try:
         return _verified(_read(run / "checkpoints" / str(position) / "state"))
     except Exception as error:  # Damage can cause any error of Orbax and TensorStore.

@@ -144,7 +144,7 @@ def compile_update(
     }
     with Engine(experiment, mesh, generation.memory, compiler) as engine:
         try:
-            fitted = engine.fit_update(batch_size)
+            fitted = engine.compiler.fit(batch_size)
         except MemoryError as error:
             return row | {"error": str(error)}
     compiled: Compiled = fitted.executable

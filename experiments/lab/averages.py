@@ -12,8 +12,9 @@ import numpy as np
 from batchgrow.experiment import Experiment
 from batchgrow.layout import AXIS_NAME
 from batchgrow.run.checkpoints import positions_of
+from batchgrow.run.variables import read_variables
 from batchgrow.tasks.classification import Classification
-from experiments.lab.solutions import first_examples, load
+from experiments.lab.solutions import experiment_of_run, first_examples
 
 PASS = 1000  # test examples of one call
 STATISTICS = 100  # ghost batches that renew the running statistics
@@ -46,11 +47,10 @@ def last(folder: str, count: int) -> tuple[Experiment, list[Variables]]:
             f"{folder} has {len(positions)} checkpoints and not {count}; train with "
             f"run.keep_checkpoints={count} or more, and a smaller run.checkpoint_every_epochs"
         )
-    loaded = [load(folder, position) for position in positions]
-    experiment = loaded[-1][0]
+    experiment = experiment_of_run(folder)
     if not isinstance(task_of(experiment), Classification):
         raise ValueError(f"{folder}: only classifiers have probabilities to average")
-    return experiment, [jax.device_get(dict(state.evaluated)) for _, state in loaded]
+    return experiment, [read_variables(f"{folder}/checkpoints/{at}") for at in positions]
 
 
 def task_of(experiment: Experiment) -> Any:

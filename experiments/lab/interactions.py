@@ -79,10 +79,10 @@ def ranking_auc(strengths: np.ndarray, pairs: Pairs) -> float:
 
 def measure(folder: str) -> Mapping[str, Any]:
     """Returns the ranking AUC of the weights of a run, and that of the analysis of variance."""
-    experiment, state = load(folder)
-    params = state.params
+    experiment, variables = load(folder)
+    params = variables["params"]
     hidden = sorted(name for name in params if name != "output")
-    kernels = [np.asarray(params[name]["kernel"]) for name in [*hidden, "output"]]
+    kernels = [params[name]["kernel"] for name in [*hidden, "output"]]
     split = experiment.settings["data"]["train_split"]
     pairs, data = FUNCTIONS[int(split.split(":")[1]) - 1].pairs, examples(split)
     anova = anova_strengths(data["x"].astype(float), data["y"][:, 0].astype(float))

@@ -6,10 +6,11 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from batchgrow.run.checkpoints import positions_of
+from batchgrow.run.variables import read_variables
 from configs import cifar10
 from experiments.lab import averages
 from experiments.lab.setups import only_at_the_end
-from experiments.lab.solutions import opened
 from experiments.lab.study import (
     Arm,
     Facts,
@@ -74,9 +75,9 @@ def measure(folder: str) -> dict[str, Any]:
     """Of plain runs the test accuracy by views, of Hadamard classifiers the scale s over time."""
     method = os.path.basename(os.path.dirname(folder)).partition(",")[0]
     if method == "method=Hadamard":
-        with opened(folder) as (_, positions, read):
-            scales = [read(at).params["classifier"]["logit_scale"] for at in positions]
-        return {"scales": [[at, float(s)] for at, s in zip(positions, scales, strict=True)]}
+        found = {at: read_variables(f"{folder}/checkpoints/{at}") for at in positions_of(folder)}
+        scales = {at: variables["params"]["classifier"] for at, variables in found.items()}
+        return {"scales": [[at, float(layer["logit_scale"])] for at, layer in scales.items()]}
     if method != "method=plain":
         return {}
     experiment, [variables] = averages.last(folder, 1)

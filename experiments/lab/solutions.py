@@ -1,7 +1,5 @@
 """What is measured of the solution that a run folder holds. It obeys --data_dir and --download."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -9,21 +7,21 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from batchgrow import landscape, layout
+from batchgrow import landscape
 from batchgrow.config import make_experiment
 from batchgrow.config.fields import base_config
 from batchgrow.data.datasets import InMemory
-from batchgrow.engine import Engine
 from batchgrow.experiment import Experiment
 from batchgrow.report import find_runs, read_run
-from batchgrow.run.checkpoints import Checkpoints
+from batchgrow.run.variables import read_variables
+from batchgrow.tasks import Variables
 from experiments.launch import obey_data_flags
 
 LINE = (-0.5, 1.5)  # where the line begins and ends
 
 
-def load(folder: str, position: int | None = None) -> tuple[Experiment, Any]:
-    """Returns the experiment of a run folder, and the state of a checkpoint.
+def load(folder: str, position: int | None = None) -> tuple[Experiment, Variables]:
+    """Returns the experiment of a run folder, and the variables of a checkpoint.
 
     Args:
       folder: the run folder.
@@ -32,39 +30,23 @@ def load(folder: str, position: int | None = None) -> tuple[Experiment, Any]:
     Raises:
       ValueError: if the folder is no run folder, or has no such checkpoint.
     """
-    with opened(folder) as (experiment, positions, read):
-        return experiment, read(position or positions[-1])
+    place = folder if position is None else f"{folder}/checkpoints/{position}"
+    return experiment_of_run(folder), read_variables(place)
 
 
-@contextmanager
-def opened(folder: str) -> Iterator[tuple[Experiment, list[int], Callable[[int], Any]]]:
-    """The experiment of a run folder, the positions of its checkpoints, and what reads a state.
+def experiment_of_run(folder: str) -> Experiment:
+    """Returns the experiment that a run folder records.
 
     Raises:
-      ValueError: if the folder is no run folder, or has no checkpoint.
+      ValueError: if the folder is no run folder.
     """
     runs = find_runs([folder])
     if runs != [str(epath.Path(folder))]:
         raise ValueError(f"{folder} is a folder of runs; give one of them: {', '.join(runs)}")
-    recorded = read_run(folder).config
-    config: Any = ConfigDict(_merged(base_config().to_dict(), recorded))
+    config: Any = ConfigDict(_merged(base_config().to_dict(), read_run(folder).config))
     config.init.run = config.init.layers = None  # The checkpoint has what they led to.
     obey_data_flags(config)  # The folder may come from another machine.
-    experiment = make_experiment(config)
-    engine = Engine(experiment, layout.make_mesh(1))
-    with (
-        engine,
-        Checkpoints(
-            epath.Path(folder).absolute(),
-            keep=1,
-            metric=experiment.task.metrics[0],
-            config=recorded,
-        ) as checkpoints,
-    ):
-        positions = checkpoints.positions()
-        if not positions:
-            raise ValueError(f"{folder}: no checkpoint here; train first")
-        yield experiment, positions, lambda position: checkpoints.read(position, engine.state)[0]
+    return make_experiment(config)
 
 
 def _merged(default: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
@@ -94,9 +76,9 @@ def measure(
     Raises:
       ValueError: as `load`, or if the training set is not held in memory.
     """
-    experiment, state = load(folder, position)
+    experiment, variables = load(folder, position)
     examples = first_examples(experiment.train_data, num_examples)
-    objective, x = landscape.objective_of(experiment.task, state.evaluated, examples)
+    objective, x = landscape.objective_of(experiment.task, variables, examples)
     found = landscape.spectrum(objective, x, num_steps) if num_steps else None
     rows = [row for row in read_run(folder).rows if "distance" in row]
     return {
@@ -139,9 +121,7 @@ def line_between(
       ValueError: if the two runs have different models.
     """
     (experiment, start), (_, end) = load(first, position), load(second, position)
-    ends = [dict(state.evaluated) for state in (start, end)]
-    shapes = [jax.tree.map(np.shape, variables) for variables in ends]
-    if shapes[0] != shapes[1]:
+    if jax.tree.map(np.shape, start) != jax.tree.map(np.shape, end):
         raise ValueError(f"{first} and {second} have different models; there is no line between")
     places = np.linspace(*LINE, num_places).tolist()
     found = {"place": places}
@@ -152,5 +132,5 @@ def line_between(
         def loss(variables: Any, examples: Any = examples) -> jax.Array:
             return experiment.task.loss(variables, examples, None, train=False).losses.mean()
 
-        found[f"{part}_loss"] = landscape.along_line(loss, ends[0], ends[1], places)
+        found[f"{part}_loss"] = landscape.along_line(loss, start, end, places)
     return found

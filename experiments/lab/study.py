@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
+from batchgrow.names import flatten
 from batchgrow.report import Run, drawing, read_run, swept
 from batchgrow.report.runs import interval
-from batchgrow.run.folder import flatten, run_folder
+from batchgrow.run.folder import run_folder
 from experiments.grid import changed
 from experiments.lab import EXPERIMENTS
 
