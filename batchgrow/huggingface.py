@@ -3,10 +3,8 @@
     trainer = PlanTrainer(model, args, train_dataset=dataset, plan=plan)
     trainer.train(resume_from_checkpoint=...)
 
-A callback cannot do this. The Trainer counts micro-batches modulo `gradient_accumulation_steps`, so
-a callback that changes this number shifts the ends of all later updates (transformers 5.23). Here
-the Trainer sees one batch for each update, and `training_step` cuts it into micro-batches. What
-the Trainer counts, saves and skips on resume then stays correct.
+The Trainer sees one batch for each update, and `training_step` cuts it into micro-batches. What the
+Trainer counts, saves and skips on resume then stays correct.
 
 With Accelerate alone, use `batchgrow.torch` and do not pass the loader to `prepare`.
 """

@@ -12,8 +12,10 @@ Sec. 5.2, batches up to 5120:
 
     original              as decaying_lr                                            78,125
     increasing_batch_5120 as increasing_batch, capped                               29,141
-    increased_lr          and learning rate and batch 5 times as large               6,407
-    increased_momentum    and momentum 0.98, the batch 5 times as large again        2,305
+    increased_lr          as increasing_batch_5120, from 5 times the batch           6,407
+                          and the learning rate on
+    increased_momentum    as increased_lr, with momentum 0.98 and again 5 times      2,305
+                          the batch
 
 `VARIANT,small` has the same plan in small: a WRN-10-1 at half the resolution and a quarter of all
 batches and learning rates, for 10 epochs; two CPU cores train it.

@@ -5,7 +5,7 @@
     decaying_lr        batch 8, the learning rate is divided by 5 three times     1,324 updates
     increasing_batch   the batch grows 8 -> 40 -> 200, then the rate falls          497 updates
 
-R^2 on the 89 test patients is about 0.37; that of least squares is 0.35.
+R^2 of least squares is 0.35 on the 89 test patients.
 """
 
 from ml_collections import ConfigDict

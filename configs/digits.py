@@ -1,4 +1,4 @@
-"""Three plans for one recipe on scikit-learn's 8x8 digits, in half a minute on two CPU cores.
+"""Three plans for one recipe on scikit-learn's 8x8 digits.
 
 Smith et al. (2018), Sec. 5.1, in small: the recipe divides the learning rate by 5 three times.
 

@@ -6,8 +6,8 @@
    --max_batch_size, or else to the largest batch that fits into memory in one pass (on the CPU, to
    a tenth of the training set).
 2. The gradient noise scale along the first --epochs of the recipe.
-3. The answer: below which batch the hardware is idle, above which one examples are wasted, and a
-   plan that grows between them, with its updates and hours; and a figure, OUT.png.
+3. The answer: the batch size below which the hardware idles, the one above which examples are
+   wasted, and a plan that grows between them, with its updates and hours. Also a figure, OUT.png.
 
 Nothing else should run on the machine meanwhile.
 """

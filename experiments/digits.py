@@ -1,4 +1,4 @@
-"""Train three plans for one recipe on 8x8 digits and write a report, in half a minute.
+"""Train three plans for one recipe on 8x8 digits and write a report.
 
 python -m experiments.digits
 """

@@ -4,12 +4,13 @@ Exit statuses:
   0    finished (or was finished before)
   1    an error that is none of the below
   2    bad input: a flag, a config field, the run folder or the data; nothing was overwritten
-  3    the training loss became infinite or NaN
+  3    the training loss, a parameter or the last test loss became infinite or NaN
   75   preempted by SIGTERM or Ctrl-C, after a checkpoint or before training began: start the same
        command again
   76   stopped before a growth, by --stop_at_growth: start it again, on more devices if you like
-  130  a second Ctrl-C; the last checkpoint is one from before
+  130  a second Ctrl-C, or one while the command starts; the last checkpoint is one from before
   134  another process died: JAX aborts this one, and says so ("unhealthy", "leader task")
+  143  SIGTERM while the command starts; nothing was written
 """
 
 import contextlib

@@ -14,7 +14,7 @@ from batchgrow.run.folder import FolderError, check_format, run_folder
 
 
 def read_variables(place: str) -> dict[str, Any]:
-    """Returns the variables that a run evaluates: {"params": ..., **model_state}, NumPy arrays.
+    """Returns the variables that a run evaluates, `{"params": ..., **model_state}`, NumPy arrays.
 
     They are read without the model that they belong to. Where the run keeps an average of its
     parameters, it is the average. Nothing in the folder is changed.

@@ -17,13 +17,13 @@ measures each of them, and this page shows the claim, the finding, and the sourc
 ours. `python -m experiments.lab` lists the experiments;
 `python -m experiments.lab NAME --workdir=runs/lab` runs one. It can be stopped and started again.
 
-Bands are drawn from three seeds on. Bands and intervals are 95% t-intervals over seeds unless a
-sentence says otherwise. Some numbers of sources are taken from notes and reviews that quote them,
-among them those of Smith et al. 2018 and Hoffer et al. 2017. A number that was found in neither is
-marked as unverified. Where a note says so, the network or the data is smaller than the source's;
-our number then stands beside theirs and is no reproduction of it. `python -m experiments.lab
---page` makes this page from `experiments/results/lab/`, where the wall times are those of a machine
-that did other work too.
+Figures show bands if there are at least three seeds. Bands and intervals are 95% t-intervals over
+seeds unless a sentence says otherwise. Some numbers of sources are taken from notes and reviews
+that quote them, among them those of Smith et al. 2018 and Hoffer et al. 2017. The word "unverified"
+stands beside a number that neither the source nor such a text confirmed. Where a note says so, the
+network or the data is smaller than the source's; our number then stands beside theirs and is no
+reproduction of it. `python -m experiments.lab --page` makes this page from
+`experiments/results/lab/`, where the wall times are those of a machine that did other work too.
 """
 
 
