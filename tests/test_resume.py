@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchgrow.config import make_experiment
+from batchgrow.run.checkpoints import positions_of
 from batchgrow.run.folder import FolderError
 from batchgrow.train import Outcome, train
 from experiments import faults, struck
@@ -117,9 +118,9 @@ def test_any_stops_leave_the_same_run(
 ) -> None:
     workdir = tmp_path_factory.mktemp("stopped")
     for stop in stops:
-        before = faults.checkpoints(workdir)
+        before = positions_of(str(workdir))
         if run(workdir, stop) is Outcome.PREEMPTED:
-            assert faults.checkpoints(workdir)[-1] > max(before, default=0)
+            assert positions_of(str(workdir))[-1] > max(before, default=0)
     assert run(workdir) is Outcome.FINISHED
     assert_same(workdir, undisturbed())
 
@@ -158,7 +159,7 @@ def test_a_growth_stops_once(
     undisturbed: Callable[..., pathlib.Path], tmp_path: pathlib.Path
 ) -> None:
     assert run(tmp_path, stop_at_growth=True) is Outcome.GROWTH
-    assert faults.checkpoints(tmp_path)[-1] == 27 * 16
+    assert positions_of(str(tmp_path))[-1] == 27 * 16
     assert run(tmp_path, stop_at_growth=True) is Outcome.FINISHED
     assert_same(tmp_path, undisturbed())
 
@@ -202,7 +203,7 @@ def test_rows_after_the_checkpoint_are_written_again(
 ) -> None:
     run(tmp_path, Stop("crash", 24))
     before = faults.rows(tmp_path)
-    assert before[-1]["examples_seen"] > faults.checkpoints(tmp_path)[-1]
+    assert before[-1]["examples_seen"] > positions_of(str(tmp_path))[-1]
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(path.read_bytes()[:-30])
     run(tmp_path)
@@ -255,7 +256,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_not_started_over(
     tmp_path: pathlib.Path,
 ) -> None:
     assert run(tmp_path, Stop("preempt", 5)) is Outcome.PREEMPTED
-    (newest,) = faults.checkpoints(tmp_path)
+    (newest,) = positions_of(str(tmp_path))
     (tmp_path / "checkpoints" / str(newest) / "notes" / "metadata").write_text("")
     before = faults.contents(tmp_path)
     with pytest.raises(FolderError, match="no checkpoint can be read .* take another workdir"):
