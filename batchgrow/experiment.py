@@ -91,6 +91,8 @@ class NoiseProbe:
             raise ValueError(f"noise.piece_size {self.piece_size} must be 1 or more")
         if self.num_pieces < 2:
             raise ValueError(f"noise.num_pieces {self.num_pieces} must be 2 or more")
+        if self.every < 1:
+            raise ValueError(f"NoiseProbe.every {self.every} must be 1 or more")
         if not self.horizon > 0:
             raise ValueError("noise.horizon_epochs must be above 0")
 

@@ -53,7 +53,7 @@ def main() -> str:
             raise ValueError(f"--models={model}: choose of {', '.join(PER_DEVICE)}")
         for per_device in map(int, _BATCH_SIZES.value or PER_DEVICE[model]):
             rows.append(bench(model, per_device))
-    notes = ["cycles: the compiler's estimate for one update, not a measured time"]
+    notes = [f"{target.name}; cycles: the compiler's estimate for one update, not a measured time"]
     devices = {"kind": target.generation.device_kind, "count": mesh_of(target).size}
     versions = environment.versions() | compiler_versions(target)
     return benchmark.report("bench_compiled", rows, notes, devices=devices, versions=versions)

@@ -47,7 +47,8 @@ def main() -> str:
     for name in _MODELS.value:
         for batch_size in map(int, _BATCH_SIZES.value):
             rows.append(_measure(name, _config(name, batch_size), batch_size))
-            print("  ".join(f"{k} {v}" for k, v in rows[-1].items()), file=sys.stderr, flush=True)
+            shown = [f"{k} {v}" for k, v in rows[-1].items() if v is not None]
+            print("  ".join(shown), file=sys.stderr, flush=True)
     return benchmark.report("bench_imagenet", rows, dtype=_DTYPE.value)
 
 

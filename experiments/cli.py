@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import functools
 import os
 import pathlib
 import re
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 from logging import LogRecord
+from operator import getitem
 from typing import Any
 
 from absl import app, flags, logging
@@ -202,11 +204,12 @@ def _lock(values: flags.FlagValues) -> Any:
         section, _, field = name.rpartition(".")
         own = _own_fields(config, section)
         if field not in own and "*" not in own:
-            beside = config.get(section, {}) if section else config
+            beside = functools.reduce(getitem, section.split(".") if section else (), config)
             fields = sorted({*beside, *own} - {field})
             near = difflib.get_close_matches(field, fields, n=1)
-            hint = f"the nearest is {near[0]!r}" if near else f"there are {', '.join(fields)}"
-            raise ValueError(f"--config.{name}: no such config field; {hint}")
+            hint = f"; there are {', '.join(fields)}" if fields else ""
+            hint = f"; the nearest is {near[0]!r}" if near else hint
+            raise ValueError(f"--config.{name}: no such config field{hint}")
     config.lock()
     return config
 

@@ -37,6 +37,7 @@ def measurements(workdir: pathlib.Path, torch: Sequence[str] = ()) -> list[Measu
     growth = "--width=4 --batch_size=128 --factor=5 --dtype=bfloat16 --json"
     benchmarks = [
         Measurement("bench_growth", ("bench_growth", *growth.split())),
+        Measurement("bench_growth_default", ("bench_growth", "--json")),
         Measurement("bench_cifar10", ("bench_cifar10", *torch, "--json")),
         Measurement("bench_step", ("bench_step", "--dtype=bfloat16", "--json")),
         Measurement("bench_imagenet", ("bench_imagenet", "--json")),

@@ -163,7 +163,7 @@ def _end(process: subprocess.Popen) -> None:
 
 def page(folder: pathlib.Path) -> str:
     """Returns the results of a folder as Markdown: for each its table, command and versions."""
-    parts = [f"# Measured on {folder.name}"]
+    parts = ["# Benchmarks"]
     for path in sorted(folder.glob("*.json")):
         result = json.loads(path.read_text(encoding="utf-8"))
         if "rows" not in result:

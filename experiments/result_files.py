@@ -27,7 +27,7 @@ def check_writable(out: epath.Path) -> None:
         empty.unlink(missing_ok=True)
     except OSError as error:
         reason = error.strerror or error
-        raise OSError(f"--out={out}: cannot write there ({reason}); take another place") from error
+        raise OSError(f"cannot write to {out} ({reason}); take another --out") from error
 
 
 def write_result(out: epath.Path, found: dict[str, Any], figure: bytes | None) -> None:

@@ -70,10 +70,10 @@ def main(_: list[str]) -> int:
         return status
     runs = [read_run(folder) for folder in find_runs([_WORKDIR.value])]
     rows = table(group_by_plan(runs), times)
-    write_report(runs, os.path.join(_WORKDIR.value, "report"))
     path = epath.Path(_WORKDIR.value) / "schedules.json"
     path.write_text(json.dumps(rows, indent=2))
     print(f"{as_text(rows)}\n\n{path}")
+    write_report(runs, os.path.join(_WORKDIR.value, "report"))
     return 0
 
 

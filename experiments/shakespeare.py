@@ -12,6 +12,7 @@ from absl import flags
 from batchgrow.config import ConfigDict
 from batchgrow.data.prepared import is_prepared
 from batchgrow.data.text import decode, encode, load_text
+from batchgrow.run.checkpoints import positions_of
 from batchgrow.run.variables import read_variables
 from batchgrow.tasks.language import LanguageModel, sample
 from configs import shakespeare
@@ -32,9 +33,8 @@ def main(_: list[str]) -> int:
     if status:
         return status
     report_on(folders, workdir)
-    written = _write(configs[-1], folders[-1])  # Every process restores.
     if jax.process_index() == 0:
-        print(f"\n{written}")
+        print(f"\n{_write(configs[-1], folders[-1])}")
     return 0
 
 
@@ -51,7 +51,9 @@ def _text() -> str:
 
 
 def _write(config: ConfigDict, workdir: str) -> str:
-    """A text by the last model of a run."""
+    """A text by the last model of a run, or why there is none."""
+    if not positions_of(workdir):
+        return f"no sample: {workdir} has no checkpoint"
     data, task = config.data, experiment_of(config).task
     vocabulary = load_text(data.name, data.train_split, config.run.data_dir).vocabulary
     assert isinstance(task, LanguageModel)

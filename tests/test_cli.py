@@ -187,6 +187,10 @@ def test_plan_warns_of_what_differs_from_the_recipe(command):
             "--config.recipe.lr: no such config field; there are batch_size, boundaries_epochs, ",
         ),
         (
+            ["--config=configs/cifar10.py", "--config.recipe.learning_rates.lion=3"],
+            "--config.recipe.learning_rates.lion: no such config field; there are adam, momentum, ",
+        ),
+        (
             [DIGITS, "--config.recipe.learning_rates=3"],
             "--config.recipe.learning_rates is a section; give one of its fields: --config.recipe.",
         ),

@@ -6,9 +6,13 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 import batchgrow
+from batchgrow.config import make_experiment
+from batchgrow.train import Outcome, train
+from configs import digits
 
 ROOT = pathlib.Path(__file__).parents[1]
 EXAMPLES = sorted((ROOT / "docs/examples").glob("*.py"))
@@ -109,6 +113,21 @@ def test_pages_build_without_warnings_and_name_the_whole_public_api(tmp_path):
     missing = [name for name in batchgrow.__all__ if f'id="batchgrow.{name}"' not in reference]
     assert missing == ["curves"]  # a module, with a section of its own
     assert 'id="module-batchgrow.plan.curves"' in reference
+
+
+@pytest.mark.slow
+def test_a_trained_model_is_loaded_as_its_page_says(tmp_path, monkeypatch):
+    config = digits.get_config("hybrid")
+    config.recipe.num_epochs, config.recipe.boundaries_epochs = 0.5, (0.2, 0.3, 0.4)
+    config.run.tensorboard = config.run.progress = False
+    assert train(make_experiment(config), str(tmp_path / "runs/hybrid")) is Outcome.FINISHED
+    page = (ROOT / "docs/run_folder.md").read_text()
+    (block,) = [b for b in re.findall(r"```python\n(.*?)```", page, re.S) if "read_variables" in b]
+    monkeypatch.chdir(tmp_path)
+    found: dict = {}
+    exec(block, found)
+    assert found["variables"].keys() == {"params", "batch_stats"}
+    np.testing.assert_allclose(np.sum(found["probabilities"], axis=1), np.ones(10), rtol=1e-5)
 
 
 def test_python_in_pages_runs():

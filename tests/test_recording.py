@@ -128,7 +128,7 @@ def test_the_most_telling_measurement_is_first():
     found = gpu_tables.measurements(pathlib.Path("runs/a_gpu"))
     names = [x.name for x in found]
     assert names[:2] == ["bench_growth", "cifar10_increasing_batch"]
-    assert len(names) == len(set(names)) == 10
+    assert len(names) == len(set(names)) == 11
     assert not any(re.search(r"=/\w", part) for x in found for part in x.arguments)
     assert found[1].result == recording.ROOT / "runs/a_gpu/increasing_batch/report/report.json"
 

@@ -169,11 +169,13 @@ class Plan(abc.ABC):
 
     def _nominal(self, segment: Segment, updates: Any) -> Any:
         """The positions whose learning rate and momentum updates take, of one or of an array."""
+        # Python's own functions are faster for one.
+        least, most = (min, max) if isinstance(updates, int) else (np.minimum, np.maximum)
         starts = segment.start_examples + segment.batch_size * updates
         # From the start of an update to the mean start of those that it replaces.
         lead = max(0, segment.batch_size - self.recipe.batch_size) // 2
-        middles = np.minimum(starts + lead, self.recipe.end_examples - 1)
-        return np.maximum(middles, np.maximum(starts, segment.nominal_start_examples))
+        middles = least(starts + lead, self.recipe.end_examples - 1)
+        return most(middles, most(starts, segment.nominal_start_examples))
 
     def _scaled(self, on_curve: Any, segment: Segment, nominal: Any) -> Any:
         growth = (segment.batch_size / self.recipe.batch_size) ** self.exponent
