@@ -155,6 +155,8 @@ def _plan(options: argparse.Namespace) -> None:
         options.out.write_text(text, encoding="utf-8")
     else:
         print(text, end="")
+    for warning in plan.warnings:
+        print(f"batchgrow: warning: {warning}", file=sys.stderr)
 
 
 def _filled(options: argparse.Namespace) -> argparse.Namespace:

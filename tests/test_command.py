@@ -124,6 +124,14 @@ def test_megatron(capsys) -> None:
     assert stages(from_text(text)) == ((0, 32), (1_000_000, 64), (2_000_000, 96), (3_000_032, 128))
 
 
+def test_warnings_are_printed_beside_the_plan(capsys) -> None:
+    assert main(["plan", *WRN, "--curve=constant"]) == 0
+    printed = capsys.readouterr()
+    assert printed.out.startswith("segment")
+    assert printed.err.startswith("batchgrow: warning: the learning rate never falls")
+    assert printed.err.count("\n") == 1
+
+
 def test_olmo_core(capsys) -> None:
     options = ["--max_batch_size=3200", "--to=olmo-core", "--tokens_per_example=10"]
     assert json.loads(run(capsys, *WRN, *options))["batch_sizes"] == [1280, 6400, 32000]
