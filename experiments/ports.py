@@ -5,7 +5,7 @@ import socket
 from collections import deque
 from collections.abc import Sequence
 
-# Below those that systems give to outgoing connections.
+# Systems give higher ports to outgoing connections.
 PORTS: Sequence[int] = range(20_000, 32_000)
 MARKS = 100  # that one process keeps
 

@@ -268,7 +268,7 @@ def test_no_thread_outlives_a_failed_save(tmp_path: pathlib.Path) -> None:
 
 # From a folder to the bytes that a file takes there, and no more.
 FULL = {"0": 0, "150": 150, "700": 700, "1500": 1500, "divided": 0}
-# Saves to each of them, divides by zero meanwhile in the last, and tells what was raised.
+# Saves a checkpoint for each size and prints the error. In the last, the loop divides by zero.
 SAVES = """
 import json, pathlib, resource, sys
 sys.path.insert(0, sys.argv[2])

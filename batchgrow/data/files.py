@@ -268,7 +268,7 @@ def _numbers(rows: Any, header: list[str], names: list[str], source: Source) -> 
 
 
 def _as_number(cell: str) -> tuple[float, str]:
-    """Orders cells as numbers; texts, and "nan", which no order has, come last by alphabet."""
+    """A key that sorts numbers by size. Texts and "nan" come after them, by alphabet."""
     try:
         number = float(cell)
     except ValueError:
