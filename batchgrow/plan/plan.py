@@ -172,7 +172,7 @@ class Plan(abc.ABC):
         # Python's own functions are faster for one.
         least, most = (min, max) if isinstance(updates, int) else (np.minimum, np.maximum)
         starts = segment.start_examples + segment.batch_size * updates
-        # A larger update replaces several of the recipe, which start later than it by this on average.
+        # A larger update replaces several of the recipe. On average they start this much later.
         lead = max(0, segment.batch_size - self.recipe.batch_size) // 2
         middles = least(starts + lead, self.recipe.end_examples - 1)
         return most(middles, most(starts, segment.nominal_start_examples))
