@@ -1,9 +1,6 @@
 """The memory and the peak arithmetic of devices."""
 
-from collections.abc import Callable
 from typing import Any
-
-import jax
 
 # Dense peak in FLOP/s by dtype, from the makers' data sheets; the first name that fits counts.
 # By default JAX multiplies float32 numbers in TF32 on NVIDIA GPUs, and in bfloat16 on TPUs.
@@ -30,24 +27,6 @@ def peak_flops(device_kind: str, dtype: str) -> float | None:
         if device_kind.startswith(name):
             return peaks.get(dtype)
     return None
-
-
-def training_flops(forward: Callable, *shapes: Any) -> float:
-    """Returns the floating-point operations of training on one example: 3 forward passes.
-
-    Counts what XLA counts in the forward pass, traced for the CPU: the backends of TPUs and GPUs do
-    not count. Nothing is compiled or run.
-
-    Args:
-      forward: the forward pass of one example.
-      shapes: its arguments, arrays or `jax.ShapeDtypeStruct`s.
-
-    Raises:
-      RuntimeError: if JAX_PLATFORMS leaves out the CPU.
-    """
-    with jax.default_device(jax.local_devices(backend="cpu")[0]):
-        analysis: Any = jax.jit(forward).lower(*shapes).cost_analysis()
-    return 3.0 * analysis["flops"]
 
 
 def memory_needed(executable: Any) -> int | None:

@@ -26,13 +26,13 @@ from etils import epath
 
 from batchgrow.config import ConfigDict
 from batchgrow.config.data import open_data
+from batchgrow.cost import share_of_peak
 from batchgrow.devices import memory_limit
 from batchgrow.experiment import Experiment
 from batchgrow.layout import make_mesh
 from batchgrow.plan import follow
 from batchgrow.plan.noise import NOISE_SCALE
 from batchgrow.run import environment
-from batchgrow.run.summary import share_of_peak
 from experiments import advice, cli, synthetic
 from experiments.launch import experiment_of, launch, obey_data_flags
 from experiments.result_files import check_writable, write_result

@@ -17,8 +17,8 @@ import jax
 from absl import flags
 
 from batchgrow.config import ConfigDict
+from batchgrow.cost import share_of_peak
 from batchgrow.layout import make_mesh
-from batchgrow.run.summary import share_of_peak
 from configs import cifar10
 from experiments import benchmark, synthetic, timing
 

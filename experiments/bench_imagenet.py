@@ -14,8 +14,8 @@ from typing import Any
 from absl import flags
 
 from batchgrow.config import ConfigDict
+from batchgrow.cost import share_of_peak
 from batchgrow.layout import make_mesh
-from batchgrow.run.summary import share_of_peak
 from configs import imagenet_inception_resnet_v2, imagenet_resnet50
 from experiments import benchmark, synthetic
 

@@ -28,8 +28,8 @@ from batchgrow import devices
 from batchgrow.config import ConfigDict, check_layouts, make_plan, warn_of
 from batchgrow.config.data import model_facts, num_examples_of, open_data
 from batchgrow.config.task import make_task
+from batchgrow.cost import num_parameters, training_flops
 from batchgrow.plan import FixedPlan, time_to_train
-from batchgrow.run.summary import flops_of, num_parameters
 from batchgrow.targets import forecast
 from batchgrow.targets.machines import GENERATIONS, Target, parse
 from batchgrow.tasks import Task
@@ -212,7 +212,7 @@ def _compute(config: ConfigDict, task: Task, example: Any) -> tuple[float, str]:
         )
     if not 0 < _UTILISATION.value <= 1:
         raise ValueError(f"--utilisation={_UTILISATION.value} must be above 0 and at most 1")
-    operations = flops_of(task, example)
+    operations = training_flops(task, example)
     seconds = operations / (peak * _UTILISATION.value)
     return seconds, (
         f"{seconds:.3g} s per example and device: {operations / 1e9:.1f} GFLOP forward and back at "

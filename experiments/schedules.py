@@ -31,11 +31,11 @@ from absl import flags
 from etils import epath
 
 from batchgrow.config import ConfigDict
+from batchgrow.cost import num_parameters
 from batchgrow.experiment import Experiment
 from batchgrow.plan import FixedPlan
 from batchgrow.plan.time_to_train import Hardware, predict
 from batchgrow.report import find_runs, group_by_plan, read_run, write_report
-from batchgrow.run.summary import num_parameters
 from experiments import cli
 from experiments.arms import ARMS, arm_of, as_text, table
 from experiments.launch import check_grid, experiment_of, launch, run_cells

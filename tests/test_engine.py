@@ -15,7 +15,7 @@ from tiny import tiny_experiment
 
 from batchgrow import update
 from batchgrow.data.feed import make_feed
-from batchgrow.devices import memory_needed, training_flops
+from batchgrow.devices import memory_needed
 from batchgrow.engine import Engine
 from batchgrow.layout import Layout, make_mesh
 from batchgrow.plan import Recipe, curves, decay
@@ -118,18 +118,6 @@ def test_processes_agree_on_the_memory_of_the_least_device(monkeypatch):
         lambda x: np.stack([jnp.asarray(x), jnp.asarray(x) // 2]),  # as on the devices
     )
     assert update._least_memory_limit(mesh) == 40 * GIB
-
-
-def test_operations_are_counted_where_the_backend_does_not_count(monkeypatch):
-    """Those of an accelerator return None for a lowered program; that of the CPU counts."""
-    counting = jax.stages.Lowered.cost_analysis
-
-    def only_on_cpu(lowered: Any) -> Any:
-        return counting(lowered) if jax.config.jax_default_device is not None else None
-
-    monkeypatch.setattr(jax.stages.Lowered, "cost_analysis", only_on_cpu)
-    shape = jax.ShapeDtypeStruct((4, 4), np.float32)
-    assert training_flops(jnp.matmul, shape, shape) == 3 * 2 * 4**3
 
 
 def test_a_limit_that_was_set_is_taken():

@@ -2,15 +2,12 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import partial
 from statistics import median
 from typing import Any
 
-import jax
-import numpy as np
 from jax.sharding import Mesh
 
-from batchgrow.devices import peak_flops, training_flops
+from batchgrow.cost import share_of_peak
 from batchgrow.experiment import Experiment
 from batchgrow.plan import Segment
 from batchgrow.run import environment
@@ -88,39 +85,6 @@ def _segments(
             }
         )
     return found
-
-
-def share_of_peak(experiment: Experiment, mesh: Mesh) -> float | None:
-    """The share of the devices' peak that one example per second uses; None if unknown."""
-    dtype = experiment.settings.get("model", {}).get("dtype", "float32")
-    peak = peak_flops(mesh.devices.flat[0].device_kind, dtype)
-    if peak is None:
-        return None
-    try:
-        flops = flops_of(experiment.task, experiment.train_data.example)
-    except (RuntimeError, ValueError):
-        # JAX_PLATFORMS leaves out the CPU, which counts, or a kernel of the model is not for it.
-        return None
-    return flops / (peak * mesh.size)
-
-
-def flops_of(task: Task, example: Any) -> float:
-    """Floating-point operations of one example forward and back (see `training_flops`).
-
-    Args:
-      example: shapes and dtypes of one example.
-    """
-    one = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), example)
-    variables = jax.eval_shape(task.init, jax.random.key(0), one)
-    forward = partial(task.loss, keys=None, train=False)
-    return training_flops(forward, variables, one)
-
-
-def num_parameters(task: Task, example: Any) -> int:
-    """The number of parameters of a task."""
-    one = jax.tree.map(lambda x: np.zeros((1, *x.shape), x.dtype), example)
-    variables: Any = jax.eval_shape(task.init, jax.random.key(0), one)
-    return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
 
 
 def compared(task: Task, summary: Mapping[str, Any]) -> dict[str, float]:

@@ -14,13 +14,13 @@ from typing import Any
 
 import jax
 
+from batchgrow.cost import training_flops
 from batchgrow.devices import memory_needed, peak_flops
 from batchgrow.engine import Engine
 from batchgrow.experiment import Experiment
 from batchgrow.layout import Layout
 from batchgrow.plan.time_to_train import allreduce_seconds
 from batchgrow.run import environment
-from batchgrow.run.summary import flops_of
 from batchgrow.targets import program
 from batchgrow.targets.machines import Target, mesh_of
 
@@ -148,7 +148,7 @@ def compile_update(
         except MemoryError as error:
             return row | {"error": str(error)}
     compiled: Compiled = fitted.executable
-    flops = batch_size * flops_of(experiment.task, experiment.train_data.example)
+    flops = batch_size * training_flops(experiment.task, experiment.train_data.example)
     collectives = program.collectives(compiled.text)
     row |= {
         **_facts_of(fitted.layout),
