@@ -11,7 +11,7 @@ Start the same command again to continue: finished runs are skipped and an inter
 resumed. A run is in WORKDIR/VARIANT/FIELD=VALUE/.../SEED.
 
 The report has a figure of --y, a column of the rows, against the field --x: the mean over seeds,
-with a band of its 95% confidence interval and a line for each value of the other fields.
+with a band of its 95 % confidence interval and a line for each value of the other fields.
 """
 
 import json

@@ -99,7 +99,7 @@ CURVES = (
 )
 MANY = '<p class="soft">There are too many plans for one figure; report fewer run folders.</p>'
 SWEEP = (
-    '<p class="soft">Each point is the mean over seeds; a band is the 95% t-interval of the mean. '
+    '<p class="soft">Each point is the mean over seeds; a band is the 95 % t-interval of the mean. '
     "A line joins runs that differ in nothing else but the seed. Runs that diverged are left "
     "out.</p>"
 )
@@ -132,8 +132,8 @@ def _paired_table(paired: Sequence[Facts], metric: Facts) -> str:
     rows = [(f"{row['second']} − {row['first']}", row["verdict"]) for row in paired]
     heading = f"<h3>Differences in {_escape(wording.test(metric))} between runs of one seed</h3>"
     note = (
-        '<p class="soft">The mean over the common seeds with its 95% t-interval. The intervals are '
-        "not corrected for the number of pairs. Of many plans, each is compared with the best "
+        '<p class="soft">The mean over the common seeds with its 95 % t-interval. The intervals '
+        "are not corrected for the number of pairs. Of many plans, each is compared with the best "
         "one.</p>"
     )
     return heading + _table(("Pair", "Mean difference"), rows, wide=(1,), cards=True) + note

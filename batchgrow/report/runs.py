@@ -95,7 +95,7 @@ class Statistics:
 
 @dataclasses.dataclass(frozen=True)
 class PairedDifference:
-    """Mean over common seeds of second - first; low and high bound its 95% t-interval."""
+    """Mean over common seeds of second - first; low and high bound its 95 % t-interval."""
 
     n: int
     mean: float
@@ -179,7 +179,7 @@ def paired_difference(first: PlanGroup, second: PlanGroup) -> PairedDifference |
 
 
 def interval(values: Sequence[float]) -> tuple[float, float | None, float | None]:
-    """Returns the mean and the ends of its 95% t-interval, None for one value."""
+    """Returns the mean and the ends of its 95 % t-interval, None for one value."""
     n, mean = len(values), statistics.fmean(values)
     if n == 1:
         return mean, None, None

@@ -41,7 +41,7 @@ def swept(groups: Sequence[PlanGroup], x: str | None = None, y: str | None = Non
 
     Returns:
       `{"x", "y", "percent", "lines": [{"label", "points": [{"x", "n", "mean", "low", "high"}]}]}`.
-      A line has the runs that differ in x (and the seed) only; low and high are the 95% t-interval
+      A line has the runs that differ in x (and the seed) only; low and high are the 95 % t-interval
       of the mean over seeds, None for one seed.
 
     Raises:

@@ -154,7 +154,7 @@ def verdict(paired: Mapping[str, Any], metric: Metric) -> str:
         # As of one test example more: equal differences of few seeds do not tell their spread.
         return f"{mean} in each of {paired['n']} common seeds: no interval"
     low, high = (difference(paired[end], metric).removesuffix(" points") for end in ("low", "high"))
-    found = f"{mean}, 95% interval {low} to {high}, {paired['n']} common seeds"
+    found = f"{mean}, 95 % interval {low} to {high}, {paired['n']} common seeds"
     if paired["low"] <= 0 <= paired["high"]:
         return f"{found}: no difference shown"
     higher, lower = paired["second"], paired["first"]

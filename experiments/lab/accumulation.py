@@ -148,5 +148,8 @@ STUDY = Study(
     note="10,000 examples of MNIST, one hidden layer of 128 ReLUs, a recipe of batch 32 and "
     "momentum 0.9 whose rate falls by 5 twice, paid for by a growing batch. How the steps are "
     "normalised was chosen after a first look: by their final value, falling gradients hide the "
-    "rise.",
+    "rise. 1 - m^t is for gradients that stay the same. The sum of independent gradients would "
+    "reach only sqrt((1 - m) / (1 + m)), which is 0.23 for m = 0.9 and 0.10 for 0.98. The plan of "
+    "6 epochs with m = 0.98 ends with 4 updates of 4,000 of the 10,000 examples, so its lower "
+    "accuracy has other possible causes than the start.",
 )

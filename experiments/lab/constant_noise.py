@@ -65,13 +65,12 @@ def judge(trials: Sequence[Trial]) -> Verdict:
         alike[rate] = loss
     if not alike:
         return Verdict(numbers, charts, f"Already {breaks}, so no rates can be compared.")
-    largest = [*alike][-1]
+    largest, most = [*alike][-1], max(alike.values()) / alike[rates[0]]
     return Verdict(
         numbers,
         charts,
-        f"At one noise scale the test loss stays below {1 + TOLERANCE:g} times that of the "
-        f"smallest rate up to a rate of {largest:g}, {largest / rates[0]:g} times as large; "
-        f"{breaks}.",
+        f"At one noise scale the test loss is at most {most:.2f} times that of the smallest rate "
+        f"up to a rate of {largest:g}, {largest / rates[0]:g} times as large; {breaks}.",
     )
 
 
@@ -85,5 +84,7 @@ STUDY = Study(
     seeds=3,
     judge=judge,
     note="10,000 examples of MNIST, one hidden layer of 128 ReLUs, SGD without momentum, 10 epochs "
-    "for every batch, from 16 to 2,048. These runs are also those of the scaled rate above.",
+    "for every batch, from 16 to 2,048. These runs are also those of the scaled rate above. "
+    f"A rate counts as too large if the test loss is more than {1 + TOLERANCE:g} times that of the "
+    "smallest one. The training loss at 0.4 is 23 % higher.",
 )

@@ -177,6 +177,11 @@ STUDY = Study(
     judge=judge,
     measure=measure,
     note=f"{len(FUNCTIONS)} functions of our own (experiments/lab/functions.py) of {NUM_INPUTS} "
-    "inputs, 10,000 examples without noise, three hidden layers of 64, 32 and 16 ReLUs, where the "
-    "paper has four of 140 to 20 and networks for the main effects beside them.",
+    "inputs, 10,000 examples without noise, three hidden layers of 64, 32 and 16 ReLUs, where "
+    "the paper has four of 140 to 20 and networks for the main effects beside them. Inputs are "
+    "uniform from -1 to 1. A linear model of products of two inputs, which the analysis of "
+    "variance is, cannot see a product of three (functions 2 and 5) or the sine of a sum (3). "
+    "Without these three the weights have a mean AUC of 0.985 and the analysis of variance "
+    "0.966. Both plans have the same mean AUC for each seed, so the last two rows are one piece "
+    "of evidence.",
 )

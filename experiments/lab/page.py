@@ -17,13 +17,14 @@ measures each of them, and this page shows the claim, the finding, and the sourc
 ours. `python -m experiments.lab` lists the experiments;
 `python -m experiments.lab NAME --workdir=runs/lab` runs one. It can be stopped and started again.
 
-Figures show bands if there are at least three seeds. Bands and intervals are 95% t-intervals over
+Figures show bands if there are at least three seeds. Bands and intervals are 95 % t-intervals over
 seeds unless a sentence says otherwise. Some numbers of sources are taken from notes and reviews
 that quote them, among them those of Smith et al. 2018 and Hoffer et al. 2017. The word "unverified"
-stands beside a number that neither the source nor such a text confirmed. Where a note says so, the
-network or the data is smaller than the source's; our number then stands beside theirs and is no
-reproduction of it. `python -m experiments.lab --page` makes this page from
-`experiments/results/lab/`, where the wall times are those of a machine that did other work too.
+stands beside a number that neither the source nor such a text confirmed. Where a
+note says that the network or the data is smaller than the source's, our number is no reproduction
+of theirs. `python -m experiments.lab --page` makes this page from
+`experiments/results/lab/`. Hours are those of all runs one after another, on a machine that did
+other work too.
 """
 
 
@@ -64,7 +65,7 @@ def _recorded(folder: pathlib.Path, name: str) -> dict[str, Any] | None:
 
 def _section(result: dict[str, Any], seeds: int) -> str:
     rows = [
-        "| | source | ours | 95% interval | n |",
+        "| | source | ours | 95 % interval | n |",
         "|---|---|---|---|---|",
         *(_row(number) for number in result["numbers"]),
     ]
@@ -102,10 +103,10 @@ def _how(result: dict[str, Any], seeds: int) -> str:
     diverged = f", {result['num_diverged']} of which diverged" if result["num_diverged"] else ""
     runs = result["num_runs"] + result["num_diverged"]
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-    devices = result["devices"]
+    devices, hours = result["devices"], result["wall_seconds"] / 3600
     commits = ", ".join(commit[:7] for commit in result["commits"])
     return (
         f"`python -m experiments.lab {result['name']}{flag}`: {runs} runs{diverged}, "
-        f"{made} seeds, on {devices.get('count')} × {devices.get('platform')}; "
-        f"{versions}; commit {commits}."
+        f"{made} seed{'' if made == 1 else 's'}, {hours:.1f} hours, "
+        f"on {devices.get('count')} × {devices.get('platform')}; {versions}; commit {commits}."
     )

@@ -79,7 +79,7 @@ class Number:
     Attributes:
       what: the name of the number.
       ours: our value; None if it could not be measured.
-      low, high: the ends of its 95% interval, None for a single value.
+      low, high: the ends of its 95 % interval, None for a single value.
       n: how many runs it comes from.
       source: the source's value as text; "" if it gives none.
       sure: how sure the source's value is: "read", "unverified", or "computed".

@@ -112,5 +112,6 @@ STUDY = Study(
     seeds=5,
     judge=judge,
     note="4,096 examples of MNIST (theirs: 60,000), two hidden layers of 128 with batch norm, "
-    "momentum 0.9, batches of 32 and 512 (theirs: 128 and 4,096), 10 epochs for the small batch.",
+    "momentum 0.9, batches of 32 and 512 (theirs: 128 and 4,096), 10 epochs for the small batch. "
+    "'ghost 16' and 'ghost 128' are '+ ghost' with other ghost batches.",
 )

@@ -144,5 +144,6 @@ STUDY = Study(
     judge=judge,
     note=f"A WRN-10-1 at half the resolution: {NUM_BEFORE:,} images of classes 0 to 4 for "
     f"{EPOCHS_BEFORE:g} epochs, then {NUM_AFTER:,} images of classes 5 to 9 for {EPOCHS_AFTER:g} "
-    "epochs with a new classifier. No rate was tuned.",
+    "epochs with a new classifier. No rate was tuned. The growing plan ends with 6 updates of 512 "
+    "images, far beyond a tenth of the training set.",
 )
