@@ -1,6 +1,9 @@
 """The memory and the peak arithmetic of devices."""
 
+import math
 from typing import Any
+
+import jax
 
 # Dense peak in FLOP/s by dtype, from the makers' data sheets; the first name that fits counts.
 # By default JAX multiplies float32 numbers in TF32 on NVIDIA GPUs, and in bfloat16 on TPUs.
@@ -27,6 +30,14 @@ def peak_flops(device_kind: str, dtype: str) -> float | None:
         if device_kind.startswith(name):
             return peaks.get(dtype)
     return None
+
+
+def bytes_of(tree: Any) -> int:
+    """Bytes of the arrays of a pytree on a device, or of `jax.ShapeDtypeStruct`s in their place."""
+    sizes = {
+        x.dtype: jax.dtypes.canonicalize_dtype(x.dtype).itemsize for x in jax.tree.leaves(tree)
+    }
+    return sum(math.prod(x.shape) * sizes[x.dtype] for x in jax.tree.leaves(tree))
 
 
 def memory_needed(executable: Any) -> int | None:

@@ -16,7 +16,7 @@ from batchgrow import noise, step
 from batchgrow.compile import CompileAhead
 from batchgrow.data.datasets import shapes_of
 from batchgrow.data.feed import EvaluationBatches, make_feed
-from batchgrow.devices import memory_in_use
+from batchgrow.devices import bytes_of, memory_in_use
 from batchgrow.experiment import Experiment
 from batchgrow.layout import AXIS_NAME
 from batchgrow.plan import Segment
@@ -55,16 +55,20 @@ class Engine:
         self._start: Any = None
         e, run = experiment, experiment.execution
         self.feed = make_feed(e.train_data, e.seed, run.input, run.num_workers)
-        self._test_batches = EvaluationBatches(
-            e.test_data, run.eval_batch_size, run.num_workers, mesh
-        )
+        self._test_batches = self._evaluation_batches(run.eval_batch_size)
         same = NamedSharding(mesh, PartitionSpec())
         self.state: TrainState = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=same),
             jax.eval_shape(self._create_state),
         )
         self.compiler = UpdateCompiler(
-            e, mesh, self.feed, self.state, memory_limit, compile_lowered
+            e,
+            mesh,
+            self.feed,
+            self.state,
+            memory_limit,
+            compile_lowered,
+            self._test_batches.held_bytes(),
         )
         self._arrays: Any = None
         self._read_until = 0
@@ -88,7 +92,10 @@ class Engine:
         return layouts.replicate(self._create_state(), self._mesh)
 
     def evaluation(self) -> Future:
-        """Returns a future of the executable that evaluates one batch."""
+        """Returns a future of the executable that evaluates one batch.
+
+        Its result raises MemoryError if no batch size fits the memory of the devices.
+        """
         return self._others.start("evaluation")
 
     def noise(self) -> Future:
@@ -238,9 +245,29 @@ class Engine:
         return lowered.compile()
 
     def _compile_evaluation(self) -> Any:
+        """In batches of `eval_batch_size`, or the largest half, quarter, ... of it that fits."""
         evaluate = partial(step.evaluate, task=self._experiment.task, axis_name=AXIS_NAME)
         mapped = layouts.map_evaluation(evaluate, self._mesh)
-        return mapped.lower(self.state.evaluated, self._test_batches.shapes).compile()
+        used = self.state.evaluated
+        beside = bytes_of((self.state, self.feed.arrays)) - bytes_of(used)
+        while True:
+            batches = self._test_batches
+            lower = partial(mapped.lower, used, batches.shapes)
+            what = f"evaluation of {batches.batch_size} examples"
+            executable, need = self.compiler.compile(lower, what, beside=beside)
+            if executable is not None:
+                return executable
+            if batches.batch_size == self._mesh.size:
+                raise MemoryError(
+                    f"{what}, the least for run.eval_batch_size on {self._mesh.size} devices, "
+                    f"{self.compiler.too_little_memory(need)}; use a smaller model or example"
+                )
+            self._test_batches = self._evaluation_batches(batches.batch_size // 2)
+
+    def _evaluation_batches(self, batch_size: int) -> EvaluationBatches:
+        data, run = self._experiment.test_data, self._execution
+        stays = run.input == "resident"
+        return EvaluationBatches(data, batch_size, run.num_workers, self._mesh, stays)
 
     def _release(self, batch_size: int) -> None:
         device = self._mesh.local_devices[0]

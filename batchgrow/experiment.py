@@ -109,6 +109,7 @@ class Execution:
       max_microbatch_size: the most examples of one pass on one device; None: chosen by memory.
       updates_per_dispatch: the most updates of one call; None: chosen by the batch size.
       eval_batch_size: examples of an evaluation batch on all devices, rounded up to whole devices.
+        It is halved until it fits the memory.
       compile_ahead: whether the next batch size compiles while the current one trains.
       compilation_cache_dir: "" for JAX's own setting, else ~/.cache/batchgrow/xla.
       keep_checkpoints: how many of the last checkpoints to keep; the best is kept too.

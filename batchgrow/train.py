@@ -8,6 +8,7 @@ from batchgrow.compile import enable_compilation_cache
 from batchgrow.engine import Engine
 from batchgrow.experiment import Experiment, NonFiniteLoss, Outcome
 from batchgrow.plan import Point
+from batchgrow.run.agreement import check_agreement
 from batchgrow.run.run import Run
 from batchgrow.step import TrainState
 
@@ -35,7 +36,8 @@ def train(
       workdir: the run folder. It is created if it does not exist.
       override_config: whether to continue if fields under `run` differ from those of the folder.
       watch: called after each dispatch with its last update and the state after it, which the next
-        dispatch consumes. If it returns True, the run stops as if it had received SIGTERM.
+        dispatch consumes. If it returns True, the run stops as if it had received SIGTERM. With
+        several processes it must return the same on all of them.
 
     Raises:
       ValueError: for a batch that cannot be laid out on the devices.
@@ -61,6 +63,9 @@ def train(
         while segment := run.next_segment():  # Here the batch grows.
             with run.waiting_for(segment.batch_size, engine.updates):
                 update = engine.updates.start(segment.batch_size).result()
+                # What fits is decided by the compiler of each process.
+                layouts = {f"the layout of batch size {segment.batch_size}": str(update.layout)}
+                check_agreement(layouts, "set run.max_microbatch_size")
             for points in run.position.dispatches(update.max_updates):
                 with run.input_timer(state):
                     batches = engine.feed.batch(update.dispatch_positions(points))

@@ -118,6 +118,7 @@ class UpdateCompiler:
       state: the shapes and dtypes of the training state.
       memory_limit: the bytes that a program may use on each device; None: what the devices report.
       compile_lowered: compiles a lowered update.
+      held_bytes: the bytes of each device that are in use throughout the run.
     """
 
     def __init__(
@@ -128,11 +129,13 @@ class UpdateCompiler:
         state: TrainState,
         memory_limit: int | None = None,
         compile_lowered: Callable[[Any], Any] = lambda lowered: lowered.compile(),
+        held_bytes: int = 0,
     ):
         self._experiment, self._mesh, self._feed, self._state = experiment, mesh, feed, state
         self._execution = experiment.execution
         self._compile_lowered = compile_lowered
         self._memory_limit = memory_limit or _least_memory_limit(mesh)
+        self._held_bytes = held_bytes
 
     def layouts(self, batch_size: int) -> tuple[Layout, ...]:
         """Returns the layouts to try for a batch size, from the fewest micro-batches on.
@@ -159,21 +162,41 @@ class UpdateCompiler:
         for layout in candidates[:1] if is_fixed else candidates:
             if layout is not candidates[-1] and _is_hopeless(layout, too_large, limit):
                 continue
-            try:
-                lower = self._lowering(layout, max_updates)
-                executable = self._compile_lowered(lower())
-            except jax.errors.JaxRuntimeError as error:  # the TPU compiler refuses by itself
-                if "RESOURCE_EXHAUSTED" not in str(error):
-                    raise
-                log.info("%s: %s", layout, first_line(error))
-                too_large.append((layout, _refused_bytes(str(error))))
-                continue
-            need = memory_needed(executable)
-            if is_fixed or limit is None or need is None or need <= MEMORY_SHARE * limit:
+            lower = self._lowering(layout, max_updates)
+            executable, need = self.compile(lower, str(layout), is_fixed)
+            if executable is not None:
                 return FittedUpdate(executable, layout, max_updates, tuple(too_large))
-            log.info("%s needs %.1f GiB of %.1f GiB", layout, need / 2**30, limit / 2**30)
             too_large.append((layout, need))
         raise self._too_little_memory(*too_large[-1])
+
+    def compile(
+        self, lower: Callable[[], Any], what: str, is_fixed: bool = False, beside: int = 0
+    ) -> tuple[Any, int | None]:
+        """Compiles a program if it fits the memory of the devices.
+
+        Args:
+          lower: traces and lowers the program.
+          what: its name in the log.
+          is_fixed: whether it is wanted even if XLA's analysis says that it does not fit.
+          beside: the bytes of each device that hold something else meanwhile.
+
+        Returns:
+          The executable, None if it does not fit; and the bytes that it needs, None if unknown.
+        """
+        try:
+            executable = self._compile_lowered(lower())
+        except jax.errors.JaxRuntimeError as error:  # the TPU compiler refuses by itself
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            log.info("%s: %s", what, first_line(error))
+            return None, _refused_bytes(str(error))
+        need, limit = memory_needed(executable), self._memory_limit
+        if is_fixed or limit is None or need is None:
+            return executable, need
+        if need + beside + self._held_bytes <= MEMORY_SHARE * limit:
+            return executable, need
+        log.info("%s needs %.1f GiB of %.1f GiB", what, need / 2**30, limit / 2**30)
+        return None, need
 
     def max_updates(self, batch_size: int) -> int:
         """How many updates one call makes: enough to hide its cost, few enough to stop soon."""
@@ -220,15 +243,21 @@ class UpdateCompiler:
         most = CPU_PASS if platform == "cpu" else UNKNOWN_MEMORY_PASS
         return max(most, self._experiment.ghost_batch_size)
 
-    def _too_little_memory(self, layout: Layout, need: int | None) -> MemoryError:
-        """`need` is the memory in bytes, or None if the compiler refused."""
-        device, limit = self._mesh.devices.flat[0], self._memory_limit
+    def too_little_memory(self, need: int | None) -> str:
+        """Says what a program needs and what there is: "needs 9.0 GiB, and a TPU v2 has 7.5 GiB".
+
+        Args:
+          need: bytes, or None if the compiler refused.
+        """
+        kind, limit = self._mesh.devices.flat[0].device_kind, self._memory_limit
         needs = f"needs {need / 2**30:.1f} GiB" if need else "needs too much memory"
-        has = f"{limit / 2**30:.1f} GiB" if limit else "less"
+        return f"{needs}, and {kind} has {f'{limit / 2**30:.1f} GiB' if limit else 'less'}"
+
+    def _too_little_memory(self, layout: Layout, need: int | None) -> MemoryError:
         return MemoryError(
             f"batch size {layout.batch_size}: a micro-batch of {layout.microbatch_size} examples "
-            f"{needs}, and {device.device_kind} has {has}; use a smaller run.max_microbatch_size, "
-            "ghost batch, model or example"
+            f"{self.too_little_memory(need)}; use a smaller run.max_microbatch_size, ghost batch, "
+            "model or example"
         )
 
 

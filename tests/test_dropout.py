@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax.errors import InvalidRngError
 
+from batchgrow.models import GhostBatchNorm
 from batchgrow.models.dropout import apply
 
 RATE = 0.3
@@ -81,16 +82,32 @@ def test_model_state_is_updated_in_training_only():
     class Norm(nn.Module):
         @nn.compact
         def __call__(self, x, *, train):
-            return nn.BatchNorm(use_running_average=not train)(nn.Dropout(RATE)(x, not train))
+            return GhostBatchNorm(8, not train)(nn.Dropout(RATE)(x, not train))
 
     x = 1 + jnp.arange(8.0)[:, None]
     variables = Norm().init(jax.random.key(0), x, train=False)
     _, evaluated = apply(Norm(), variables, x, None, train=False)
     _, trained = apply(Norm(), variables, x, KEYS, train=True)
     assert set(evaluated) == set(trained) == {"batch_stats"}
-    before = variables["batch_stats"]["BatchNorm_0"]["mean"]
-    assert evaluated["batch_stats"]["BatchNorm_0"]["mean"] == before
-    assert trained["batch_stats"]["BatchNorm_0"]["mean"] != before
+    before = variables["batch_stats"]["GhostBatchNorm_0"]["mean"]
+    assert evaluated["batch_stats"]["GhostBatchNorm_0"]["mean"] == before
+    assert trained["batch_stats"]["GhostBatchNorm_0"]["mean"] != before
+
+
+def test_statistics_of_whatever_a_device_holds_are_refused():
+    class Norm(nn.Module):
+        frozen: bool
+
+        @nn.compact
+        def __call__(self, x, *, train):
+            return nn.BatchNorm()(x, use_running_average=self.frozen or not train)
+
+    x = ONES[:, None]
+    variables = Norm(True).init(jax.random.key(0), x, train=False)
+    apply(Norm(False), variables, x, None, train=False)
+    apply(Norm(True), variables, x, KEYS, train=True)
+    with pytest.raises(ValueError, match="BatchNorm_0 is nn.BatchNorm, .*: use batchgrow.Ghost"):
+        apply(Norm(False), variables, x, KEYS, train=True)
 
 
 def test_remat_keeps_the_masks():

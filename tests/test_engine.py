@@ -15,7 +15,7 @@ from tiny import tiny_experiment
 
 from batchgrow import update
 from batchgrow.data.feed import make_feed
-from batchgrow.devices import memory_needed
+from batchgrow.devices import bytes_of, memory_needed
 from batchgrow.engine import Engine
 from batchgrow.layout import Layout, make_mesh
 from batchgrow.plan import Recipe, curves, decay
@@ -157,6 +157,40 @@ def test_release_frees_the_executable():
         engine.prepare(128, [])
         assert live() == before + 1
     assert live() == before
+
+
+def test_an_evaluation_is_split_until_it_fits():
+    """The metrics do not depend on it; and what else is in memory counts."""
+    experiment = tiny_experiment({"run.eval_batch_size": 200, "run.input": "streamed"})
+    mesh = make_mesh(2)
+    with Engine(experiment, mesh) as engine:
+        executable = engine.evaluation().result()
+        expected = engine.evaluate(executable, engine.initial_state())
+        need = memory_needed(executable)
+        beside = bytes_of(engine.state) - bytes_of(engine.state.evaluated)
+    assert need and beside > 0
+    for limit, size in ((need + beside, 200), (need, 100)):
+        with Engine(experiment, mesh, -(-limit * 10 // 9)) as engine:
+            executable = engine.evaluation().result()
+            assert engine._test_batches.batch_size == size
+            metrics = engine.evaluate(executable, engine.initial_state())
+            assert metrics == pytest.approx(expected)
+    with Engine(experiment, mesh, 2**10) as engine:
+        with pytest.raises(MemoryError, match="evaluation of 2 examples, the least for run.eval_b"):
+            engine.evaluation().result()
+
+
+def test_a_test_set_on_the_devices_counts_as_memory_in_use():
+    experiment = tiny_experiment({"run.eval_batch_size": 30})
+    with Engine(experiment, make_mesh(1)) as engine:
+        need = memory_needed(engine.compiler.fit(16).executable)
+    assert need
+    held = 360 * (8 * 8 + 4 + 4)  # pixels, labels and masks of the test set
+    with Engine(experiment, make_mesh(1), (need + held + 10) * 10 // 9) as engine:
+        engine.compiler.fit(16)
+    with Engine(experiment, make_mesh(1), (need + held - 10) * 10 // 9) as engine:
+        with pytest.raises(MemoryError, match="batch size 16: .* needs 0.0 GiB"):
+            engine.compiler.fit(16)
 
 
 def test_an_update_takes_the_place_of_the_state_in_memory():

@@ -53,17 +53,20 @@ def test_feeds_that_a_data_set_cannot_have():
         make_feed(NotInMemory(TABLE), 0, "resident")
 
 
-def test_evaluation_batches_are_placed_once_if_they_are_in_memory():
+def test_the_devices_keep_a_test_set_in_memory_if_they_shall():
     mesh = make_mesh(8)
-    for data in (TABLE, NotInMemory(TABLE)):
-        batches = EvaluationBatches(data, 20, 0, mesh)
+    for data, stays in ((TABLE, True), (TABLE, False), (NotInMemory(TABLE), True)):
+        batches = EvaluationBatches(data, 20, 0, mesh, stays)
+        stays = stays and data is TABLE
         assert batches.shapes["mask"].shape == (24,)  # whole devices
         first, second = (list(batches) for _ in range(2))
         assert len(first) == 3
         for batch in first:
             shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
             jax.tree.map(lambda a, b: _assert_same_shape(a, b), shapes, batches.shapes)
-        assert (first[0]["mask"] is second[0]["mask"]) is (data is TABLE)
+        assert (first[0]["mask"] is second[0]["mask"]) is stays
+        on_first = [x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(first)]
+        assert batches.held_bytes() == (sum(on_first) if stays else 0)
         seen = np.concatenate([np.asarray(b["examples"]["y"])[b["mask"] == 1] for b in second])
         assert seen.tolist() == list(range(50))
 

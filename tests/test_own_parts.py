@@ -66,6 +66,17 @@ class WithDropout(flax_nnx.Module):
         return self.drop(self.drop(self.linear(x)) + 1)
 
 
+def test_batch_norm_of_nnx_is_refused():
+    """Its statistics would differ between devices."""
+
+    class Net(flax_nnx.Module):
+        def __init__(self, *, rngs):
+            self.norm = flax_nnx.BatchNorm(4, rngs=rngs)
+
+    with pytest.raises(ValueError, match="norm is nnx.BatchNorm, .*: use batchgrow.models.nnx.Gh"):
+        nnx.NNXModel(Net)
+
+
 @pytest.mark.parametrize("batch", [4, 16])
 def test_ghost_batch_norm_of_nnx_has_equal_bits(batch):
     x = jax.random.normal(jax.random.key(0), (batch, 3, 5)) * 2 + 1

@@ -125,6 +125,15 @@ def test_a_field_that_changes_the_trajectory_splits_a_plan_and_names_it(tmp_path
     assert labels == {"hybrid", "hybrid (data.seed=7)"}
 
 
+def test_no_limit_is_another_plan_than_the_default_limit(tmp_path):
+    made = [make_run(tmp_path / str(limit), "hybrid", 0) for limit in (None, math.inf)]
+    for run, limit in zip(made, (None, math.inf), strict=True):
+        path = pathlib.Path(run.path) / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"plan": {"max": limit}}))
+    labels = {g.label for g in runs.group_by_plan([report.read_run(run.path) for run in made])}
+    assert labels == {"hybrid (max=None)", "hybrid (max=inf)"}
+
+
 def test_headline_states_the_finding_from_the_numbers(found, kind):
     (comparison,) = found["comparisons"]
     medians = [plan["test"]["median"] for plan in comparison["plans"]]

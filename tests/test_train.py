@@ -176,6 +176,14 @@ def test_how_it_runs_does_not_change_the_result(changes, tmp_path):
     assert_close(actual.results, expected.results)
 
 
+def test_processes_compare_the_layout_of_each_batch_size(tmp_path, monkeypatch):
+    compared: dict[str, str] = {}
+    monkeypatch.setattr("batchgrow.train.check_agreement", lambda facts, _: compared.update(facts))
+    run_tiny(tmp_path)
+    assert [name.rpartition(" ")[2] for name in compared] == ["32", "128"]
+    assert all("num_microbatches=" in layout for layout in compared.values())
+
+
 def test_run_folder(tmp_path):
     """The files of a finished run of the small conv net, and that it has learned something."""
     config = make_config({"recipe.num_epochs": 1.5, "recipe.boundaries_epochs": (1.0,)})

@@ -208,7 +208,12 @@ FIELDS = (
         maybe(whole(1, 4096)),
         "updates of one call; None: those of 2,048 examples, at most 16",
     ),
-    Field("run.eval_batch_size", 1000, whole(1, 2**31), "on all devices together, rounded up"),
+    Field(
+        "run.eval_batch_size",
+        1000,
+        whole(1, 2**31),
+        "on all devices together, rounded up; halved until it fits",
+    ),
     Field("run.compile_ahead", True, FLAG, "compile the next batch size during training"),
     Field("run.compilation_cache_dir", "", TEXT, '"": JAX\'s own, else ~/.cache/batchgrow/xla'),
     Field("run.checkpoint_every_epochs", 5.0, POSITIVE, "epochs between two checkpoints"),

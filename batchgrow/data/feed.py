@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from batchgrow.data.datasets import ArrayDataset, Dataset, InMemory, evaluation_batches
 from batchgrow.data.jpeg_dataset import JpegDataset
 from batchgrow.data.stream import Stream
+from batchgrow.devices import bytes_of
 from batchgrow.layout import shard
 
 HostBatch = dict[str, Any]
@@ -151,24 +152,34 @@ class EvaluationBatches:
       batch_size: examples of a batch on all devices, rounded up to whole devices.
       num_workers: worker processes for encoded images.
       mesh: the devices.
+      stays: whether the devices keep the batches of a test set that is held in memory.
 
     Attributes:
+      batch_size: examples of a batch on all devices.
       shapes: the shapes and dtypes of a batch.
     """
 
-    def __init__(self, data: Dataset, batch_size: int, num_workers: int, mesh: Mesh):
+    def __init__(self, data: Dataset, batch_size: int, num_workers: int, mesh: Mesh, stays: bool):
         self._data, self._num_workers, self._mesh = data, num_workers, mesh
-        self._batch_size = -(-batch_size // mesh.size) * mesh.size
+        self._stays = stays and isinstance(data, InMemory)
+        self.batch_size = -(-batch_size // mesh.size) * mesh.size
         self._on_devices: list[Any] | None = None
         self.shapes = {
             "examples": jax.tree.map(
-                lambda x: jax.ShapeDtypeStruct((self._batch_size, *x.shape), x.dtype), data.example
+                lambda x: jax.ShapeDtypeStruct((self.batch_size, *x.shape), x.dtype), data.example
             ),
-            "mask": jax.ShapeDtypeStruct((self._batch_size,), np.float32),
+            "mask": jax.ShapeDtypeStruct((self.batch_size,), np.float32),
         }
 
+    def held_bytes(self) -> int:
+        """Bytes of each device that hold the test set throughout a run."""
+        if not self._stays:
+            return 0
+        num_batches = -(-self._data.num_examples // self.batch_size)
+        return num_batches * bytes_of(self.shapes) // self._mesh.size
+
     def __iter__(self) -> Any:
-        if not isinstance(self._data, InMemory):
+        if not self._stays:
             return (shard(batch, self._mesh) for batch in self._on_host())
         if self._on_devices is None:
             self._on_devices = [shard(batch, self._mesh) for batch in self._on_host()]
@@ -177,5 +188,5 @@ class EvaluationBatches:
     def _on_host(self) -> Iterable[Any]:
         place = jax.process_index(), jax.process_count()
         if isinstance(self._data, JpegDataset):
-            return self._data.batches(self._batch_size, self._num_workers, *place)
-        return evaluation_batches(self._data, self._batch_size, *place)
+            return self._data.batches(self.batch_size, self._num_workers, *place)
+        return evaluation_batches(self._data, self.batch_size, *place)

@@ -78,7 +78,8 @@ def masks_by_example(keys: jax.Array | None) -> Iterator[None]:
 
     Raises (in the context):
       ValueError: if the first axis of a layer's inputs does not count the examples, or if another
-        module (e.g. `nn.MultiHeadDotProductAttention`) draws from the "dropout" stream.
+        module (e.g. `nn.MultiHeadDotProductAttention`) draws from the "dropout" stream, or takes
+        the statistics of a batch (`nn.BatchNorm`).
     """
 
     def interceptor(next_fun: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext):
@@ -87,6 +88,8 @@ def masks_by_example(keys: jax.Array | None) -> Iterator[None]:
             return next_fun(*args, **kwargs)
         if isinstance(module, nn.Dropout) and context.method_name == "__call__":
             return _dropout(module, keys, next_fun, *args, **kwargs)
+        if isinstance(module, nn.BatchNorm):
+            _check_batch_norm(module, *args[1:], **kwargs)
         counters = module.scope.rng_counters if module.scope is not None else {}
         before = counters.get("dropout")
         outputs = next_fun(*args, **kwargs)
@@ -103,6 +106,17 @@ def masks_by_example(keys: jax.Array | None) -> Iterator[None]:
             yield
     finally:
         _keys.reset(token)
+
+
+def _check_batch_norm(
+    module: nn.BatchNorm, use_running_average: bool | None = None, **_: Any
+) -> None:
+    """Refuses statistics that would differ between devices, and with the number of them."""
+    if not (module.use_running_average if use_running_average is None else use_running_average):
+        raise ValueError(
+            f"{module.name} is nn.BatchNorm, whose statistics depend on how the batch lies on the "
+            "devices: use batchgrow.GhostBatchNorm"
+        )
 
 
 def _dropout(

@@ -120,7 +120,7 @@ class NNXModel:
 
     Raises:
       ValueError: if the module has variables of other types, such as the random numbers of
-        `nnx.Dropout`.
+        `nnx.Dropout`, or an `nnx.BatchNorm`.
     """
 
     def __init__(self, make: Callable[..., nnx.Module]):
@@ -129,6 +129,12 @@ class NNXModel:
         self._graph, params, stats, others = nnx.split(abstract, nnx.Param, nnx.BatchStat, ...)
         self._states = {"params": params, "batch_stats": stats}
         self._takes_train = "train" in parameters(type(abstract).__call__)
+        for path, node in nnx.iter_graph(abstract):
+            if isinstance(node, nnx.BatchNorm):
+                raise ValueError(
+                    f"{'.'.join(map(str, path))} is nnx.BatchNorm, whose statistics depend on how "
+                    "the batch lies on the devices: use batchgrow.models.nnx.GhostBatchNorm"
+                )
         for path, variable in nnx.to_flat_state(others):
             raise ValueError(
                 f"{type(abstract).__name__} has the variable {'.'.join(map(str, path))} of type "

@@ -1,7 +1,8 @@
 """Run folders of format 2, read and checked. No jax."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from etils import epath
@@ -123,7 +124,8 @@ def read_run(path: str) -> Run:
         names the file.
     """
     folder = epath.Path(path)
-    config = _read_json(folder / "config.json", schema.CONFIG)
+    # Not None, which is another value of a field: a limit of inf is none, None the default.
+    config = _read_json(folder / "config.json", schema.CONFIG, {"Infinity": "inf"})
     if not (folder / "task.json").exists():
         raise ValueError(
             f"{folder}: the folder has no task.json, so batchgrow 0.1 wrote it; train again, or "
@@ -153,9 +155,11 @@ def read_run(path: str) -> Run:
     )
 
 
-def _read_json(path: epath.Path, fields: schema.Fields) -> dict[str, Any]:
+def _read_json(
+    path: epath.Path, fields: schema.Fields, constants: Mapping[str, Any] = MappingProxyType({})
+) -> dict[str, Any]:
     try:
-        value = schema.parse(path.read_text())
+        value = schema.parse(path.read_text(), constants)
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: cannot be read as JSON ({error})") from error
     schema.check(path, value, fields)

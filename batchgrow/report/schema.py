@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 MOST = 1e100  # Larger numbers become None, as infinity does: products of them would be infinite.
@@ -110,11 +111,15 @@ MEASURED: Fields = {
 }
 
 
-def parse(text: str) -> Any:
+def parse(text: str, constants: Mapping[str, Any] = MappingProxyType({})) -> Any:
     """The JSON value of a text.
 
-    Numbers that are not finite or too large become None, and control characters, which a terminal
-    would obey, question marks.
+    Numbers that are too large become None, and control characters, which a terminal would obey,
+    question marks.
+
+    Args:
+      text: the text.
+      constants: what stands for "Infinity", "-Infinity" and "NaN"; None for those that it lacks.
 
     Raises:
       ValueError: if it is not JSON, or nested too deeply.
@@ -122,7 +127,7 @@ def parse(text: str) -> Any:
     try:
         value = json.loads(
             text,
-            parse_constant=lambda _: None,
+            parse_constant=constants.get,
             parse_float=lambda digits: _known(float(digits)),
             parse_int=lambda digits: int(digits) if len(digits) <= DIGITS else None,
         )

@@ -34,13 +34,17 @@ SHOWN_CHARACTERS = 40  # of a value
 NUM_EXAMPLES = 16  # that represent a data set without arrays
 
 
-def check_agreement(facts: Mapping[str, str]) -> None:
+def check_agreement(
+    facts: Mapping[str, str],
+    remedy: str = "start all of them with the same config, data, workdir and version of batchgrow",
+) -> None:
     """Raises on every process if the facts are not the same on all of them.
 
     Every process calls it. With one process it does nothing.
 
     Args:
       facts: by name, such as `recipe.learning_rate` or `data`. The message shows short values.
+      remedy: what the message says to do.
 
     Raises:
       ValueError: with the facts that differ, and their values by process.
@@ -61,10 +65,7 @@ def check_agreement(facts: Mapping[str, str]) -> None:
     if not different:
         return
     more = [f"{len(different) - SHOWN} more"] if len(different) > SHOWN else []
-    raise ValueError(
-        f"the processes differ: {'; '.join(different[:SHOWN] + more)}; start all of them with the "
-        "same config, data, workdir and version of batchgrow"
-    )
+    raise ValueError(f"the processes differ: {'; '.join(different[:SHOWN] + more)}; {remedy}")
 
 
 def check_shared(folder: epath.Path) -> None:
