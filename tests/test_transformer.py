@@ -118,6 +118,7 @@ def test_bfloat16_keeps_parameters_and_logits_in_float32():
                        heads=2, channels=12)  # fmt: skip
     logits, variables = model.init_with_output(jax.random.key(0), TOKENS, train=False)
     assert {leaf.dtype for leaf in jax.tree.leaves((logits, variables))} == {jnp.dtype("float32")}
+    assert (logits.astype(jnp.bfloat16) != logits).any()  # not rounded
     full, _ = apply(model.clone(dtype=jnp.float32), variables, TOKENS, None, train=False)
     assert 0 < np.abs(logits - full).max() < 0.02
 

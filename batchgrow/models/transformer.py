@@ -67,7 +67,8 @@ class Transformer(nn.Module):
             )
             x = block(x, train=train)
         x = nn.LayerNorm(1e-5, use_bias=self.bias, dtype=self.dtype, name="norm")(x)
-        return token.attend(x).astype(jnp.float32)
+        table = token.embedding.astype(self.dtype)
+        return jnp.dot(x, table.T, preferred_element_type=jnp.float32)  # `attend` would round them
 
 
 class Block(nn.Module):
