@@ -13,11 +13,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from batchgrow.compile import CompileAhead
+from batchgrow.data.datasets import InMemory
 from batchgrow.engine import Engine
 from batchgrow.experiment import Experiment, Outcome
 from batchgrow.layout import replicate
 from batchgrow.plan import Point, Segment
-from batchgrow.run.agreement import check_agreement, check_shared, run_facts, total
+from batchgrow.run.agreement import check_agreement, check_shared, fingerprint, run_facts, total
 from batchgrow.run.checkpoints import Checkpoints
 from batchgrow.run.folder import FolderError, check_config, claim, read_json
 from batchgrow.run.leaks import without_metrics
@@ -67,6 +68,7 @@ class Run:
         self._clock = Clock()
         self._mark: Any = None
         self._has_trained = False
+        self._data: str | None = None
         self._traced: dict[str, float] = {}
         self._are_finite = jax.jit(_are_finite)
         with ExitStack() as stack:
@@ -104,8 +106,11 @@ class Run:
           like: `jax.ShapeDtypeStruct`s with the shardings of the state.
 
         Raises:
-          FolderError: if no checkpoint can be used, or another plan led to it.
+          FolderError: if no checkpoint can be used, or another plan or other data led to it.
         """
+        # Decoded images may differ in a bit on another machine, so only data in memory count.
+        train_data = self._experiment.train_data
+        self._data = fingerprint(train_data) if isinstance(train_data, InMemory) else None
         self._stack.enter_context(without_metrics())
         self._checkpoints = self._stack.enter_context(
             Checkpoints(
@@ -126,6 +131,12 @@ class Run:
             raise FolderError(
                 f"{self._folder} was trained by another plan, although by the same config; "
                 "continue with the version of batchgrow that made it, or choose another workdir"
+            )
+        data = notes.get("data")  # none in the first checkpoints of 0.2
+        if None not in (data, self._data) and data != self._data:
+            raise FolderError(
+                f"{self._folder} was trained on other data ({data}; now {self._data}); bring them "
+                "back, or choose another workdir"
             )
         self.measured = notes["measured"]
         self._compiled = notes["compiled"]
@@ -304,6 +315,7 @@ class Run:
             self._clock.total()  # brings `seconds` up to here
             notes = {
                 "history": self.position.history,
+                "data": self._data,
                 "measured": self.measured,
                 "noise": self._noise.notes(),
                 "compiled": self._compiled,
