@@ -20,11 +20,10 @@ ours. `python -m experiments.lab` lists the experiments;
 Figures show bands if there are at least three seeds. Bands and intervals are 95 % t-intervals over
 seeds unless a sentence says otherwise. Some numbers of sources are taken from notes and reviews
 that quote them, among them those of Smith et al. 2018 and Hoffer et al. 2017. The word "unverified"
-stands beside a number that neither the source nor such a text confirmed. Where a
-note says that the network or the data is smaller than the source's, our number is no reproduction
-of theirs. `python -m experiments.lab --page` makes this page from
-`experiments/results/lab/`. Hours are those of all runs one after another, on a machine that did
-other work too.
+stands beside a number that neither the source nor such a text confirmed. Where a note says that the
+network or the data is smaller than the source's, our number is no reproduction of theirs. Times are
+those of all runs one after another, on a machine that did other work too.
+`python -m experiments.lab --page` makes this page from `experiments/results/lab/`.
 """
 
 
@@ -103,10 +102,10 @@ def _how(result: dict[str, Any], seeds: int) -> str:
     diverged = f", {result['num_diverged']} of which diverged" if result["num_diverged"] else ""
     runs = result["num_runs"] + result["num_diverged"]
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-    devices, hours = result["devices"], result["wall_seconds"] / 3600
+    devices, duration = result["devices"], wording.duration(result["wall_seconds"])
     commits = ", ".join(commit[:7] for commit in result["commits"])
     return (
         f"`python -m experiments.lab {result['name']}{flag}`: {runs} runs{diverged}, "
-        f"{made} seed{'' if made == 1 else 's'}, {hours:.1f} hours, "
+        f"{made} seed{'' if made == 1 else 's'}, {duration}, "
         f"on {devices.get('count')} × {devices.get('platform')}; {versions}; commit {commits}."
     )
