@@ -11,11 +11,12 @@ Needs NumPy only; `--plot` needs matplotlib, `--wandb` needs wandb.
 """
 
 import argparse
+import contextlib
 import json
 import math
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,8 +33,6 @@ RECIPE = ("batch_size", "momentum", "num_examples", "num_epochs", "learning_rate
 DEFAULTS = {
     "optimizer": "momentum",
     "curve": "constant",
-    "boundaries_epochs": (),
-    "factor": 0.1,
     "final_learning_rate": 0.0,
     "power": 1.0,
     "warmup_epochs": 0.0,
@@ -150,13 +149,25 @@ def _plan(options: argparse.Namespace) -> None:
         plan = _make_plan(options)
     text = _text(plan, options)
     if options.plot is not None:
-        plot(plan, options.plot)
+        with _naming(f"--plot={options.plot}"):
+            plot(plan, options.plot)
     if options.out is not None:
-        options.out.write_text(text, encoding="utf-8")
+        with _naming(f"--out={options.out}"):
+            options.out.write_text(text, encoding="utf-8")
     else:
         print(text, end="")
     for warning in plan.warnings:
         print(f"batchgrow: warning: {warning}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _naming(option: str) -> Iterator[None]:
+    """Adds the option to the error of a file that cannot be written."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"{option} cannot be written ({reason}); take another path") from error
 
 
 def _filled(options: argparse.Namespace) -> argparse.Namespace:
@@ -168,11 +179,22 @@ def _filled(options: argparse.Namespace) -> argparse.Namespace:
     return argparse.Namespace(**(vars(options) | defaults | given))
 
 
+def _check_together(options: argparse.Namespace) -> None:
+    """Raises a ValueError for an option that the others leave without effect."""
+    given = {name for name, value in vars(options).items() if value is not None}
+    for name in NOT_WITH_BATCHES:
+        if "batches" in given and name in given:
+            raise ValueError(f"--{name} does not go with --batches, which says all batch sizes")
+    curve = options.curve or DEFAULTS["curve"]
+    others = set().union(*map(parameters, curves.CURVES.values())) - {*RECIPE}
+    for name in sorted(others & given - parameters(curves.CURVES[curve]).keys()):
+        raise ValueError(f"--{name} does not go with --curve={curve}: leave it out")
+    if "initial_learning_rate" in given and "warmup_epochs" not in given:
+        raise ValueError("--initial_learning_rate goes with --warmup_epochs: give both")
+
+
 def _make_plan(options: argparse.Namespace) -> FixedPlan:
-    if options.batches is not None:
-        for name in NOT_WITH_BATCHES:
-            if getattr(options, name) is not None:
-                raise ValueError(f"--{name} does not go with --batches, which says all batch sizes")
+    _check_together(options)
     options = _filled(options)
     missing = [name for name in RECIPE if getattr(options, name) is None]
     if missing:

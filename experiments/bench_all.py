@@ -12,9 +12,11 @@ import importlib.util
 import pathlib
 
 from absl import flags
+from etils import epath
 
 from experiments import cli, recording
 from experiments.recording import Measurement
+from experiments.result_files import check_writable
 
 _MINUTES = flags.DEFINE_float("minutes", 60.0, "When to stop.")
 _OUT = flags.DEFINE_string(
@@ -49,6 +51,7 @@ def main(_: list[str]) -> int:
     """Measures what is missing; the exit status is that of `recording.record`."""
     of_device = recording.folder_of_device()
     folder = pathlib.Path(_OUT.value) if _OUT.value else of_device
+    check_writable(epath.Path(folder / "tables.md"))
     return recording.record(measurements(of_device.name == "cpu"), folder, _MINUTES.value)
 
 

@@ -32,6 +32,7 @@ from absl import app, flags, logging
 from etils import epath
 
 from batchgrow.config import ConfigDict, make_experiment
+from batchgrow.data.catalog import name_of_tfds
 from batchgrow.data.prepared import download
 from batchgrow.errors import first_line
 from batchgrow.experiment import Experiment, NonFiniteLoss, Outcome
@@ -153,8 +154,8 @@ def experiment_of(config: ConfigDict) -> Experiment:
 def obey_data_flags(config: ConfigDict) -> None:
     """Sets `run.data_dir` by --data_dir, and prepares the data with --download.
 
-    A function of one's own that reads tensorflow_datasets finds the folder as TFDS_DATA_DIR. Where
-    no flags were parsed, nothing is changed.
+    A function of one's own that reads tensorflow_datasets finds the folder as TFDS_DATA_DIR, and
+    prepares the data itself. Where no flags were parsed, nothing is changed.
     """
     if not flags.FLAGS.is_parsed():
         return
@@ -163,9 +164,10 @@ def obey_data_flags(config: ConfigDict) -> None:
             config.run.data_dir = _DATA_DIR.value
         if _DATA_DIR.value:
             os.environ["TFDS_DATA_DIR"] = os.path.expanduser(_DATA_DIR.value)
-    if _DOWNLOAD.value:
+    name = name_of_tfds(config.data.name) if _DOWNLOAD.value else None
+    if name is not None:
         with stopping_at_once(STATUS[Outcome.PREEMPTED]):
-            download(config.data.name.removeprefix("tfds:"), config.run.data_dir)
+            download(name, config.run.data_dir)
 
 
 def _parse(argv: list[str], positional: bool, fields: bool) -> list[str]:

@@ -9,10 +9,12 @@ exit status is 2 if there is nothing to report on.
 import os
 
 from absl import flags
+from etils import epath
 
 from batchgrow import report
 from batchgrow.report import page
 from experiments import cli
+from experiments.result_files import check_writable
 
 _OUT = flags.DEFINE_string("out", "", "Folder for index.html, report.json and figures/.")
 _X = flags.DEFINE_string("x", None, "A field: the axis of the figure of a sweep.")
@@ -24,7 +26,9 @@ def main(folders: list[str]) -> int:
     """Writes the report on the runs in `folders` and prints its facts."""
     if not folders or not _OUT.value:
         raise ValueError("give run folders and a folder for the report: RUN [RUN ...] --out=DIR")
-    runs = [report.read_run(path) for path in report.find_runs(folders)]
+    paths = report.find_runs(folders)
+    check_writable(epath.Path(_OUT.value) / "index.html")
+    runs = [report.read_run(path) for path in paths]
     facts = report.write_report(runs, _OUT.value, x=_X.value, y=_Y.value)
     if _JSON.value:
         print(page.as_json(facts), end="")

@@ -5,10 +5,9 @@ import os
 from collections.abc import Iterable
 from typing import Any
 
-import jax
 from etils import epath
 
-from batchgrow.report import Paper, find_runs, read_run, text, write_report
+from batchgrow.report import Paper, Run, find_runs, read_run, text, write_report
 from batchgrow.run.files import write_whole
 
 
@@ -18,7 +17,7 @@ def check_writable(out: epath.Path) -> None:
     Call it before what takes long.
 
     Raises:
-      OSError: if that is not possible.
+      ValueError: if that is not possible.
     """
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -27,7 +26,7 @@ def check_writable(out: epath.Path) -> None:
         empty.unlink(missing_ok=True)
     except OSError as error:
         reason = error.strerror or error
-        raise OSError(f"cannot write to {out} ({reason}); take another --out") from error
+        raise ValueError(f"cannot write to {out} ({reason}); take another --out") from error
 
 
 def write_result(out: epath.Path, found: dict[str, Any], figure: bytes | None) -> None:
@@ -66,9 +65,20 @@ def report_on(
     Raises:
       ValueError: if a folder cannot be read, or as `write_report` raises it.
     """
+    import jax  # The report of finished runs does without it.
+
     if jax.process_index() != 0:
         return
     out = os.path.join(workdir, "report")
     runs = [read_run(folder) for folder in find_runs(folders)]
-    print(text(write_report(runs, out, paper, x=x, y=y)))
-    print(f"\nreport: {os.path.join(out, 'index.html')}")
+    if some_logged(runs):
+        print(text(write_report(runs, out, paper, x=x, y=y)))
+        print(f"\nreport: {os.path.join(out, 'index.html')}")
+
+
+def some_logged(runs: Iterable[Run]) -> bool:
+    """Whether a report on trained runs has something to show; if not, prints why."""
+    if any(run.rows for run in runs):
+        return True
+    print("no report: every run diverged before its first row")
+    return False

@@ -39,6 +39,7 @@ from batchgrow.report import find_runs, group_by_plan, read_run, write_report
 from experiments import cli
 from experiments.arms import ARMS, arm_of, as_text, table
 from experiments.launch import check_grid, experiment_of, launch, run_cells
+from experiments.result_files import some_logged
 
 _CONFIG = cli.config_flag()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the runs and the table.")
@@ -73,7 +74,8 @@ def main(_: list[str]) -> int:
     path = epath.Path(_WORKDIR.value) / "schedules.json"
     path.write_text(json.dumps(rows, indent=2))
     print(f"{as_text(rows)}\n\n{path}")
-    write_report(runs, os.path.join(_WORKDIR.value, "report"))
+    if some_logged(runs):
+        write_report(runs, os.path.join(_WORKDIR.value, "report"))
     return 0
 
 

@@ -312,9 +312,12 @@ launch.launch(batch_size.main)
 
 
 @pytest.mark.parametrize(
-    ("folder", "message"), [("file", "File exists"), ("new", "a batch of 16 needs too much")]
+    ("folder", "message", "status"),
+    [("file", "File exists", 2), ("new", "a batch of 16 needs too much", 1)],
 )
-def test_where_nothing_can_be_written_or_measured_one_line_says_so(tmp_path, folder, message):
+def test_where_nothing_can_be_written_or_measured_one_line_says_so(
+    tmp_path, folder, message, status
+):
     (tmp_path / "file").touch()
     done = subprocess.run(
         [sys.executable, "-c", NOTHING_FITS, DIGITS, *SHORT, f"--out={tmp_path / folder}/out"],
@@ -322,7 +325,7 @@ def test_where_nothing_can_be_written_or_measured_one_line_says_so(tmp_path, fol
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 1
+    assert done.returncode == status
     assert done.stderr.startswith("error: ") and message in done.stderr
     assert done.stderr.count("\n") == 1
     assert folder == "file" or not list((tmp_path / folder).iterdir())
@@ -336,11 +339,12 @@ def test_where_nothing_can_be_written_or_measured_one_line_says_so(tmp_path, fol
         ("critical_batch", [DIGITS, "--workdir=nothing-here"]),
         ("steps_to_target", [DIGITS, "--target=0.1"]),
         ("landscape", ["nothing-here"]),
+        ("bench_all", []),
     ],
 )
 def test_a_result_that_cannot_be_written_is_refused_first(tmp_path, name, flags):
     (tmp_path / "file").touch()
-    error = command(name, *flags, f"--out={tmp_path}/file/out", status=1)
+    error = command(name, *flags, f"--out={tmp_path}/file/out", status=2)
     assert error.count("\n") == 1
     assert error.startswith(f"error: cannot write to {tmp_path}/file/out")
 

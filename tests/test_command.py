@@ -11,10 +11,11 @@ from batchgrow import Recipe, curves, decay, grow
 from batchgrow.__main__ import main
 from batchgrow.plan.exchange import from_text, stages, to_csv
 
-WRN = [
+SIZES = [
     *("--batch_size=128", "--momentum=0.9", "--num_examples=50000", "--num_epochs=200"),
-    *("--learning_rate=0.1", "--curve=step", "--boundaries_epochs=60,120,160", "--factor=0.2"),
+    "--learning_rate=0.1",
 ]
+WRN = [*SIZES, "--curve=step", "--boundaries_epochs=60,120,160", "--factor=0.2"]
 RECIPE = Recipe(128, 0.9, curves.step(0.1, (60, 120, 160), 0.2), 50_000, 200)
 PLAN = grow(RECIPE, max_batch_size=5120)
 
@@ -53,7 +54,7 @@ def test_prints_the_plan(capsys) -> None:
 )
 def test_every_curve(capsys, options: list[str], curve) -> None:
     plan = grow(Recipe(128, 0.9, curve, 50_000, 200), max_batch_size=2560)
-    assert run(capsys, *WRN, *options, "--max_batch_size=2560") == plan.table() + "\n"
+    assert run(capsys, *SIZES, *options, "--max_batch_size=2560") == plan.table() + "\n"
 
 
 def test_converts_tables(capsys, tmp_path) -> None:
@@ -125,7 +126,7 @@ def test_megatron(capsys) -> None:
 
 
 def test_warnings_are_printed_beside_the_plan(capsys) -> None:
-    assert main(["plan", *WRN, "--curve=constant"]) == 0
+    assert main(["plan", *SIZES, "--curve=constant"]) == 0
     printed = capsys.readouterr()
     assert printed.out.startswith("segment")
     assert printed.err.startswith("batchgrow: warning: the learning rate never falls")
@@ -154,8 +155,25 @@ def test_plots(capsys, tmp_path) -> None:
             "momentum=0.9: the optimizer 'sgd' has no momentum; set it to 0, or take the optimizer "
             "'momentum'",
         ),
-        ([*WRN, "--curve=exponential"], "--decay_rate is missing: --curve=exponential needs it"),
-        ([*WRN, "--curve=wsd"], "--decay_epochs is missing: --curve=wsd needs it"),
+        ([*SIZES, "--curve=exponential"], "--decay_rate is missing: --curve=exponential needs it"),
+        ([*SIZES, "--curve=wsd"], "--decay_epochs is missing: --curve=wsd needs it"),
+        ([*SIZES, "--curve=step"], "--boundaries_epochs is missing: --curve=step needs it"),
+        (WRN[:-1], "--factor is missing: --curve=step needs it"),
+        ([*WRN, "--power=2"], "--power does not go with --curve=step: leave it out"),
+        ([*SIZES, "--factor=1"], "--factor does not go with --curve=constant: leave it out"),
+        (
+            [*WRN, "--initial_learning_rate=0.1"],
+            "--initial_learning_rate goes with --warmup_epochs: give both",
+        ),
+        (
+            [*WRN, "--initial_multiple=1e300", "--max_batch_size=inf"],
+            "the first batch size is 1.28e+302, with initial_multiple=1e+300; it must be at most "
+            "9,007,199,254,740,992: use a smaller initial_multiple or momentum",
+        ),
+        (
+            [*WRN, "--out=/dev/null/plan"],
+            "--out=/dev/null/plan cannot be written (Not a directory); take another path",
+        ),
         ([*WRN, "--to=olmo-core"], "--tokens_per_example is missing: OLMo-core counts tokens"),
         (["--from=none.csv"], "[Errno 2] No such file or directory: 'none.csv'"),
         ([*WRN, "--from=none.csv"], "--from has the whole plan: leave out --batch_size"),
@@ -164,6 +182,15 @@ def test_plots(capsys, tmp_path) -> None:
 def test_wrong_arguments_are_one_line(capsys, arguments: list[str], message: str) -> None:
     assert main(["plan", *arguments]) == 2
     assert capsys.readouterr().err == f"batchgrow: {message}\n"
+
+
+def test_a_plot_that_cannot_be_written_is_one_line(capsys) -> None:
+    pytest.importorskip("matplotlib")
+    assert main(["plan", *WRN, "--plot=/dev/null/plan.png"]) == 2
+    assert capsys.readouterr().err == (
+        "batchgrow: --plot=/dev/null/plan.png cannot be written (Not a directory); take another "
+        "path\n"
+    )
 
 
 def test_as_a_module() -> None:

@@ -89,6 +89,7 @@ def test_no_cycles():
             (
                 "batchgrow.report",
                 "batchgrow.names",
+                "batchgrow.plan.growth",
                 "batchgrow.plan.noise",
                 "batchgrow.run.folder",
                 "batchgrow.run.timers",

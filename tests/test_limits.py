@@ -84,6 +84,28 @@ def test_training_warns_of_the_plan_unless_told_not_to(
     assert [line.startswith("plan: 2 of 4 segments") for line in caplog.messages] == [True] * wanted
 
 
+@pytest.mark.parametrize("name", ["decay", "follow", "ramp"])
+def test_training_always_warns_of_rounding(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    config = digits.get_config()
+    config.recipe.batch_size, config.plan.name = 8, name
+    config.plan.batches = "0:8"
+    make_experiment(config)
+    (line,) = caplog.messages
+    assert "batch size 8 is rounded to 16, a multiple of 16" in line
+
+
+@pytest.mark.parametrize("name", ["decay", "follow", "ramp"])
+def test_training_always_warns_of_batches_above_the_data(
+    name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = digits.get_config()
+    config.recipe.batch_size, config.plan.name = 5008, name
+    config.plan.batches = "0:5008"
+    make_experiment(config)
+    (line,) = caplog.messages
+    assert "batch size 5008 is more than the training set of 1437 examples" in line
+
+
 @pytest.mark.parametrize(
     ("options", "rule"),
     [
@@ -96,6 +118,13 @@ def test_training_warns_of_the_plan_unless_told_not_to(
 def test_the_plan_names_the_rule(options: dict, rule: str) -> None:
     recipe = Recipe(128, 0.9, step(0.1, (60, 120, 160), 0.2), 50_000, num_epochs=200)
     assert grow(recipe, **options).bound == rule
+
+
+@pytest.mark.parametrize("limit", [100_000, math.inf])
+def test_a_batch_without_room_is_the_bound(limit: float) -> None:
+    plan = grow(cosine_recipe(2), max_batch_size=limit)
+    assert max(plan.batch_sizes()) == 4096
+    assert plan.bound == "the end of the run, which has no room for an update of 8192 examples"
 
 
 def test_staircases_climb_the_ladder_too() -> None:
@@ -141,6 +170,24 @@ def test_a_fall_that_rounds_away_is_no_growth() -> None:
     recipe = Recipe(128, 0.9, step(0.1, (1, 2), 0.85), num_examples=50_000, num_epochs=3)
     plan = hybrid(recipe, batch_multiple=64, ladder=math.inf)
     assert plan.batch_sizes() == (128, 192)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"initial_multiple": 1e300}, "the first batch size is 1.28e\\+302, with initial_multiple"),
+        ({"initial_multiple": 1e308}, "the first batch size is inf, with initial_multiple"),
+        ({"batch_multiple": 10**30}, "batch_multiple=10+ must be at most 9,007"),
+    ],
+)
+def test_sizes_that_cannot_be_counted_are_refused(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        grow(cosine_recipe(2), max_batch_size=math.inf, **options)
+
+
+def test_a_run_that_cannot_be_counted_is_refused() -> None:
+    with pytest.raises(ValueError, match="num_epochs=1e\\+300 of num_examples=50000 are more than"):
+        cosine_recipe(1e300)
 
 
 def test_a_rounded_first_batch_is_told() -> None:

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from batchgrow.data.catalog import name_of_tfds
 from batchgrow.data.prepared import is_prepared, open_source, read_all
 from experiments import make_fake_imagenet
 
@@ -113,3 +114,28 @@ def test_a_download_stops_at_the_first_signal(number, tmp_path):
     assert status == 75, said
     assert f"{number.name}: stopping; training has not begun" in said and "Traceback" not in said
     assert not workdir.exists() and not list(data.glob("unanswered*/*"))
+
+
+def test_which_names_are_of_tensorflow_datasets():
+    names = ("cifar10", "tfds:mnist", "tiny_shakespeare", "digits", "diabetes", "csv:a.csv", "m:f")
+    found = ["cifar10", "mnist", "tiny_shakespeare", *[None] * 4]
+    assert [name_of_tfds(name) for name in names] == found
+
+
+DOWNLOADS = """
+from experiments import launch
+from experiments.lab import __main__ as lab
+
+launch.download = lambda name, data_dir: print(name)
+lab.experiment_of = launch.obey_data_flags  # of every run, but no data is read
+lab.run_cells = lambda grid: 1
+launch.launch(lab.main, positional=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("study", "downloaded"), [("transfer", "cifar10\n"), ("interactions", "")])
+def test_a_study_downloads_what_its_functions_read(study, downloaded, tmp_path):
+    command = [sys.executable, "-c", DOWNLOADS, study, "--download", f"--workdir={tmp_path}"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, downloaded), done.stderr

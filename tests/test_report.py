@@ -49,6 +49,16 @@ def command(*arguments):
     return subprocess.run(line, capture_output=True, text=True, cwd=root, check=False)
 
 
+def test_a_report_that_cannot_be_written_is_one_line(tmp_path):
+    make_run(tmp_path / "run", "hybrid", 0)
+    done = command(tmp_path / "run", f"--out={tmp_path}/run/config.json/report")
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"error: cannot write to {tmp_path}/run/config.json/report/index.html (Not a directory); "
+        "take another --out\n"
+    )
+
+
 def test_statistics_of_one_number_in_closed_form():
     found = runs.summarize([0.90, 0.92, 0.97])
     assert found is not None
@@ -132,6 +142,19 @@ def test_no_limit_is_another_plan_than_the_default_limit(tmp_path):
         path.write_text(json.dumps(json.loads(path.read_text()) | {"plan": {"max": limit}}))
     labels = {g.label for g in runs.group_by_plan([report.read_run(run.path) for run in made])}
     assert labels == {"hybrid (max=None)", "hybrid (max=inf)"}
+
+
+def test_a_label_says_which_batch_size_was_trained(tmp_path):
+    made = [make_run(tmp_path / str(size), "hybrid", 0) for size in (20, 8)]
+    config = tmp_path / "8" / "config.json"
+    changed = json.loads(config.read_text()) | {"ghost_batch_size": 20}
+    changed["recipe"]["batch_size"] = 8
+    config.write_text(json.dumps(changed))
+    labels = {g.label for g in runs.group_by_plan([made[0], report.read_run(made[1].path)])}
+    assert labels == {
+        "hybrid (batch_size=20)",
+        "hybrid (batch_size=8 rounded to 20, ghost_batch_size=20)",
+    }
 
 
 def test_headline_states_the_finding_from_the_numbers(found, kind):

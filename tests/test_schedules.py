@@ -133,3 +133,15 @@ def test_two_arms_are_trained_tabled_and_not_trained_again(tmp_path: pathlib.Pat
     before = rowsfile.stat().st_mtime_ns
     assert run() == first
     assert rowsfile.stat().st_mtime_ns == before
+
+
+@pytest.mark.slow
+def test_a_report_without_a_row_is_one_line(tmp_path: pathlib.Path) -> None:
+    command = [sys.executable, "-m", "experiments.schedules", "--config=configs/digits.py"]
+    command += ["--config.recipe.num_epochs=1.0", "--config.recipe.boundaries_epochs=()"]
+    command += ["--config.recipe.learning_rate=1e30", "--config.run.progress=False"]
+    command += ["--arms=recipe", "--seeds=1", f"--workdir={tmp_path}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("\nno report: every run diverged before its first row\n")
+    assert "0, 1 diverged" in done.stdout

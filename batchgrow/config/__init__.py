@@ -51,8 +51,7 @@ def make_experiment(config: ConfigDict, *, to_read: bool = True) -> Experiment:
     train_data = open_data(config, "train", to_read=to_read)
     test_data = open_data(config, "test", to_read=to_read)
     plan = make_plan(config, train_data.num_examples)
-    if config.run.plan_warnings:
-        warn_of(plan)
+    warn_of(plan, of_short_segments=config.run.plan_warnings)
     facts = model_facts(train_data, test_data)
     task = make_task(config, facts=facts)
     check_data(task, train_data, "train")

@@ -222,7 +222,7 @@ FIELDS = (
     ),
     Field("run.keep_traced", False, FLAG, "keep checkpoints of traced rows and of segment ends"),
     Field("run.stop_at_growth", False, FLAG, "exit before the next growth, for more devices"),
-    Field("run.plan_warnings", True, FLAG, "whether to warn where a plan differs from its recipe"),
+    Field("run.plan_warnings", True, FLAG, "whether to warn of batch sizes that have few updates"),
     Field("run.tensorboard", True, FLAG, "whether to write an event file"),
     Field("run.progress", True, FLAG, "whether to show progress"),
 )

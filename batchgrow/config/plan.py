@@ -10,6 +10,7 @@ from batchgrow.config.recipe import has_momentum, make_curve, make_momentum, pla
 from batchgrow.config.task import tokens_of
 from batchgrow.layout import possible_layouts
 from batchgrow.plan import FixedPlan, Plan, Recipe, follow, from_megatron, grow, hybrid, ramp
+from batchgrow.plan.growth import check_short
 
 log = logging.getLogger(__name__)
 
@@ -115,10 +116,17 @@ def _follow(config: ConfigDict, recipe: Recipe, options: dict[str, Any]) -> Plan
     )
 
 
-def warn_of(plan: Plan) -> None:
-    """Logs what makes a plan differ from its recipe in practice."""
+def warn_of(plan: Plan, *, of_short_segments: bool = True) -> None:
+    """Logs what makes a plan differ from its recipe in practice.
+
+    Args:
+      plan: the plan.
+      of_short_segments: whether to log also that a batch size has few updates.
+    """
+    left_out = () if of_short_segments else check_short(plan.recipe, plan.known())
     for warning in plan.warnings:
-        log.warning("plan: %s", warning)
+        if warning not in left_out:
+            log.warning("plan: %s", warning)
 
 
 def check_layouts(plan: Plan, num_devices: int, config: ConfigDict) -> None:

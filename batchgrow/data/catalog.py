@@ -88,6 +88,13 @@ def open_part(source: Source, part: Part) -> Dataset:
     return make_dataset(arrays, source, part, whole=source.test_share is None)
 
 
+def name_of_tfds(name: str) -> str | None:
+    """The name of a data set in tensorflow_datasets; None if it comes from elsewhere."""
+    name = name.removeprefix("tfds:")
+    is_other = not name or ":" in name or name.endswith(".npz")
+    return None if is_other or name in ("digits", "python_topics", *TABLES) else name
+
+
 def is_at_hand(source: Source) -> bool:
     """Whether a text, a table or an .npz file is there, so that opening it takes seconds at most.
 

@@ -8,7 +8,14 @@ from functools import cached_property
 from typing import Any
 
 from batchgrow.plan.curves import LearningRateCurve
-from batchgrow.plan.growth import batch_limit, check_exponent, check_recipe, nearest
+from batchgrow.plan.growth import (
+    batch_limit,
+    check_exponent,
+    check_first,
+    check_largest,
+    check_recipe,
+    nearest,
+)
 from batchgrow.plan.noise import NOISE_SCALE
 from batchgrow.plan.plan import FixedPlan, Plan, Segment
 from batchgrow.plan.recipe import Recipe, check_whole
@@ -78,6 +85,15 @@ class FollowPlan(Plan):
             if rung > rungs[-1]:
                 rungs.append(rung)
         return tuple(rungs)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What makes the plan differ from the recipe in practice."""
+        first = min(self.recipe.batch_size, self.max_batch_size)
+        return (
+            *check_first(first, self.rungs[0], self.batch_multiple),
+            *check_largest(self.recipe, self.rungs[-1]),
+        )
 
     def next(self, history: Sequence[Segment], measured: Mapping[str, float]) -> Segment | None:
         """Returns the segment until the next decision, or None at the end of the run."""

@@ -24,7 +24,14 @@ import numpy as np
 from batchgrow.plan.descent import Descent, find_descent
 from batchgrow.plan.momentum import at_momentum, highest_momentum
 from batchgrow.plan.plan import FixedPlan, Plan, Segment
-from batchgrow.plan.recipe import Momentum, Recipe, check_momentum, check_whole, momentum_at
+from batchgrow.plan.recipe import (
+    MOST_EXAMPLES,
+    Momentum,
+    Recipe,
+    check_momentum,
+    check_whole,
+    momentum_at,
+)
 
 # A rung of a smooth curve has at least this number times 1 / (1 - m) updates, unless the user sets
 # max_batch_size. With fewer, the momentum lags behind the curve. On a noisy quadratic with a cosine
@@ -113,6 +120,11 @@ def grow(
     _check_options(initial_multiple, ladder, batch_multiple, num_growths)
     followed, gain = at_momentum(recipe, momentum)
     first = recipe.batch_size * initial_multiple * gain
+    if first > MOST_EXAMPLES:
+        raise ValueError(
+            f"the first batch size is {first:g}, with initial_multiple={initial_multiple:g}; it "
+            f"must be at most {MOST_EXAMPLES:,}: use a smaller initial_multiple or momentum"
+        )
     limit = batch_limit(recipe, max_batch_size, nearest(first, batch_multiple), batch_multiple)
     batch_size = min(first, limit)  # Not rounded, so that factors multiply exactly.
     batch_sizes = {0: nearest(batch_size, batch_multiple)}
@@ -138,6 +150,10 @@ def grow(
     changes = set(batch_sizes.values()) != {recipe.batch_size}
     segments = make_segments(batch_sizes, recipe, descent.jumps, momentum)
     exponent = check_exponent(recipe, exponent, changes)
+    largest, wanted = max(segment.batch_size for segment in segments), batch_sizes.values()
+    left_out = [size for size in wanted if size > largest]
+    if left_out:
+        bound = f"the end of the run, which has no room for an update of {min(left_out)} examples"
     warnings = check_segments(recipe, segments)
     if num_growths != 0 and descent.ceilings[-1] == descent.ceilings[0]:
         warnings = (
@@ -151,12 +167,7 @@ def grow(
             "limit yourself, or train for more epochs",
             *warnings,
         )
-    if abs(batch_sizes[0] - min(first, limit)) >= 1:
-        warnings = (
-            f"the first batch size {min(first, limit):g} is rounded to {batch_sizes[0]}, a "
-            f"multiple of {batch_multiple}; the learning rate follows",
-            *warnings,
-        )
+    warnings = (*check_first(min(first, limit), batch_sizes[0], batch_multiple), *warnings)
     curve = momentum if callable(momentum) else None
     return FixedPlan(recipe, segments, exponent, bound, warnings, curve)
 
@@ -175,26 +186,45 @@ def _check_options(
 
 def check_segments(recipe: Recipe, segments: Sequence[Segment]) -> tuple[str, ...]:
     """Returns one line for each thing that makes a plan differ from its recipe in practice."""
-    warnings = []
+    most = max(segment.batch_size for segment in segments)
+    return (*check_short(recipe, segments), *check_largest(recipe, most))
+
+
+def check_first(wanted: float, batch_size: int, batch_multiple: int) -> tuple[str, ...]:
+    """Returns one line if rounding changes the first batch size, `wanted`."""
+    if abs(batch_size - wanted) < 1:
+        return ()
+    return (
+        f"the first batch size {wanted:g} is rounded to {batch_size}, a multiple of "
+        f"{batch_multiple}; the learning rate follows",
+    )
+
+
+def check_largest(recipe: Recipe, most: int) -> tuple[str, ...]:
+    """Returns one line if the largest batch size is more than the training set."""
+    if most <= recipe.num_examples:
+        return ()
+    return (
+        f"the largest batch size {most} is more than the training set of {recipe.num_examples} "
+        "examples; use a smaller max_batch_size",
+    )
+
+
+def check_short(recipe: Recipe, segments: Sequence[Segment]) -> tuple[str, ...]:
+    """Returns one line if segments have few updates."""
     usual = recipe.batch_size / (1 - highest_momentum(recipe, recipe.momentum))
     larger = [s for s in segments if s.batch_size / (1 - s.momentum) > usual]
     short = [s for s in larger if s.num_updates * (1 - s.momentum) < FEW_TIME_CONSTANTS]
-    if short:
-        worst = min(short, key=lambda segment: segment.num_updates * (1 - segment.momentum))
-        of_all = f"{len(short)} of {len(segments)} segments are"
-        warnings.append(
-            f"{of_all} short: {worst.num_updates} updates of {worst.batch_size} examples are "
-            f"{worst.num_updates * (1 - worst.momentum):.2g} times 1 / (1 - momentum), and fewer "
-            f"than {FEW_TIME_CONSTANTS} times are too few for the momentum {worst.momentum:g} to "
-            "forget earlier gradients; use a smaller max_batch_size or momentum, or more epochs"
-        )
-    most = max(segment.batch_size for segment in segments)
-    if most > recipe.num_examples:
-        warnings.append(
-            f"the largest batch size {most} is more than the training set of "
-            f"{recipe.num_examples} examples; use a smaller max_batch_size"
-        )
-    return tuple(warnings)
+    if not short:
+        return ()
+    worst = min(short, key=lambda segment: segment.num_updates * (1 - segment.momentum))
+    of_all = f"{len(short)} of {len(segments)} segments are"
+    return (
+        f"{of_all} short: {worst.num_updates} updates of {worst.batch_size} examples are "
+        f"{worst.num_updates * (1 - worst.momentum):.2g} times 1 / (1 - momentum), and fewer "
+        f"than {FEW_TIME_CONSTANTS} times are too few for the momentum {worst.momentum:g} to "
+        "forget earlier gradients; use a smaller max_batch_size or momentum, or more epochs",
+    )
 
 
 def check_recipe(recipe: Any) -> None:

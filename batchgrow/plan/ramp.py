@@ -76,8 +76,18 @@ def ramp(
     changes = set(sizes.values()) != {recipe.batch_size}
     segments = make_segments(sizes, recipe, find_descent(recipe).jumps, momentum)
     exponent = check_exponent(recipe, exponent, changes)
+    warnings = (*_check_rounding(stages, batch_multiple), *check_segments(recipe, segments))
     curve = momentum if callable(momentum) else None
-    return FixedPlan(recipe, segments, exponent, "", check_segments(recipe, segments), curve)
+    return FixedPlan(recipe, segments, exponent, "", warnings, curve)
+
+
+def _check_rounding(stages: Stages, batch_multiple: int) -> tuple[str, ...]:
+    """Returns one line if rounding changes batch sizes. It names the first of them."""
+    pairs = ((size, nearest(size, batch_multiple)) for _, size in stages)
+    size, rounded = next((pair for pair in pairs if pair[0] != pair[1]), (0, 0))
+    if not size:
+        return ()
+    return (f"the batch size {size} is rounded to {rounded}, a multiple of {batch_multiple}",)
 
 
 def check_stages(stages: Stages) -> tuple[tuple[int, int], ...]:

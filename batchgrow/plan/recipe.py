@@ -32,6 +32,7 @@ def accumulation_epochs(batch_size: int, momentum: float, num_examples: int) -> 
     return batch_size / (num_examples * (1 - momentum))
 
 
+MOST_EXAMPLES = 2**53  # Larger numbers are not exact as a float.
 Momentum = float | LearningRateCurve  # A number, or a function of the epoch.
 
 
@@ -90,6 +91,11 @@ class Recipe:
             check_whole("tokens_per_example", self.tokens_per_example)
         if not 0 < self.num_epochs < math.inf:
             raise ValueError(f"num_epochs={self.num_epochs} must be a finite number above 0")
+        if self.num_epochs * self.num_examples > MOST_EXAMPLES:
+            raise ValueError(
+                f"num_epochs={self.num_epochs} of num_examples={self.num_examples} are more than "
+                f"{MOST_EXAMPLES:,} examples: take fewer epochs"
+            )
         if self.end_examples < 1:
             raise ValueError(
                 f"num_epochs={self.num_epochs} of num_examples={self.num_examples} is less than "
@@ -151,9 +157,11 @@ class Recipe:
 
 
 def check_whole(name: str, number: int, least: int = 1) -> None:
-    """Raises a ValueError unless `number` is a whole number, `least` or more."""
+    """Raises a ValueError unless `number` is a whole number from `least` to `MOST_EXAMPLES`."""
     if not isinstance(number, Integral) or number < least:
         raise ValueError(f"{name}={number} must be a whole number, {least} or more")
+    if number > MOST_EXAMPLES:
+        raise ValueError(f"{name}={number} must be at most {MOST_EXAMPLES:,}")
 
 
 def check_momentum(momentum: Momentum, optimizer: str) -> None:

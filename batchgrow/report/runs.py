@@ -11,6 +11,7 @@ from typing import Any
 from scipy import special
 
 from batchgrow.names import flatten
+from batchgrow.plan.growth import nearest
 from batchgrow.report.folders import Metric, Run
 
 # Top-level fields of a config that may differ between two samples of one plan: `run` says how a
@@ -150,11 +151,25 @@ def label_of(run: Run, others: Sequence[Run], besides: str = "") -> str:
     short = {key: key.rpartition(".")[2] for key in different}
     named = [*short.values()]
     unclear = {*IGNORED_FIELDS, *(name for name in named if named.count(name) > 1)}
-    words += [f"{key if short[key] in unclear else short[key]}={own[key]}" for key in different]
+    words += [
+        f"{key if short[key] in unclear else short[key]}={own[key]}{_rounding(run, key)}"
+        for key in different
+    ]
     told_by = ", ".join(words)
     if not run.variant:
         return told_by or run.experiment
     return f"{run.variant} ({told_by})" if words else run.variant
+
+
+def _rounding(run: Run, key: str) -> str:
+    """What a label adds to a batch size that the run has rounded; "" for other fields."""
+    own, segments = identity(run.config), run.plan["segments"]
+    if key != "recipe.batch_size" or not segments:
+        return ""
+    first = segments[0]["batch_size"]
+    multiple = own.get("plan.batch_multiple") or own.get("ghost_batch_size") or 1
+    is_rounded = own[key] != first == nearest(own[key], multiple)
+    return f" rounded to {first}" if is_rounded else ""
 
 
 def summarize(values: Sequence[float]) -> Statistics | None:

@@ -20,7 +20,7 @@ from etils import epath
 from batchgrow.run import environment
 from batchgrow.text_table import text_table
 from experiments.lab import EXPERIMENTS, page, study
-from experiments.launch import experiment_of, launch, run_cells
+from experiments.launch import experiment_of, launch, obey_data_flags, run_cells
 
 _WORKDIR = flags.DEFINE_string("workdir", "", "Folder for the runs and the result.")
 _SEEDS = flags.DEFINE_integer("seeds", None, "How many seeds; by default the experiment's.", 1)
@@ -52,6 +52,7 @@ def main(names: list[str]) -> int:
 
 
 def _run(name: str, found: study.Study) -> int:
+    obey_data_flags(found.config())  # Functions of the arms read the data that it names.
     folder = epath.Path(_WORKDIR.value)
     grid = list(study.cells(found, str(folder / name), _SEEDS.value))
     for starts in (True, False):  # The runs that others start from come first.
