@@ -1,11 +1,12 @@
 """Names in a config: the dotted names of its fields, and the objects that it names."""
 
+import difflib
 import importlib
 import inspect
 import re
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -164,3 +165,36 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + key] = value
     return flat
+
+
+def hint(name: str, known: Iterable[str]) -> str:
+    """Returns what an error adds about an unknown field: the nearest one, or those beside it.
+
+    >>> fields = ("recipe.learning_rate", "recipe.momentum", "run.num_devices")
+    >>> hint("recipe.lerning_rate", fields), hint("recipe.lr", fields)
+    ("; the nearest is 'recipe.learning_rate'", "; the nearest is 'recipe.learning_rate'")
+    >>> hint("plan.momentum", fields), hint("run.speed", fields)
+    ("; the nearest is 'recipe.momentum'", '; there are num_devices')
+
+    Args:
+      name: the dotted name of no field.
+      known: the dotted names of all fields.
+    """
+    split = {field: field.rpartition(".")[::2] for field in known}
+    section, last = name.rpartition(".")[::2]
+    sections = [*dict.fromkeys(other for other, _ in split.values())]
+    if section not in sections:
+        section = next(iter(difflib.get_close_matches(section, sections, n=1)), section)
+    beside = {own: field for field, (other, own) in split.items() if other == section}
+    near = [beside[last]] if last in beside else []
+    near += [field for own, field in beside.items() if _initials(own) == last]
+    near += [field for field, (_, own) in split.items() if own == last]
+    near += [beside[own] for own in difflib.get_close_matches(last, beside, n=1)]
+    if near:
+        return f"; the nearest is {near[0]!r}"
+    others = [*beside, *(() if section and beside else filter(None, sections))]
+    return f"; there are {', '.join(sorted(others))}" if others else ""
+
+
+def _initials(name: str) -> str:
+    return "".join(word[:1] for word in name.split("_"))

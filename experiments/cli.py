@@ -2,7 +2,6 @@
 
 import contextlib
 import difflib
-import functools
 import os
 import pathlib
 import re
@@ -12,13 +11,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 from logging import LogRecord
-from operator import getitem
 from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from batchgrow.data.records import BadRecordError
+from batchgrow.names import flatten, hint
 
 # Exit statuses
 BAD_INPUT = 2
@@ -197,19 +196,17 @@ def _lock(values: flags.FlagValues) -> Any:
       OSError: if there is no such file.
     """
     config: Any = values["config"].value
-    for name in config_flags.get_override_values(values["config"]):
-        parser = values[f"config.{name}"].parser
-        if parser.flag_type() != "config_literal":  # The parser of a field without a type.
-            continue
+    given = config_flags.get_override_values(values["config"])
+    # The parser of a field that the config file does not have knows no type.
+    new = [n for n in given if values[f"config.{n}"].parser.flag_type() == "config_literal"]
+    for name in new:
         section, _, field = name.rpartition(".")
         own = _own_fields(config, section)
         if field not in own and "*" not in own:
-            beside = functools.reduce(getitem, section.split(".") if section else (), config)
-            fields = sorted({*beside, *own} - {field})
-            near = difflib.get_close_matches(field, fields, n=1)
-            hint = f"; there are {', '.join(fields)}" if fields else ""
-            hint = f"; the nearest is {near[0]!r}" if near else hint
-            raise ValueError(f"--config.{name}: no such config field{hint}")
+            has = [n for n in flatten(config.to_dict()) if n not in new]
+            known = [field.name for field in _fields() if field.name in has]  # in their order
+            known += [*has, *(f"{section}.{argument}" for argument in own)]
+            raise ValueError(f"--config.{name}: no such config field{hint(name, known)}")
     config.lock()
     return config
 
@@ -242,10 +239,14 @@ def _kind_of(flag: str) -> str | None:
     """What a declared field may be, in words; None for other flags."""
     if not flag.startswith("config."):
         return None
+    kinds = (field.kind for field in _fields() if f"config.{field.name}" == flag)
+    return next((kind.description for kind in kinds), None)
+
+
+def _fields() -> Any:
     from batchgrow.config.fields import FIELDS  # It imports JAX.
 
-    kinds = (field.kind for field in FIELDS if f"config.{field.name}" == flag)
-    return next((kind.description for kind in kinds), None)
+    return FIELDS
 
 
 def complain(error: Exception | str, status: int) -> int:
@@ -277,8 +278,8 @@ def _one_line(error: Exception, argv: list[str]) -> str:
             return f"--{refused[1]}={refused[2]} must be {_kind_of(refused[1]) or expected}"
     if isinstance(error, flags.UnrecognizedFlagError):
         near = difflib.get_close_matches(error.flagname, list(flags.FLAGS), n=1)
-        hint = f"; the nearest is --{near[0]}" if near else "; --help lists them"
-        return f"--{error.flagname} is not a flag{hint}"
+        meant = f"; the nearest is --{near[0]}" if near else "; --help lists them"
+        return f"--{error.flagname} is not a flag{meant}"
     section = re.match(r"flag --([^=]+)=.* as a ConfigDict", text)
     if section:
         return f"--{section[1]} is a section; give one of its fields: --{section[1]}.FIELD=VALUE"
@@ -288,9 +289,12 @@ def _one_line(error: Exception, argv: list[str]) -> str:
         field = re.search(r'instead of "(\w+)"', text) or re.search(r"'(\w+)", text)
         parts = ((arg, arg.split("=")[0].split(".")[1:]) for arg in argv)
         wrong = next((arg for arg, names in parts if field and field[1] in names), "--config")
+        name = wrong.split("=")[0]
         near = re.search(r'Did you mean "([^"]+)"', text)
-        hint = f"; the nearest is {near[1]!r}" if near else ""
-        return f"{wrong.split('=')[0]}: no such config field{hint}"
+        meant = f"; the nearest is {near[1]!r}" if near else ""
+        if name != "--config":
+            meant = hint(name.partition(".")[2], (field.name for field in _fields()))
+        return f"{name}: no such config field{meant}"
     if text.endswith("must have a value other than None."):
         return "--config is missing: --config=configs/NAME.py:VARIANT"
     lines = [line.strip() for line in text.splitlines()]

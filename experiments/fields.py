@@ -14,13 +14,14 @@ from typing import Any
 from batchgrow.config import ConfigDict
 from batchgrow.config.fields import FIELDS
 from batchgrow.config.task import TASKS
+from batchgrow.models import FILLED as FILLED_BY_LIBRARY
 from batchgrow.models import MODELS
 from batchgrow.names import defaults, find, flatten
 from experiments import cli
 
 _CONFIG = cli.config_flag()
 # Arguments of a model or a task that other fields or the library itself give.
-FILLED = ("name", "parent", "rngs", "axis_name", "ghost_batch_size", "model")
+FILLED = (*FILLED_BY_LIBRARY, "model")
 
 
 def main(_: list[str]) -> int:

@@ -17,8 +17,11 @@ def check_writable(out: epath.Path) -> None:
     Call it before what takes long.
 
     Raises:
-      ValueError: if that is not possible.
+      ValueError: if there is a result already, or nothing can be written there.
     """
+    for path in (out.with_name(f"{out.name}.{ending}") for ending in ("json", "png")):
+        if path.exists():
+            raise ValueError(f"{path} exists and is not replaced; move it, or take another --out")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         empty = out.with_name(f"{out.name}.{os.getpid()}")

@@ -17,6 +17,7 @@ with a band of its 95 % confidence interval and a line for each value of the oth
 import json
 import os
 import pathlib
+from dataclasses import replace
 
 from absl import flags
 
@@ -48,8 +49,10 @@ def main(arguments: list[str]) -> int:
     if not _WORKDIR.value:
         raise ValueError("--workdir is needed; --help has an example")
     grid_cells = cells(arguments)
-    if _X.value:
-        swept.known_field((experiment.settings for experiment, _ in grid_cells), _X.value)
+    experiments = [experiment for experiment, _ in grid_cells]
+    metrics = dict.fromkeys(m.name for one in experiments for m in one.task.metrics)
+    columns = [f"{part}_{name}" for part in ("test", "train") for name in metrics]
+    swept.check_axes([one.settings for one in experiments], columns, _X.value, _Y.value)
     check_grid(_WORKDIR.value, grid_cells)
     status = run_cells(grid_cells)
     if not status:
@@ -59,7 +62,7 @@ def main(arguments: list[str]) -> int:
 
 
 def cells(arguments: list[str]) -> list[tuple[Experiment, str]]:
-    """The experiment and the folder of every cell.
+    """The experiment, named for its cell, and the folder of every cell.
 
     Args:
       arguments: `--config.FIELD=VALUES`.
@@ -76,7 +79,10 @@ def cells(arguments: list[str]) -> list[tuple[Experiment, str]]:
             raise ValueError("--seeds and --config.seed say the same; give one of them")
         seeds = None
     return [
-        (experiment_of(cell.config), os.path.join(_WORKDIR.value, cell.folder))
+        (
+            replace(experiment_of(cell.config), name=f"{cell.config.name}:{cell.folder}"),
+            os.path.join(_WORKDIR.value, cell.folder),
+        )
         for cell in grid.cells(files, arguments, seeds)
     ]
 

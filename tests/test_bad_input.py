@@ -2,12 +2,14 @@
 
 import fcntl
 import json
+from typing import Any
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from tiny import make_config, run_tiny, train_without_compiling
 
-from batchgrow.config import check_layouts, make_plan
+from batchgrow.config import check_layouts, make_experiment, make_plan
 from batchgrow.data.catalog import load_images
 from batchgrow.data.datasets import ArrayDataset
 from batchgrow.run.folder import FolderError
@@ -16,6 +18,9 @@ BAD_FIELDS = {
     "recipe.batch_size": (0, "batch_size"),
     "recipe.momentum": (1.0, "momentum"),
     "recipe.num_epochs": (0.0, "num_epochs"),
+    "recipe.boundaries_epochs": ((0.3, 0.1), "^recipe.boundaries_epochs=.* in rising order"),
+    "plan.max_batch_size": (8, "^plan.max_batch_size=8.0 is less than batch_multiple=16"),
+    "data.train_split": ("half", "digits has no split 'half': set data.train_split and"),
     "recipe.curve": ("linear", "unknown recipe.curve 'linear'; choose constant, step"),
     "plan.name": ("shrink", "unknown plan.name 'shrink'; choose decay, hybrid, grow"),
     "optimizer.name": ("adamax", "unknown optimizer.name 'adamax'; choose sgd"),
@@ -60,6 +65,43 @@ def test_a_wrong_field_is_named_before_anything_is_written(field, tmp_path):
         train_without_compiling(config, tmp_path / "run")
     assert "\n" not in str(error.value)
     assert not list(tmp_path.rglob("*.json*"))
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("recipe.lerning_rate", "; the nearest is 'recipe.learning_rate'"),
+        ("evalute_every_epochs", "; the nearest is 'evaluate_every_epochs'"),
+        ("recipe.learning_rates.adamm", "; the nearest is 'recipe.learning_rates.adam'"),
+        ("data.seed", "; the nearest is 'seed'"),
+        ("optimiser", "; the nearest is 'optimizer.weight_decay'"),
+    ],
+)
+def test_a_misspelt_field_of_a_config_file_is_refused(name, nearest):
+    """A config file may add fields; so it does by a slip."""
+    value: Any = ConfigDict({"weight_decay": 0.1}) if name == "optimiser" else 0.1
+    config = make_config({name: value})
+    for make in (make_experiment, lambda config: make_plan(config, 1437)):
+        with pytest.raises(ValueError, match=f"{name}.*: no such config field{nearest}"):
+            make(config)
+
+
+def own_curve(learning_rate: float, dip: float):
+    return lambda epoch: learning_rate * (dip if epoch > 0.1 else 1.0)
+
+
+def own_momentum(momentum: float, rise: float):
+    return lambda epoch: momentum + rise * epoch
+
+
+def test_parts_of_ones_own_have_fields_of_their_own():
+    """A curve, a momentum, a rate of one's own optimizer."""
+    changes = {"recipe.curve": "test_bad_input:own_curve", "recipe.dip": 0.5}
+    changes |= {"recipe.momentum_curve": "test_bad_input:own_momentum", "recipe.rise": 0.01}
+    config = make_config(changes | {"recipe.learning_rates": ConfigDict({"mine:lion": 0.1})})
+    make_plan(config, 1437)
+    with pytest.raises(ValueError, match="recipe.dipp: .*; the nearest is 'recipe.dip'"):
+        make_plan(make_config(changes | {"recipe.dipp": 1.0}), 1437)
 
 
 def negative_label(split: str) -> ArrayDataset:

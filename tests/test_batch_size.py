@@ -11,6 +11,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from etils import epath
 from tiny import checkpoints, make_config, run_tiny
 
 from batchgrow.config import make_experiment, make_plan
@@ -20,7 +21,7 @@ from batchgrow.report import batch_figures, drawing
 from batchgrow.run.checkpoints import Checkpoints
 from batchgrow.run.folder import FolderError, run_folder
 from configs import digits
-from experiments import advice
+from experiments import advice, result_files
 from experiments.trials import (
     Trials,
     branch_length,
@@ -329,6 +330,14 @@ def test_where_nothing_can_be_written_or_measured_one_line_says_so(
     assert done.stderr.startswith("error: ") and message in done.stderr
     assert done.stderr.count("\n") == 1
     assert folder == "file" or not list((tmp_path / folder).iterdir())
+
+
+@pytest.mark.parametrize("ending", ["json", "png"])
+def test_a_result_is_not_replaced(tmp_path, ending):
+    result_files.check_writable(epath.Path(tmp_path) / "out")
+    (tmp_path / f"out.{ending}").touch()
+    with pytest.raises(ValueError, match=f"out.{ending} exists and is not replaced; move it, or"):
+        result_files.check_writable(epath.Path(tmp_path) / "out")
 
 
 @pytest.mark.slow

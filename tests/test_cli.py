@@ -176,15 +176,23 @@ def test_plan_warns_of_what_differs_from_the_recipe(command):
         ([], "--config is missing: --config=configs/NAME.py:VARIANT"),
         (
             [DIGITS, "--config.recipe.batch_sise=32"],
-            "--config.recipe.batch_sise: no such config field; the nearest is 'batch_size'",
+            "--config.recipe.batch_sise: no such config field; the nearest is 'recipe.batch_size'",
         ),
         (
             [DIGITS, "--config.recpe.num_epochs=3"],
-            "--config.recpe.num_epochs: no such config field",
+            "--config.recpe.num_epochs: no such config field; the nearest is 'recipe.num_epochs'",
         ),
         (
             [DIGITS, "--config.recipe.lr=3"],
-            "--config.recipe.lr: no such config field; there are batch_size, boundaries_epochs, ",
+            "--config.recipe.lr: no such config field; the nearest is 'recipe.learning_rate'",
+        ),
+        (
+            [DIGITS, "--config.optimizer.momentum=0.8"],
+            "--config.optimizer.momentum: no such config field; the nearest is 'recipe.momentum'",
+        ),
+        (
+            [DIGITS, "--config.noise.lr=3"],
+            "--config.noise.lr: no such config field; there are by_layer, horizon_epochs, ",
         ),
         (
             ["--config=configs/cifar10.py", "--config.recipe.learning_rates.lion=3"],
@@ -196,11 +204,11 @@ def test_plan_warns_of_what_differs_from_the_recipe(command):
         ),
         (
             [DIGITS, "--config.model.chanels=3"],
-            "--config.model.chanels: no such config field; the nearest is 'channels'",
+            "--config.model.chanels: no such config field; the nearest is 'model.channels'",
         ),
         (
             [DIGITS, "--config.model.dtpye=bfloat16"],  # which only the class mentions
-            "--config.model.dtpye: no such config field; the nearest is 'dtype'",
+            "--config.model.dtpye: no such config field; the nearest is 'model.dtype'",
         ),
         (
             [DIGITS, "--config.optimizer.nesterov=True"],
@@ -478,6 +486,11 @@ def test_a_variant_that_is_no_folder_name_is_refused_by_a_sweep(command, tmp_pat
         (["more"], "unexpected argument 'more'"),
         (["--variants=growing"], "unknown variant 'growing'; choose decaying_lr, hybrid"),
         (["--x=recipe.batch_sise"], "--x=recipe.batch_sise: no such config field; the nearest is"),
+        (
+            ["--y=test_los", "--config.recipe.batch_size=16,32"],
+            "--y=test_los: choose test_accuracy, test_loss, train_accuracy, train_loss, num",
+        ),
+        (["--y=test_loss"], "--y=test_loss: no field has several values in these runs; give --x"),
     ],
 )
 def test_a_wrong_sweep_is_one_line_before_anything_runs(command, tmp_path, flags, complaint):

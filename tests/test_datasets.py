@@ -118,7 +118,9 @@ def test_a_data_set_of_your_own_by_module_and_function():
 
 @pytest.mark.parametrize("name", ["digits", "diabetes", "python_topics"])
 def test_unknown_splits_name_the_known(name):
-    with pytest.raises(ValueError, match=f"{name} has no split 'validation'.*choose .*train"):
+    with pytest.raises(
+        ValueError, match=f"{name} has no split 'validation': set data.train_split and"
+    ):
         open_dataset(name, "validation", context=8)
 
 

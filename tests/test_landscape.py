@@ -9,11 +9,14 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import own
 import pytest
 from tiny import checkpoints, make_config, read_rows, run_experiment, tiny_experiment
 
 from batchgrow import landscape
 from batchgrow.config import make_experiment
+from batchgrow.tasks import Metric, Outputs
+from experiments.lab import solutions
 from experiments.lab.solutions import experiment_of_run
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -116,6 +119,45 @@ def test_the_objective_is_the_mean_loss_of_the_task():
         landscape.objective_of(experiment.task, variables, examples, chunk_size=61)
 
 
+class Numbered:
+    """A line whose parameters have numbers as names, and a list."""
+
+    inputs = (("x",), ("y",))
+    metrics = (Metric("loss", "lower"),)
+
+    def init(self, key, examples):
+        params = {2: jnp.zeros(3), 10: jnp.zeros(1)}
+        return {"params": {"slopes": params, "rest": [jnp.zeros(2), jnp.ones(())]}}
+
+    def loss(self, variables, examples, keys, *, train):
+        params = variables["params"]
+        slopes = params["slopes"]
+        found = examples["x"] @ slopes[2] + slopes[10][0] + params["rest"][0].sum()
+        losses = (found * params["rest"][1] - examples["y"].sum(-1)) ** 2
+        return Outputs(losses, {}, {})
+
+    def summarize(self, sums):
+        return {"loss": sums["loss"] / sums["count"]}
+
+
+def points(split: str) -> dict[str, np.ndarray]:
+    x = np.random.default_rng(0).normal(size=(500, 3)).astype(np.float32)
+    return {"x": x, "y": x.sum(1)}
+
+
+def test_a_task_with_numbers_as_names_is_measured(tmp_path, monkeypatch):
+    changes = {"recipe.batch_size": 50, "plan.max_batch_size": 100}
+    config = own.make_config("test_landscape:points", changes, task="test_landscape:Numbered")
+    _, row = own.train_twice(config, tmp_path / "run")
+    found = solutions.measure(str(tmp_path / "run"), [1e-3], 500, num_steps=0)
+    assert found["loss"] == pytest.approx(row["test_loss"], rel=1e-5)
+    monkeypatch.setattr(Numbered, "init", lambda *_: {"params": {"slopes": {2: jnp.zeros(4)}}})
+    with pytest.raises(
+        ValueError, match=r"params/slopes/2 has the shape \(3,\), but the task has it with"
+    ):
+        solutions.load(str(tmp_path / "run"))
+
+
 TRACED = {"trace.per_decade": 2, "run.keep_traced": True, "run.updates_per_dispatch": 1}
 
 
@@ -199,13 +241,17 @@ def test_the_command_measures_two_runs(tmp_path):
     # So they are at an earlier checkpoint.
     position = checkpoints(runs[0])[0]
     flags += [f"--position={position}", "--lanczos_steps=0", "--epsilons=1e-3"]
+    again = command("experiments.landscape", *runs, *flags)
+    assert (again.returncode, again.stderr.count("\n")) == (2, 1)
+    assert "out/landscape.json exists and is not replaced; move it, or" in again.stderr
+    flags.append(f"--out={tmp_path}/early")
     assert command("experiments.landscape", *runs, *flags).returncode == 0
-    found = json.loads((tmp_path / "out/landscape.json").read_text())
+    found = json.loads((tmp_path / "early/landscape.json").read_text())
     early = [facts["loss"] for facts in found["runs"].values()]
     train = found["line"]["train_loss"]
     assert [train[1], train[3]] == pytest.approx(early, rel=1e-4)
     assert found["position"] == position and early != pytest.approx(alone, rel=1e-2)
-    wrong = command("experiments.landscape", runs[0], "--position=3", f"--out={tmp_path}/out")
+    wrong = command("experiments.landscape", runs[0], "--position=3", f"--out={tmp_path}/no")
     assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)
     assert "has no checkpoint at 3 examples; it has" in wrong.stderr
 

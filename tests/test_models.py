@@ -86,7 +86,7 @@ def test_unknown_names_and_fields_are_refused():
         make_model("vgg", dtype="float32")
     with pytest.raises(ValueError, match="unknown model.dtype 'float16'; choose float32, bfloat16"):
         make_model("conv_net", dtype="float16")
-    with pytest.raises(ValueError, match="conv_net has no field model.depth; it has channels"):
+    with pytest.raises(ValueError, match="conv_net has no field model.depth; there are channels"):
         make_model("conv_net", dtype="float32", depth=16)
     with pytest.raises(ValueError, match="ghost_batch_size is not set, but conv_net has"):
         make_model("conv_net", channels=2, num_classes=3)

@@ -187,7 +187,7 @@ def test_another_task_needs_no_new_section(tmp_path):
     assert type(experiment.task).__name__ == "Regression"
     changes["task.augment"] = "flip"
     with pytest.raises(
-        ValueError, match="'regression' has no field task.augment; it has mean, std"
+        ValueError, match="'regression' has no field task.augment; there are auxiliary_weight"
     ):
         make_experiment(make_config(f"csv:{tmp_path}/a.csv", changes))
 
@@ -466,7 +466,11 @@ def test_one_line_says_what_is_wrong_with_the_data(what, tmp_path):
     ("field", "value", "message"),
     [
         ("model.outputs", 2, "model.outputs is 2, but .* has 3; set the field to 3 or more"),
-        ("model.num_classes", 3, "mlp has no field model.num_classes; it has features, outputs"),
+        (
+            "model.num_classes",
+            3,
+            "mlp has no field model.num_classes; there are dropout, dtype, fea",
+        ),
         ("model.features", None, "model.features is not set"),
         (
             "model.features",

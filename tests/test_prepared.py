@@ -37,7 +37,10 @@ def test_an_unfinished_version_is_not_warned_of(tmp_path, caplog):
 
 
 def test_an_unknown_data_set(tmp_path):
-    with pytest.raises(ValueError, match="'no_such_set' in .*; check the name and the folder") as e:
+    with pytest.raises(
+        ValueError,
+        match="'no_such_set' in .* is not there, and .* not know it; check the name and the folder",
+    ) as e:
         open_source("no_such_set", "train", str(tmp_path))
     assert "\n" not in str(e.value)
 

@@ -106,6 +106,20 @@ def test_groups_are_plans_and_labels_tell_namesakes_apart(tmp_path):
     ]
 
 
+def test_long_labels_keep_what_tells_them_apart(tmp_path):
+    """Labels that differ at their ends only."""
+    variant = "increasing_batch"
+    made = [make_run(tmp_path / str(seed), variant, seed) for seed in range(2)]
+    names = [f"{'a very long name ' * 8}{ending}" for ending in ("early", "late")]
+    made = [
+        dataclasses.replace(run, config=run.config | {"variant": name})
+        for run, name in zip(made, names, strict=True)
+    ]
+    table = report.text(report.facts(made)).split("\n\n")[2]
+    assert all(len(line) <= 100 for line in table.splitlines())
+    assert "early" in table and "late" in table
+
+
 def test_a_run_that_repeats_another_is_left_out_and_named(tmp_path, caplog):
     first = make_run(tmp_path / "a", "hybrid", 0, final=0.9)
     again = make_run(tmp_path / "b", "hybrid", 0, final=0.8)
@@ -247,7 +261,7 @@ def test_noise_that_is_not_known_yet_or_0_can_be_read(tmp_path):
 
 def test_unfinished_run_is_listed_and_left_out_of_the_statistics(found):
     (cut,) = [run for run in found["runs"] if not run["finished"]]
-    assert cut["status"] == "unfinished: epoch 4.0 of 12, 300 of 394 updates"
+    assert cut["status"] == "unfinished: last row at epoch 4.0 of 12, 300 of 394 updates"
     assert cut["status"] in " ".join(report.text(found).split())
     assert [plan["seeds"] for plan in found["comparisons"][0]["plans"]] == [[0, 1]] * 3
 
@@ -256,7 +270,8 @@ def test_text_stays_within_100_columns_whatever_the_names(tmp_path):
     made = make_runs(tmp_path, seeds=(0,))
     made[1].config["variant"] = "hybrid_" + "x" * 120
     table = report.text(report.facts(made)).split("\n\n")[2].splitlines()
-    assert [line.split()[0][:6] for line in table] == ["plan", "decayi", "hybrid", "increa"]
+    firsts = [line for line in table if len(line) > 60]  # A long label goes on in further lines.
+    assert [line.split()[0][:6] for line in firsts] == ["plan", "decayi", "hybrid", "increa"]
     assert max(map(len, table)) <= 100
 
 

@@ -41,7 +41,7 @@ def test_page_has_every_plan_with_its_numbers(written, kind):
             assert f"{100 * test['mean']:.2f} ± {100 * test['stdev']:.2f}" in page
         else:
             assert re.search(rf">{test['mean']:.4f}\d* ± 0\.00", page)
-    assert "unfinished: epoch 4.0 of 12, 300 of 394 updates" in page
+    assert "unfinished: last row at epoch 4.0 of 12, 300 of 394 updates" in page
     for fact in ("abc1234", "jax 0.10.2", "1 × cpu", "--seed=1", "12 s (65%)", "Examples/s"):
         assert fact in page
 

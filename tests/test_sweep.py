@@ -187,6 +187,15 @@ def test_the_page_shows_the_sweep(made, tmp_path):
     assert (tmp_path / "figures/sweep.png").stat().st_size > 10_000
 
 
+def test_axes_are_checked_without_runs(made):
+    configs = [run.config for run in made]
+    assert swept.check_axes(configs, ["test_loss"], None, "test_loss") == "recipe.batch_size"
+    with pytest.raises(ValueError, match="--y=test_los: choose test_loss, num_updates"):
+        swept.check_axes(configs, ["test_loss"], None, "test_los")
+    with pytest.raises(ValueError, match="--y=test_loss: no field has several values"):
+        swept.check_axes(configs[:1], ["test_loss"], None, "test_loss")
+
+
 def sweep(*flags):
     return subprocess.run(
         [sys.executable, "-m", "experiments.sweep", *flags],
@@ -213,6 +222,10 @@ def test_the_command_trains_the_grid_once(tmp_path):
     ]
     found = json.loads((tmp_path / "report/report.json").read_text())["sweep"]
     assert [point["x"] for point in found["lines"][0]["points"]] == [0.1, 0.2]
+    for rate in (0.1, 0.2):
+        for seed in (0, 1):
+            cell = f"digits:decaying_lr/recipe.learning_rate={rate}/{seed}: "
+            assert sum(line.startswith(cell) for line in done.stderr.splitlines()) > 1, done.stderr
     written = [path.stat().st_mtime_ns for path in sorted(tmp_path.rglob("summary.json"))]
     assert sweep(*flags).returncode == 0
     assert written == [path.stat().st_mtime_ns for path in sorted(tmp_path.rglob("summary.json"))]

@@ -27,7 +27,7 @@ from batchgrow.config.kinds import (
 from batchgrow.data.augment import AUGMENTATIONS, VIEWS
 from batchgrow.data.records import ON_BAD_RECORD
 from batchgrow.experiment import INPUTS
-from batchgrow.names import flatten
+from batchgrow.names import find, flatten, hint, parameters, takes_any
 from batchgrow.optimizer import DECAY_ON, OPTIMIZERS
 from batchgrow.plan.curves import CURVES
 
@@ -277,13 +277,31 @@ def holds_commas(name: str, value: Any) -> bool:
     return declared[0] if declared else isinstance(value, tuple | list)
 
 
-def check(config: Any) -> None:
-    """Checks every field of the config that is declared here.
+def own_arguments(config: Any, section: str) -> list[str]:
+    """The arguments of an optimizer or a curve of the user's own; "*" stands for any.
 
-    A task, a model or an optimizer may have other fields.
+    The section that names it may have them as fields.
 
     Raises:
-      ValueError: for the first field that is missing or has a value that is not allowed.
+      ValueError: if it cannot be imported.
+    """
+    named = {"optimizer": ("name",), "recipe": ("curve", "momentum_curve")}.get(section, ())
+    found = []
+    for field in named:
+        if ":" in config[section][field]:
+            taker = find(config[section][field], {}, f"{section}.{field}")
+            found += [*parameters(taker), *("*" if takes_any(taker) else "")]
+    return found
+
+
+def check(config: Any) -> None:
+    """Checks every field of the config that is declared here, and that there are no others.
+
+    The fields of a task and a model, and those of `own_arguments`, are not declared here.
+
+    Raises:
+      ValueError: for the first field that is missing or unknown, or has a value that is not
+        allowed.
     """
     values = flatten(config.to_dict())
     for field in FIELDS:
@@ -299,13 +317,24 @@ def check(config: Any) -> None:
                 continue  # replaced by fields of the task's own
             raise ValueError(f"{field.name} is missing; start from the base config")
         _check(field.name, values[field.name], field.kind)
-    known = {field.name for field in FIELDS}
+    known = [field.name for field in FIELDS]
+    known += [f"recipe.learning_rates.{name}" for name in OPTIMIZERS]
     is_own_model = ":" in str(values.get("model.name"))  # whose fields may have any value
     for name, value in values.items():
-        if name.startswith("recipe.learning_rates."):
+        is_rate = name.startswith("recipe.learning_rates.")
+        if is_rate:
             _check(name, value, POSITIVE)
-        elif name.startswith("model.") and name not in known and not is_own_model:
-            _check_of_model(name, value)
+        if name in known or name.startswith("task.") or (is_rate and ":" in name):
+            continue
+        if name.startswith("model."):
+            if not is_own_model:
+                _check_of_model(name, value)
+            continue
+        section, _, rest = name.partition(".")
+        own = own_arguments(config, section)
+        if rest.partition(".")[0] not in own and "*" not in own:
+            fields = [*known, *(f"{section}.{argument}" for argument in own)]
+            raise ValueError(f"{name}: no such config field{hint(name, fields)}")
 
 
 def _check_of_model(name: str, value: Any) -> None:

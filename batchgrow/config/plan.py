@@ -2,9 +2,10 @@
 
 import logging
 import math
+import re
 from typing import Any
 
-from batchgrow.config.fields import PLANS, check
+from batchgrow.config.fields import FIELDS, PLANS, check
 from batchgrow.config.kinds import ConfigDict
 from batchgrow.config.recipe import has_momentum, make_curve, make_momentum, plan_momentum
 from batchgrow.config.task import tokens_of
@@ -13,6 +14,10 @@ from batchgrow.plan import FixedPlan, Plan, Recipe, follow, from_megatron, grow,
 from batchgrow.plan.growth import check_short
 
 log = logging.getLogger(__name__)
+ARGUMENTS = {
+    section: [field.name.partition(".")[2] for field in FIELDS if field.name.startswith(section)]
+    for section in ("recipe", "plan")
+}
 
 
 def make_plan(config: ConfigDict, num_examples: int) -> Plan:
@@ -60,7 +65,16 @@ def make_plan(config: ConfigDict, num_examples: int) -> Plan:
             )
         return _plan_of(config, reference, options)
     except ValueError as error:
-        raise ValueError(f"recipe or plan: {error}") from error
+        raise ValueError(_with_field(str(error))) from error
+
+
+def _with_field(said: str) -> str:
+    """What a recipe or a plan says of an argument, with the section of the field before it."""
+    first = re.split(r"\W", said, maxsplit=1)[0]
+    sections = [section for section, names in ARGUMENTS.items() if first in names]
+    if len(sections) == 1:
+        return f"{sections[0]}.{said}"
+    return said if first in ARGUMENTS else f"recipe or plan: {said}"
 
 
 def _plan_of(config: ConfigDict, recipe: Recipe, options: dict[str, Any]) -> Plan:

@@ -3,12 +3,12 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from batchgrow.config.fields import FIELDS
+from batchgrow.config.fields import FIELDS, own_arguments
 from batchgrow.config.kinds import ConfigDict
 from batchgrow.data.source import Inputs
 from batchgrow.layout import AXIS_NAME
 from batchgrow.models import MODELS, make_model
-from batchgrow.names import check_types, find, parameters, takes_any
+from batchgrow.names import check_types, find, hint, parameters, takes_any
 from batchgrow.tasks import Task
 from batchgrow.tasks.classification import Classification
 from batchgrow.tasks.language import LanguageModel
@@ -87,9 +87,10 @@ def _task_fields(config: ConfigDict, make: Callable[..., Task]) -> dict[str, Any
         if name in takes or takes_any(make):
             continue
         if value != CLASSIFICATION.get(f"task.{name}"):
-            known = ", ".join(name for name in takes if name != "model")
+            known = [f"task.{name}" for name in takes if name != "model"]
             raise ValueError(
-                f"task {config.task.name!r} has no field task.{name}; it has {known or 'none'}"
+                f"task {config.task.name!r} has no field task.{name}"
+                f"{hint(f'task.{name}', known) or '; it has none'}"
             )
         del fields[name]
     return fields
@@ -125,19 +126,13 @@ def own_fields(config: ConfigDict, section: str) -> list[str]:
     They are the arguments of the model or the task, or of an optimizer or a curve of the user's
     own. The config need not mention them.
     """
-    named: dict[str, tuple[str, Mapping[str, Any]]] = {
-        "model": ("name", MODELS),
-        "task": ("name", TASKS),
-        "optimizer": ("name", {}),
-        "recipe": ("curve", {}),
-    }
+    named: dict[str, Mapping[str, Any]] = {"model": MODELS, "task": TASKS}
     if section not in named:
+        return own_arguments(config, section)
+    chosen = config[section].name
+    if ":" not in chosen and chosen not in named[section]:
         return []
-    field, known = named[section]
-    chosen = config[section][field]
-    if ":" not in chosen and chosen not in known:
-        return []
-    taker = find(chosen, known, f"{section}.{field}")
+    taker = find(chosen, named[section], f"{section}.name")
     return [*parameters(taker), *("*" if takes_any(taker) else "")]
 
 

@@ -13,12 +13,11 @@ from batchgrow.data.hugging_face import from_hugging_face, open_hugging_face
 from batchgrow.data.prepared import is_prepared, read_all
 from batchgrow.data.source import Part, Source, make_dataset, make_windows
 from batchgrow.data.stream import RandomAccess
-from batchgrow.data.tables import load_table
+from batchgrow.data.tables import check_split, load_table
 from batchgrow.data.text import TEXTS, load_text
 from batchgrow.names import find
 
 TABLES = ("diabetes",)
-SPLITS = ("train", "test")  # of the digits
 KINDS: dict[str, Callable[[Source, Part], Dataset]] = {
     "csv": open_csv,
     "hf": open_hugging_face,
@@ -176,8 +175,7 @@ def _digits(split: str) -> dict[str, np.ndarray]:
     """scikit-learn's 1,797 8x8 digits: 1,437 to train, 360 to test, split at random once."""
     from sklearn.datasets import load_digits
 
-    if split not in SPLITS:
-        raise ValueError(f"digits has no split {split!r}; choose {' or '.join(SPLITS)}")
+    check_split("digits", split)
     digits: Any = load_digits()
     order = np.random.default_rng(0).permutation(len(digits.target))
     chosen = order[:1437] if split == "train" else order[1437:]

@@ -123,6 +123,11 @@ def _builder(name: str, data_dir: str) -> Any:
 
     try:
         return tfds.builder(name, data_dir=os.path.expanduser(data_dir) or None)
+    except tfds.core.DatasetNotFoundError:
+        raise ValueError(
+            f"data.name {name!r} in run.data_dir {_shown(data_dir)!r} is not there, and "
+            "tensorflow_datasets does not know it; check the name and the folder"
+        ) from None
     except Exception as error:
         raise ValueError(
             f"data.name {name!r} in run.data_dir {_shown(data_dir)!r}: {_reason(error)}; check the "

@@ -21,10 +21,7 @@ def load_table(name: str, split: str) -> dict[str, np.ndarray]:
     """
     if name != "diabetes":
         raise ValueError(f"data.name {name!r} is not a table: choose diabetes")
-    if split not in SPLITS:
-        raise ValueError(
-            f"data: diabetes has no split {split!r}: choose one of {', '.join(SPLITS)}"
-        )
+    check_split(name, split)
     from sklearn.datasets import load_diabetes
 
     table: Any = load_diabetes()
@@ -33,3 +30,16 @@ def load_table(name: str, split: str) -> dict[str, np.ndarray]:
     chosen = order[:353] if split == "train" else order[353:]
     x = table.data[chosen] * np.sqrt(count)  # The columns have a sum of squares of one.
     return {"x": x.astype(np.float32), "y": table.target[chosen, None].astype(np.float32)}
+
+
+def check_split(name: str, split: str) -> None:
+    """Checks the split of a data set that has `SPLITS`.
+
+    Raises:
+      ValueError: if it has no such split.
+    """
+    if split not in SPLITS:
+        raise ValueError(
+            f"{name} has no split {split!r}: set data.train_split and data.test_split to "
+            f"{' or '.join(SPLITS)}"
+        )

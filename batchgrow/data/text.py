@@ -9,11 +9,11 @@ import numpy as np
 
 from batchgrow.data.datasets import shapes_of
 from batchgrow.data.prepared import read_all
+from batchgrow.data.tables import check_split
 
 # For texts whose characters vary: a line feed and printable ASCII.
 ASCII = "\n" + "".join(map(chr, range(32, 127)))
 TEST_SHARE = 0.1  # of python_topics, at its end
-SPLITS = ("train", "test")  # of python_topics
 TEXTS = ("tiny_shakespeare", "python_topics")
 TOKENS = ("characters", "bytes")
 
@@ -160,10 +160,7 @@ def _read_tfds(name: str, split: str, data_dir: str) -> str:
 def _python_topics(split: str) -> str:
     from pydoc_data.topics import topics
 
-    if split not in SPLITS:
-        raise ValueError(
-            f"data: python_topics has no split {split!r}: choose one of {', '.join(SPLITS)}"
-        )
+    check_split("python_topics", split)
     known = set(ASCII)
     characters = "\n\n".join(topics[key] for key in sorted(topics))
     text = "".join(character if character in known else "?" for character in characters)

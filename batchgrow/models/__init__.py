@@ -14,7 +14,7 @@ from batchgrow.models.resnet import ResNet
 from batchgrow.models.socnn import SOCNN
 from batchgrow.models.transformer import Transformer
 from batchgrow.models.wide_resnet import WideResNet
-from batchgrow.names import check_types, find, parameters, takes_any
+from batchgrow.names import check_types, find, hint, parameters, takes_any
 
 __all__ = [
     "MLP",
@@ -37,6 +37,8 @@ MODELS: dict[str, type[nn.Module]] = {
     "transformer": Transformer,
     "wide_resnet": WideResNet,
 }
+# Arguments that are no fields of config.model.
+FILLED = ("name", "parent", "rngs", "axis_name", "ghost_batch_size")
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
@@ -64,8 +66,8 @@ def make_model(
     check_types(model, fields, "model")
     for field in fields:
         if field not in known and not takes_any(model):
-            names = ", ".join(name for name in known if name not in ("parent", "name", "rngs"))
-            raise ValueError(f"{name} has no field model.{field}; it has {names}")
+            own = [f"model.{name}" for name in known if name not in FILLED]
+            raise ValueError(f"{name} has no field model.{field}{hint(f'model.{field}', own)}")
     if "dtype" in fields:
         if fields["dtype"] not in DTYPES:
             raise ValueError(f"unknown model.dtype {fields['dtype']!r}; choose {', '.join(DTYPES)}")

@@ -155,13 +155,17 @@ def from_megatron(text: str, global_batch_size: int | None = None) -> tuple[tupl
     try:
         if parts and all(":" in part for part in parts):
             pairs = (part.split(":") for part in parts)
-            return check_stages([(_count(position), int(size)) for position, size in pairs])
-        start, increment, samples = map(_count, parts)
-    except ValueError as error:
+            stages = [(_count(position), int(size)) for position, size in pairs]
+        else:
+            stages = []
+            start, increment, samples = map(_count, parts)
+    except ValueError:
         raise ValueError(
             f"batches {text!r}: write 'START INCREMENT SAMPLES', or 'EXAMPLE:BATCH ...' with the "
-            f"suffixes K, M, B and T ({error})"
-        ) from error
+            "suffixes K, M, B and T"
+        ) from None
+    if stages:
+        return check_stages(stages)
     if global_batch_size is None:
         raise ValueError(f"batches {text!r}: the last batch size is needed too")
     whole, rest = divmod(global_batch_size - start, increment) if increment > 0 else (-1, 0)

@@ -1,6 +1,5 @@
 """A column of the runs against a field of their configs: the figure of a sweep. No jax."""
 
-import difflib
 import functools
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +15,7 @@ from matplotlib.ticker import (
     NullFormatter,
 )
 
-from batchgrow.names import flatten
+from batchgrow.names import flatten, hint
 from batchgrow.report.axes import plain_log_ticks
 from batchgrow.report.drawing import HEIGHT, INK, LINES, PALETTE, Panel
 from batchgrow.report.runs import PlanGroup, identity, interval, label_of
@@ -47,13 +46,12 @@ def swept(groups: Sequence[PlanGroup], x: str | None = None, y: str | None = Non
     Raises:
       ValueError: for a field or a column that no run has.
     """
-    configs = (run.config for group in groups for run in group.runs[:1])
-    x = known_field(configs, x) if x else _widest(groups)
+    summaries = [run.summary for group in groups for run in group.finished if run.summary]
+    columns = dict.fromkeys(name for summary in summaries for name in summary["final"])
+    x = check_axes([group.runs[0].config for group in groups], columns, x, y)
     if x is None:
-        if y is None:
-            return None
-        raise ValueError(f"--y={y}: no field has several values in these runs; give --x")
-    y = _known_column(groups, y or f"test_{groups[0].metric.name}")
+        return None
+    y = y or f"test_{groups[0].metric.name}"
     lines: dict[str, list[PlanGroup]] = {}
     for group in groups:
         if x in flatten(group.runs[0].config):
@@ -102,44 +100,43 @@ def _rest(group: PlanGroup, x: str) -> dict[str, Any]:
     return {name: value for name, value in identity(group.runs[0].config).items() if name != x}
 
 
-def _widest(groups: Sequence[PlanGroup]) -> str | None:
-    """The numeric field with the most values among groups of one variant; None if none has two."""
-    values: dict[tuple[str, str, str], set[float]] = {}
-    for group in groups:
-        for name, value in identity(group.runs[0].config).items():
-            key = (group.runs[0].experiment, group.variant, name)
-            if _is_number(value):
-                values.setdefault(key, set()).add(value)
-    counts = {name: len(found) for (_, _, name), found in values.items() if len(found) > 1}
-    return max(counts, key=lambda name: counts[name], default=None)
-
-
-def known_field(configs: Iterable[Mapping[str, Any]], x: str) -> str:
-    """Returns the field x, by its dotted name.
+def check_axes(
+    configs: Sequence[Mapping[str, Any]],
+    columns: Iterable[str],
+    x: str | None = None,
+    y: str | None = None,
+) -> str | None:
+    """Returns the field x of the figure, by default as `swept` chooses it; None if there is none.
 
     Args:
       configs: nested, as in config.json.
+      columns: the metrics of the runs, beside `OF_SUMMARY`; none if they are not known yet.
+      x, y: as `swept` takes them.
 
     Raises:
-      ValueError: if no config has it.
+      ValueError: for a field or a column that no run has, or a column without a field.
     """
     known = dict.fromkeys(name for config in configs for name in identity(config))
-    if x not in known:
-        raise ValueError(f"--x={x}: no such config field{_nearest(x, known)}")
+    if x and x not in known:
+        raise ValueError(f"--x={x}: no such config field{hint(x, known)}")
+    x = x or _widest(configs)
+    if y and x is None:
+        raise ValueError(f"--y={y}: no field has several values in these runs; give --x")
+    columns = [*columns]
+    if y and columns and y not in (*columns, *OF_SUMMARY):
+        raise ValueError(f"--y={y}: choose {', '.join((*columns, *OF_SUMMARY))}")
     return x
 
 
-def _known_column(groups: Sequence[PlanGroup], y: str) -> str:
-    summaries = [run.summary for group in groups for run in group.finished if run.summary]
-    known = dict.fromkeys(name for summary in summaries for name in summary["final"])
-    if known and y not in (*known, *OF_SUMMARY):
-        raise ValueError(f"--y={y}: choose {', '.join((*known, *OF_SUMMARY))}")
-    return y
-
-
-def _nearest(name: str, known: Mapping[str, Any]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"; the nearest is {near[0]!r}" if near else ""
+def _widest(configs: Sequence[Mapping[str, Any]]) -> str | None:
+    """The numeric field with the most values among configs of one variant; None if none has two."""
+    values: dict[tuple[str, str, str], set[float]] = {}
+    for config in configs:
+        for name, value in identity(config).items():
+            if _is_number(value):
+                values.setdefault((config["name"], config["variant"], name), set()).add(value)
+    counts = {name: len(found) for (_, _, name), found in values.items() if len(found) > 1}
+    return max(counts, key=lambda name: counts[name], default=None)
 
 
 def _is_number(value: Any) -> bool:

@@ -164,11 +164,12 @@ def verdict(paired: Mapping[str, Any], metric: Metric) -> str:
 
 
 def status(run: Run) -> str:
+    """How far the rows of a run are; its checkpoint may be ahead of them."""
     if run.finished:
         return "finished"
     if not run.rows:
         return "unfinished: nothing logged yet"
-    where = f"unfinished: epoch {run.epoch:.1f} of {run.plan['num_epochs']:g}"
+    where = f"unfinished: last row at epoch {run.epoch:.1f} of {run.plan['num_epochs']:g}"
     where += f", {count(run.num_updates)} of {count(run.plan['num_updates'])} updates"
     return where if run.rows[-1].get("train_loss") is not None else f"{where}, loss not finite"
 

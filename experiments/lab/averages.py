@@ -12,9 +12,8 @@ import numpy as np
 from batchgrow.experiment import Experiment
 from batchgrow.layout import AXIS_NAME
 from batchgrow.run.checkpoints import positions_of
-from batchgrow.run.variables import read_variables
 from batchgrow.tasks.classification import Classification
-from experiments.lab.solutions import experiment_of_run, first_examples
+from experiments.lab.solutions import experiment_of_run, first_examples, variables_of
 
 PASS = 1000  # test examples of one call
 STATISTICS = 100  # ghost batches that renew the running statistics
@@ -50,7 +49,7 @@ def last(folder: str, count: int) -> tuple[Experiment, list[Variables]]:
     experiment = experiment_of_run(folder)
     if not isinstance(task_of(experiment), Classification):
         raise ValueError(f"{folder}: only classifiers have probabilities to average")
-    return experiment, [read_variables(f"{folder}/checkpoints/{at}") for at in positions]
+    return experiment, [variables_of(experiment, f"{folder}/checkpoints/{at}") for at in positions]
 
 
 def task_of(experiment: Experiment) -> Any:

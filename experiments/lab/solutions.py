@@ -15,6 +15,7 @@ from batchgrow.experiment import Experiment
 from batchgrow.report import find_runs, read_run
 from batchgrow.run.variables import read_variables
 from batchgrow.tasks import Variables
+from batchgrow.tasks.transfer import by_name, name_of
 from experiments.launch import obey_data_flags
 
 LINE = (-0.5, 1.5)  # where the line begins and ends
@@ -30,8 +31,35 @@ def load(folder: str, position: int | None = None) -> tuple[Experiment, Variable
     Raises:
       ValueError: if the folder is no run folder, or has no such checkpoint.
     """
+    experiment = experiment_of_run(folder)
     place = folder if position is None else f"{folder}/checkpoints/{position}"
-    return experiment_of_run(folder), read_variables(place)
+    return experiment, variables_of(experiment, place)
+
+
+def variables_of(experiment: Experiment, place: str) -> Variables:
+    """Returns the variables of a checkpoint in the structure that the task gives them.
+
+    A checkpoint itself has dictionaries with texts as keys, whatever the task has.
+
+    Args:
+      experiment: that of the run.
+      place: as in `read_variables`.
+
+    Raises:
+      ValueError: if there is no such checkpoint, or it has other arrays than the task.
+    """
+    task, example = experiment.task, experiment.train_data.example
+    one = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), example)
+    own = dict(jax.eval_shape(task.init, jax.random.key(0), one))
+    saved = by_name(read_variables(place))
+    for name, leaf in by_name(own).items():
+        if name not in saved or saved[name].shape != leaf.shape:
+            found = f"has the shape {saved[name].shape}" if name in saved else "is missing"
+            raise ValueError(
+                f"{place}: {name} {found}, but the task has it with the shape {leaf.shape}; use "
+                "the task as it was when the run was trained"
+            )
+    return jax.tree_util.tree_map_with_path(lambda path, _: saved[name_of(path)], own)
 
 
 def experiment_of_run(folder: str) -> Experiment:
