@@ -12,9 +12,10 @@ from batchgrow.run.files import write_whole
 
 
 def check_writable(out: epath.Path) -> None:
-    """Makes the folder of `out`, writes an empty file there and removes it.
+    """Checks that OUT.json and OUT.png can be written and would replace nothing.
 
-    Call it before what takes long.
+    Call it before what takes long. It makes the folder of `out`, writes an empty file there and
+    removes it.
 
     Raises:
       ValueError: if there is a result already, or nothing can be written there.
