@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 
 Key = TypeVar("Key", bound=Hashable)
 log = logging.getLogger(__name__)
@@ -154,10 +155,14 @@ def _record_cache_hit(event: str, **_: Any) -> None:
         events.append(event)
 
 
+_chosen = ""  # the folder of the last call of `enable_compilation_cache`
+
+
 def enable_compilation_cache(directory: str) -> str:
     """Turns on JAX's persistent cache.
 
-    The folder is JAX's own setting, else `directory`, else ~/.cache/batchgrow/xla.
+    The folder is JAX's own setting, else `directory`, else ~/.cache/batchgrow/xla. What an earlier
+    call chose is not JAX's own setting.
 
     Several processes with GPUs have no cache. They share the search for the fastest kernels, and
     only process 0 writes. If it read an executable, the others would wait for its share of the
@@ -165,20 +170,29 @@ def enable_compilation_cache(directory: str) -> str:
 
     Returns the folder in use, or "" if nothing is cached, as where the folder cannot be written.
     """
+    global _chosen
     is_shared = jax.distributed.is_initialized() and jax.process_count() > 1
     if is_shared and jax.default_backend() == "gpu":
-        jax.config.update("jax_enable_compilation_cache", False)
+        _set_cache("jax_enable_compilation_cache", False)
         return ""
     configured = jax.config.values["jax_compilation_cache_dir"]
-    if not configured:
-        home = pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
-        configured = directory or str(home / "batchgrow" / "xla")
-        if "://" not in configured:
-            try:
-                pathlib.Path(configured).mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                log.warning("no compilation cache: %s", error)
-                return ""
-        jax.config.update("jax_compilation_cache_dir", configured)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    return configured
+    if configured and configured != _chosen:
+        return configured
+    home = pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
+    folder = directory or str(home / "batchgrow" / "xla")
+    if "://" not in folder:
+        try:
+            pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            log.warning("no compilation cache: %s", error)
+            folder = ""
+    _set_cache("jax_compilation_cache_dir", folder or None)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    _chosen = folder
+    return folder
+
+
+def _set_cache(name: str, value: Any) -> None:
+    """Changes a setting of JAX's cache, also where JAX has used the cache before."""
+    jax.config.update(name, value)
+    compilation_cache.reset_cache()

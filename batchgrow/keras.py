@@ -8,13 +8,12 @@ memory: Keras cannot change the number of accumulated batches during a run.
 """
 
 from collections.abc import Callable
-from itertools import accumulate
 from typing import Any
 
 import keras
 import numpy as np
 
-from batchgrow.batches import PlanBatches, updates_left
+from batchgrow.batches import PlanBatches
 from batchgrow.data.stream import Stream
 from batchgrow.plan.plan import FixedPlan
 
@@ -57,12 +56,10 @@ class PlanDataset(keras.utils.PyDataset):
             num_examples = len(source[0] if isinstance(source, tuple) else source)
         self._source = source
         self._batches = PlanBatches(plan, Stream(num_examples, seed), examples_seen=examples_seen)
-        left = [updates_left(segment, examples_seen) for segment in plan.segments]
-        self._first_updates = list(accumulate(left, initial=0))
 
     def __len__(self) -> int:
         """The number of updates."""
-        return self._first_updates[-1]
+        return len(self._batches)
 
     @property
     def num_batches(self) -> None:
@@ -75,12 +72,9 @@ class PlanDataset(keras.utils.PyDataset):
                 "the PlanCallback, which ends the run"
             )
         # Batches that are read beyond the end are not trained on.
-        index = min(index, len(self) - 1)
-        segment = np.searchsorted(self._first_updates, index, side="right") - 1
-        planned = self._batches.plan.segments[segment]
-        start = max(planned.start_examples, self._batches.examples_seen)
-        start += (index - self._first_updates[segment]) * planned.batch_size
-        indices = self._batches.stream.indices(np.arange(start, start + planned.batch_size))
+        plan, left = self._batches.plan, len(self)
+        point = plan.point(plan.num_updates - max(1, left - index))
+        indices = self._batches.stream.indices(point.positions)
         if callable(self._source):
             return self._source(indices)
         if isinstance(self._source, tuple):

@@ -101,7 +101,7 @@ def nearest_batch_sizes(
     batch_size: int, num_devices: int, ghost_batch_size: int
 ) -> tuple[int, ...]:
     """Returns the nearest sizes below (if any) and above that can be laid out."""
-    # The multiples of both, and no others.
+    # A size can be laid out if and only if it is a multiple of the devices and of the ghost batch.
     span = math.lcm(num_devices, ghost_batch_size)
     below, above = (batch_size - 1) // span * span, (batch_size // span + 1) * span
     return (below, above) if below else (above,)

@@ -4,6 +4,7 @@
 and `accumulate_noise` is an optax transformation that takes them one after another.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -30,9 +31,12 @@ def squared_norms(piece_gradients: Any) -> tuple[jax.Array, jax.Array]:
       piece_gradients: a pytree of arrays `(pieces, ...)`, for example of `jax.vmap(jax.grad(...))`.
 
     Returns:
-      Two scalars.
+      Two float32 scalars.
     """
-    leaves = [x.reshape(x.shape[0], -1) for x in jax.tree.leaves(piece_gradients)]
+    leaves = [
+        jnp.asarray(x, jnp.float32).reshape(x.shape[0], -1)
+        for x in jax.tree.leaves(piece_gradients)
+    ]
     pieces = sum(jnp.sum(jnp.square(x), 1) for x in leaves)
     batch = sum(jnp.sum(jnp.square(x.mean(0))) for x in leaves)
     return jnp.mean(jnp.asarray(pieces)), jnp.asarray(batch)
@@ -92,7 +96,7 @@ def measure(
         squares = jax.tree.map(lambda a, n: a + weight * n, squares, norms_of(gradient))
         return (jax.tree.map(lambda t, g: t + weight * g, total, gradient), squares), None
 
-    zeros = jax.tree.map(jnp.zeros_like, state.params)
+    zeros = _zeros(state.params)
     carry = (zeros, norms_of(zeros))
     (total, squares), _ = lax.scan(accumulate, carry, (pieces, weights))
     count = weights.sum()
@@ -108,7 +112,7 @@ class NoiseState(NamedTuple):
     """The state of `accumulate_noise`.
 
     Attributes:
-      total: the sum of the gradients of the pieces so far, as the parameters.
+      total: the sum of the gradients of the pieces so far, float32, shaped as the parameters.
       squares: the sum of their squared norms, float32 scalar.
       count: their number, int32 scalar.
       squared_norm, trace, weight: as in `NoiseAverage`, float32 scalars.
@@ -150,8 +154,7 @@ def accumulate_noise(
 
     def init(params: Any) -> NoiseState:
         zero = jnp.zeros((), jnp.float32)
-        zeros = jax.tree.map(jnp.zeros_like, params)
-        return NoiseState(zeros, zero, jnp.zeros((), jnp.int32), zero, zero, zero)
+        return NoiseState(_zeros(params), zero, jnp.zeros((), jnp.int32), zero, zero, zero)
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, NoiseState]:
         del params
@@ -202,9 +205,14 @@ def _layers(tree: Any) -> dict[str, list[jax.Array]]:
     return layers
 
 
+def _zeros(params: Any) -> Any:
+    """Zeros in float32, to which gradients of any dtype are added."""
+    return jax.tree.map(partial(jnp.zeros_like, dtype=jnp.float32), params)
+
+
 def _squared_norm(tree: Any, scale: Any = None) -> jax.Array:
-    """The sum of squares of all entries, times `scale` if there is one."""
-    squares = jax.tree.map(jnp.square, tree)
+    """The sum of squares of all entries in float32, times `scale` if there is one."""
+    squares = jax.tree.map(lambda x: jnp.square(jnp.asarray(x, jnp.float32)), tree)
     if scale is not None:
         squares = jax.tree.map(jnp.multiply, squares, scale)
     return jnp.sum(jnp.stack([jnp.sum(x) for x in jax.tree.leaves(squares)]))

@@ -63,7 +63,8 @@ def optimizer_by_batch(
       betas_follow_batch: whether b1 and b2 of Adam, AdamW and LAMB and the decay rate of RMSProp
         keep their half-life in examples, and epsilon its proportion to the second moment.
       decay_follows_batch: whether decoupled weight decay and L1 keep their effect per example.
-      b1_floor, b2_floor: the decay rates do not fall below these.
+      b1_floor: b1 and the decay rate of RMSProp do not fall below this.
+      b2_floor: b2 does not fall below this.
 
     Raises:
       ValueError: if betas_follow_batch is set and the momentum changes during the run.

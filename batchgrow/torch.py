@@ -12,9 +12,7 @@ for step, (inputs, targets) in sampler.steps(loader):
         scheduler.step()
 """
 
-from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sized
-from itertools import accumulate
 from typing import Any, TypeVar
 
 import torch.distributed
@@ -24,7 +22,7 @@ from torch.utils.data import Sampler
 
 from batchgrow.batches import PlanBatches, Step
 from batchgrow.data.stream import Stream
-from batchgrow.plan.plan import FixedPlan
+from batchgrow.plan.plan import FixedPlan, Point
 
 Batch = TypeVar("Batch")
 
@@ -124,9 +122,6 @@ class PlanLR(LRScheduler):
 
     def __init__(self, optimizer: Optimizer, plan: FixedPlan, examples_seen: int = 0) -> None:
         self._plan = plan
-        self._first_updates = list(
-            accumulate((segment.num_updates for segment in plan.segments), initial=0)
-        )
         update = self._update(examples_seen)
         for group in optimizer.param_groups:
             _check_momentum(group, plan)
@@ -137,10 +132,8 @@ class PlanLR(LRScheduler):
     @property
     def examples_seen(self) -> int:
         """Examples that the updates so far have seen, on all ranks together."""
-        update = min(self.last_epoch, self._first_updates[-1])
-        index = bisect_right(self._first_updates, update, hi=len(self._plan.segments)) - 1
-        segment = self._plan.segments[index]
-        return segment.start_examples + segment.batch_size * (update - self._first_updates[index])
+        point = self._point()
+        return point.start_examples if point.update == self.last_epoch else point.end_examples
 
     def get_lr(self) -> list[Any]:
         """Returns the learning rate of the next update for each parameter group."""
@@ -177,10 +170,11 @@ class PlanLR(LRScheduler):
     def _update(self, examples_seen: int) -> int:
         """Returns how many updates lead to `examples_seen`."""
         point = next(self._plan.points(examples_seen), None)
-        return self._first_updates[-1] if point is None else point.update
+        return self._plan.num_updates if point is None else point.update
 
-    def _point(self) -> Any:
-        return self._plan.at(min(self.examples_seen, self._plan.end_examples - 1))
+    def _point(self) -> Point:
+        """Returns the next update, or the last one of the run."""
+        return self._plan.point(min(self.last_epoch, self._plan.num_updates - 1))
 
     def _set_momentum(self) -> None:
         momentum = self._point().momentum

@@ -264,7 +264,11 @@ class UpdateCompiler:
 def _is_hopeless(
     layout: Layout, too_large: Sequence[tuple[Layout, int | None]], limit: int | None
 ) -> bool:
-    """Whether a layout needs more than the limit: with half the examples more than half as much."""
+    """Whether a layout needs more than the limit, by what a layout that was too large needs.
+
+    A part of the memory does not depend on the examples of a pass. With half of the examples a
+    layout therefore needs more than half of the memory.
+    """
     return limit is not None and any(
         need is not None and need * layout.microbatch_size > limit * tried.microbatch_size
         for tried, need in too_large

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from batchgrow.compile import CompileAhead, cache_hits, enable_compilation_cache
 
@@ -97,18 +98,6 @@ def test_release_drops_the_executable():
     assert compiler.compiled == [4, 4]
 
 
-def test_several_processes_with_gpus_have_no_persistent_cache(monkeypatch):
-    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    was = jax.config.values["jax_enable_compilation_cache"]
-    try:
-        assert enable_compilation_cache("a folder") == ""
-        assert not jax.config.values["jax_enable_compilation_cache"]
-    finally:
-        jax.config.update("jax_enable_compilation_cache", was)
-
-
 def test_close_does_not_wait_for_a_compilation():
     compiler = FakeCompiler()
     with CompileAhead(compiler.build) as sizes:
@@ -172,19 +161,56 @@ def test_second_compilation_of_a_program_comes_from_the_cache():
 @pytest.fixture
 def no_cache():
     """JAX without a cache folder of its own, as on a user's machine."""
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    names = (
+        "jax_compilation_cache_dir",
+        "jax_enable_compilation_cache",
+        "jax_persistent_cache_min_compile_time_secs",
+    )
     before = {name: getattr(jax.config, name) for name in names}
     jax.config.update("jax_compilation_cache_dir", None)
+    compilation_cache.reset_cache()
     yield
     for name, value in before.items():
         jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+def compile_anew() -> None:
+    """Compiles a program that no cache has, and caches it however short that takes."""
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    salt = time.time_ns() % 2**30
+    jax.jit(lambda x: x * 2 + salt).lower(np.zeros(3, np.int32)).compile()
+
+
+def test_several_processes_with_gpus_have_no_persistent_cache(no_cache, tmp_path, monkeypatch):
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+    compile_anew()
+    before = sorted(tmp_path.iterdir())
+    assert before
+    with monkeypatch.context() as patched:
+        patched.setattr(jax.distributed, "is_initialized", lambda: True)
+        patched.setattr(jax, "process_count", lambda: 2)
+        patched.setattr(jax, "default_backend", lambda: "gpu")
+        assert enable_compilation_cache("a folder") == ""
+    compile_anew()
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_the_cache_is_where_it_was_asked_for(no_cache, tmp_path):
-    wanted = str(tmp_path / "xla")
-    assert enable_compilation_cache(wanted) == wanted == jax.config.jax_compilation_cache_dir
-    # JAX's own setting, here the one just made, goes before the field.
-    assert enable_compilation_cache(str(tmp_path / "other")) == wanted
+    """Each call has its own folder, though JAX has used the one before."""
+    for name in ("one", "other"):
+        wanted = tmp_path / name
+        assert enable_compilation_cache(str(wanted)) == str(wanted)
+        assert jax.config.jax_compilation_cache_dir == str(wanted)
+        compile_anew()
+        assert list(wanted.iterdir())
+
+
+def test_jaxs_own_setting_goes_before_the_field(no_cache, tmp_path):
+    own = str(tmp_path / "own")
+    jax.config.update("jax_compilation_cache_dir", own)
+    for _ in range(2):
+        assert enable_compilation_cache(str(tmp_path / "other")) == own
 
 
 def test_the_cache_is_the_users_by_default(no_cache, tmp_path, monkeypatch):

@@ -53,6 +53,16 @@ def test_feeds_that_a_data_set_cannot_have():
         make_feed(NotInMemory(TABLE), 0, "resident")
 
 
+def test_a_text_of_more_tokens_than_int32_counts_is_streamed():
+    tokens = np.broadcast_to(np.uint8(7), 2**31)  # one byte of memory
+    assert make_feed(TextDataset(tokens[1:], context=4), 0, "resident")
+    data = TextDataset(tokens, context=4)
+    with pytest.raises(ValueError, match="run.input .* 2,147,483,648 .*set it to 'streamed'"):
+        make_feed(data, 0, "resident")
+    last = data.gather(np.array([data.num_examples - 1]))["tokens"]
+    assert last.tolist() == [[7] * 5]
+
+
 def test_the_devices_keep_a_test_set_in_memory_if_they_shall():
     mesh = make_mesh(8)
     for data, stays in ((TABLE, True), (TABLE, False), (NotInMemory(TABLE), True)):

@@ -17,6 +17,8 @@ from batchgrow.plan.curves import (
     step,
     with_warmup,
 )
+from batchgrow.plan.descent import find_descent
+from batchgrow.plan.growth import _falls
 
 CIFAR = Recipe(128, 0.9, step(0.1, (60, 120, 160), 0.2), num_examples=50_000, num_epochs=200)
 IMAGENET = Recipe(8192, 0.9, step(3.0, (30, 60, 80), 0.1), num_examples=1_281_167, num_epochs=90)
@@ -266,6 +268,14 @@ def test_a_limit_that_stops_all_growth_is_said():
     assert "the batch does not grow: it is limited by 20/(1 - momentum)" in plan.warnings[0]
     assert not any("does not grow" in line for line in grow(recipe, max_batch_size=64).warnings)
     assert not any("does not grow" in line for line in grow(recipe, num_growths=0).warnings)
+
+
+def test_two_rungs_that_end_at_one_example_last_as_long_as_they_do():
+    """The rate falls by 4 at each example, so that both rungs of a ladder of 2 are one place."""
+    recipe = Recipe(1, 0.0, lambda epoch: 4.0 ** (-64 * epoch), num_examples=64, num_epochs=1)
+    falls = _falls(recipe, find_descent(recipe), 2.0)
+    assert [fall.position for fall in falls] == [1, 1, 2, 2, 3, 3]
+    assert [fall.rung_examples for fall in falls] == [0, 1, 0, 1, 0, 61]
 
 
 def test_a_recipe_without_growth_keeps_the_exponent_where_its_batch_is_rounded() -> None:

@@ -118,6 +118,12 @@ def test_data_resumes(update: int) -> None:
     assert [data[i].tolist() for i in range(len(data))] == expected_updates(STARTS[update])
 
 
+def test_data_of_a_finished_run_has_a_batch_to_build_the_model() -> None:
+    data = PlanDataset(PLAN, np.arange(N), seed=3, examples_seen=PLAN.end_examples)
+    assert len(data) == 0
+    assert data[0].tolist() == expected_updates()[-1]
+
+
 def test_resume_ends_with_the_same_weights(tmp_path) -> None:
     whole = make_model()
     recorder, _, _ = fit(whole)

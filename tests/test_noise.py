@@ -104,6 +104,23 @@ def test_squared_norms_of_piece_gradients():
     assert float(batch) == pytest.approx(1.5**2 + 2**2 + 0)
 
 
+def test_gradients_in_bfloat16_are_measured_in_float32():
+    rng = np.random.default_rng(0)
+    rough = {"a": jnp.asarray(rng.standard_normal((8, 5000)) + 0.1, jnp.bfloat16)}
+    exact = jax.tree.map(lambda x: x.astype(jnp.float32), rough)
+    norms = noise.squared_norms(exact)
+    for found, expected in zip(noise.squared_norms(rough), norms, strict=True):
+        assert found.dtype == jnp.float32
+        assert float(found) == pytest.approx(float(expected), rel=1e-5)
+    chain = noise.accumulate_noise(4, 8, 50.0)
+    state = chain.init({"a": rough["a"][0]})
+    for piece in rough["a"]:
+        same, state = chain.update({"a": piece}, state)
+        assert same["a"].dtype == jnp.bfloat16
+    squared_norm, trace = estimate(*map(float, norms), 4, 32)
+    assert noise.noise_scale_of(state) == pytest.approx(trace / squared_norm, rel=1e-4)
+
+
 class Linear(nn.Module):
     @nn.compact
     def __call__(self, x, *, train):
@@ -131,6 +148,25 @@ def measured(experiment, position=7):
     mesh = layout.make_mesh(experiment.execution.num_devices)
     with Engine(experiment, mesh) as engine:
         return engine.measure_noise(engine.noise().result(), engine.initial_state(), position)
+
+
+def test_a_probe_of_parameters_in_bfloat16_is_float32():
+    experiment = linear_experiment(1)
+    with Engine(experiment, layout.make_mesh(1)) as engine:
+        feed, state = engine.feed, engine.initial_state()
+        pieces = feed.batch(np.arange(15).reshape(5, 3))
+        arrays = jax.tree.map(jnp.asarray, feed.arrays)
+        rough = jax.tree.map(lambda x: x.astype(jnp.bfloat16), state.params)
+        options = {"task": experiment.task, "examples": feed.examples, "seed": 0}
+        found, expected = (
+            noise.measure(
+                dataclasses.replace(state, params=params), pieces, jnp.ones(5), arrays, **options
+            )
+            for params in (rough, jax.tree.map(lambda x: x.astype(jnp.float32), rough))
+        )
+    for name, value in found.items():
+        assert value.dtype == jnp.float32
+        assert float(value) == pytest.approx(float(expected[name]), rel=0.02)
 
 
 @pytest.mark.parametrize("num_devices", [1, 2, 8])

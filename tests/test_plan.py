@@ -23,6 +23,9 @@ def test_positions_outside_are_refused() -> None:
     for position in (-1, 100):
         with pytest.raises(ValueError, match=f"examples_seen={position} .* 0 to 99"):
             plan.at(position)
+    for update in (-1, 10):
+        with pytest.raises(ValueError, match=f"update={update} is outside .* 0 to 9"):
+            plan.point(update)
 
 
 def test_every_position_of_an_update_gives_that_update() -> None:
@@ -35,6 +38,7 @@ def test_every_position_of_an_update_gives_that_update() -> None:
         assert plan.segments[point.segment].batch_size == point.batch_size
         assert point.end_examples == seen + point.batch_size
         assert {plan.at(seen + inside) for inside in range(point.batch_size)} == {point}
+        assert plan.point(update) == point
         seen += point.batch_size
     assert seen == plan.end_examples
 

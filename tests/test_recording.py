@@ -11,6 +11,7 @@ import time
 
 import pytest
 
+from batchgrow.run import environment
 from experiments import gpu_tables, recording
 from experiments.recording import Measurement, markdown_table, page, record
 
@@ -137,3 +138,25 @@ def test_recorded_commands_name_no_folder_of_one_machine():
     for path in recording.RESULTS.rglob("*.json"):
         for line in path.read_text(encoding="utf-8").splitlines():
             assert not re.search(r"[\"=]/\w", line), f"{path.name}: {line.strip()[:200]}"
+
+
+def test_the_commit_is_that_of_this_code_only(monkeypatch, tmp_path):
+    """A virtual environment inside another repository has no commit, though git finds one."""
+    installed = tmp_path / "venv" / "environment.py"
+    installed.parent.mkdir()
+    installed.write_text("")
+    (tmp_path / "other.py").write_text("")
+    monkeypatch.setattr(environment, "__file__", str(installed))
+
+    def git(*arguments: str) -> None:
+        names = ("-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false")
+        subprocess.run(["git", *names, *arguments], cwd=tmp_path, check=True, capture_output=True)
+
+    git("init")
+    assert environment.commit() is None
+    git("add", "other.py")
+    git("commit", "-m", "another project")
+    assert environment.commit() is None
+    git("add", "venv")
+    git("commit", "-m", "this project")
+    assert re.fullmatch("[0-9a-f]{10}", environment.commit() or "")

@@ -1,5 +1,7 @@
 """The order of the training stream, and examples read in it."""
 
+import multiprocessing
+
 import grain
 import numpy as np
 import pytest
@@ -112,3 +114,22 @@ def test_the_next_epoch_of_a_large_data_set_is_computed_ahead(monkeypatch):
         assert order._known.keys() == {epoch, epoch + 1}
     ahead = order._known[5]
     assert ahead.result() is order(5)
+
+
+@pytest.mark.skipif(
+    "fork" not in multiprocessing.get_all_start_methods(), reason="no fork on this system"
+)
+def test_a_forked_process_has_a_stream_of_a_large_data_set(monkeypatch):
+    """It lacks the thread that computed ahead before the fork."""
+    monkeypatch.setattr(permutations_module, "PREPARED_AHEAD", 1)
+    stream, positions = Stream(100, seed=4), np.arange(250)  # of three epochs
+    stream.indices(positions[:1])
+    context = multiprocessing.get_context("fork")
+    results = context.Queue()
+    child = context.Process(target=lambda: results.put(stream.indices(positions)), daemon=True)
+    child.start()
+    child.join(10)
+    alive = child.is_alive()
+    child.kill()
+    assert not alive
+    np.testing.assert_array_equal(results.get(), stream.indices(positions))

@@ -129,7 +129,7 @@ FIELDS = (
         FLAG,
         "b1, b2 keep their half-life in examples; rows state b1 of the recipe's batch",
     ),
-    Field("optimizer.b1_floor", 0.5, DECAY, "least b1 with betas_follow_batch"),
+    Field("optimizer.b1_floor", 0.5, DECAY, "least b1 or rmsprop_decay with betas_follow_batch"),
     Field("optimizer.b2_floor", 0.9, DECAY, "least b2 with betas_follow_batch"),
     Field("optimizer.decay_follows_batch", True, FLAG, "keep the time constant of adamw's decay"),
     Field("optimizer.rmsprop_decay", 0.9, DECAY, "decay rate of rmsprop"),
@@ -206,7 +206,7 @@ FIELDS = (
         "run.updates_per_dispatch",
         None,
         maybe(whole(1, 4096)),
-        "updates of one call; None: those of 2,048 examples, at most 16",
+        "updates of one call; None: those of 2,048 examples, at most 16; 1 unless resident",
     ),
     Field(
         "run.eval_batch_size",

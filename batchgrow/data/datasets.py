@@ -1,5 +1,6 @@
 """Data sets: examples by index, in memory or from a source that gives one example at a time."""
 
+import abc
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -51,8 +52,25 @@ class InMemory(Dataset, Protocol):
         ...
 
 
+class ArrayBacked(abc.ABC):
+    """What an `InMemory` data set inherits to need only `arrays`, `num_examples` and `take`."""
+
+    arrays: Any
+
+    @property
+    def example(self) -> Any:
+        return shapes_of(self.gather(np.array(0)))
+
+    @abc.abstractmethod
+    def take(self, arrays: Any, indices: Any) -> Batch: ...
+
+    def gather(self, indices: np.ndarray) -> Batch:
+        """Returns the examples at these indices as NumPy arrays."""
+        return self.take(self.arrays, indices)
+
+
 @dataclass(frozen=True, eq=False)
-class ArrayDataset:
+class ArrayDataset(ArrayBacked):
     """Arrays whose first axis counts examples.
 
     Attributes:
@@ -78,10 +96,6 @@ class ArrayDataset:
         return len(jax.tree.leaves(self.arrays)[0])
 
     @property
-    def example(self) -> Any:
-        return shapes_of(self.gather(np.array(0)))
-
-    @property
     def rows(self) -> Any:
         """`arrays` as devices hold them: each example that has several axes is one row.
 
@@ -100,9 +114,6 @@ class ArrayDataset:
             return array[indices].reshape((*np.shape(indices), *own.shape[1:]))
 
         return jax.tree.map(take_one, arrays, self.arrays)
-
-    def gather(self, indices: np.ndarray) -> Batch:
-        return self.take(self.arrays, indices)
 
 
 @dataclass(frozen=True, eq=False)

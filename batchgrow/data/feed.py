@@ -15,6 +15,8 @@ from batchgrow.layout import shard
 
 HostBatch = dict[str, Any]
 
+MAX_LENGTH = 2**31 - 1  # of an array that devices hold: its indices are int32
+
 
 class Feed(Protocol):
     """The source of training batches.
@@ -141,7 +143,14 @@ def make_feed(data: Dataset, seed: int, kind: str, num_workers: int = 0) -> Feed
             "run.input is 'resident', but the training set is not held in memory; set it to "
             "'streamed', or to 'workers' for encoded images"
         )
-    return ResidentFeed(data, stream)
+    feed = ResidentFeed(data, stream)
+    longest = max((n for x in jax.tree.leaves(feed.arrays) for n in np.shape(x)), default=0)
+    if longest > MAX_LENGTH:
+        raise ValueError(
+            f"run.input is 'resident', but an array of the training set has {longest:,} entries, "
+            f"and devices index at most {MAX_LENGTH:,}; set it to 'streamed'"
+        )
+    return feed
 
 
 class EvaluationBatches:

@@ -1,5 +1,6 @@
 """The permutations of a stream, one for each epoch, computed before they are needed."""
 
+import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 
@@ -49,3 +50,7 @@ class Permutations:
 def permutations(num_examples: int, seed: int) -> Permutations:
     """The permutations of a stream; streams of equal size and seed share them."""
     return Permutations(num_examples, seed)
+
+
+if hasattr(os, "register_at_fork"):  # A forked process, such as a DataLoader's, has no threads.
+    os.register_at_fork(after_in_child=permutations.cache_clear)

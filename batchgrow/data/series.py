@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from batchgrow.data.datasets import shapes_of
+from batchgrow.data.datasets import ArrayBacked
 
 
-class SeriesDataset:
+class SeriesDataset(ArrayBacked):
     """Example i has x = inputs[i : i + context] and y = targets[i + context].
 
     Args:
@@ -41,10 +41,6 @@ class SeriesDataset:
         sizes = {"in_features": channels, "in_shape": (context, channels), "outputs": outputs}
         self.facts = {**sizes, **(facts or {})}
 
-    @property
-    def example(self) -> Any:
-        return shapes_of(self.gather(np.array(0)))
-
     def take(self, arrays: dict[str, Any], indices: Any) -> dict[str, Any]:
         """Returns {"x": `(*indices.shape, context, channels)`, "y": `(*indices.shape, outputs)`}.
 
@@ -55,10 +51,6 @@ class SeriesDataset:
         offsets = np.arange(self.context, dtype=np.int32).reshape((1,) * indices.ndim + (-1,))
         rows = indices[..., None] + offsets
         return {"x": arrays["inputs"][rows], "y": arrays["targets"][indices + self.context]}
-
-    def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """Returns the examples at `indices` as NumPy arrays."""
-        return self.take(self.arrays, indices)
 
 
 def divided(

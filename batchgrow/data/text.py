@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from batchgrow.data.datasets import shapes_of
+from batchgrow.data.datasets import ArrayBacked
 from batchgrow.data.prepared import read_all
 from batchgrow.data.tables import check_split
 
@@ -42,7 +42,7 @@ class Text:
         return {"vocab_size": size, "bytes_per_token": self.bytes_per_token}
 
 
-class TextDataset:
+class TextDataset(ArrayBacked):
     """Examples {"tokens": `(context + 1,)`}: windows that begin every `stride` tokens of a text.
 
     Attributes:
@@ -81,10 +81,6 @@ class TextDataset:
         self.num_examples = (len(tokens) - context - 1) // stride + 1
         self.facts = {"context": context, **(facts or {})}
 
-    @property
-    def example(self) -> Any:
-        return shapes_of(self.gather(np.array(0)))
-
     def take(self, arrays: dict[str, Any], indices: Any) -> dict[str, Any]:
         """Returns the examples at `indices`: {"tokens": `(*indices.shape, context + 1)`}.
 
@@ -95,10 +91,6 @@ class TextDataset:
         offsets = np.arange(self.context + 1, dtype=np.int32)
         offsets = offsets.reshape((1,) * indices.ndim + (-1,))
         return {"tokens": arrays["tokens"][indices[..., None] * self.stride + offsets]}
-
-    def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """Returns the examples at `indices` as NumPy arrays."""
-        return self.take(self.arrays, indices)
 
 
 def encode(text: str, vocabulary: str) -> np.ndarray:

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from batchgrow.models.dropout import example_keys
-from batchgrow.models.ghost_batch_norm import devices_per_ghost
+from batchgrow.models.ghost_batch_norm import devices_per_ghost, groups_of_devices
 
 KINDS = ("plain", "stochastic_depth", "shake", "shake_drop")
 LEVELS = ("batch", "image", "channel", "pixel")
@@ -126,8 +126,7 @@ class Branches:
         factors = jnp.stack(self._draw(branch, keys[::of_ghost], probability))
         if sharing > 1:
             assert self.axis_name is not None
-            devices = range(num_devices)
-            groups = [list(devices[i : i + sharing]) for i in devices[::sharing]]
+            groups = groups_of_devices(num_devices, sharing)
             is_first = lax.axis_index(self.axis_name) % sharing == 0
             factors = jnp.where(is_first, factors, 0.0)
             factors = lax.psum(factors, self.axis_name, axis_index_groups=groups)

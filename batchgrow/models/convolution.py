@@ -37,7 +37,8 @@ def conv_general_dilated(
 ) -> jax.Array:
     """`lax.conv_general_dilated` for an undilated, ungrouped two-dimensional convolution.
 
-    The value is the same on every backend, and the gradient on every backend but the CPU. Only
+    Value and gradient are those of the original. The CPU computes the gradient, and the value for
+    images that are smaller than the kernel, in another order, so that they differ by rounding. Only
     reverse-mode differentiation works.
 
     Args:

@@ -113,8 +113,7 @@ def normalise_ghosts(
     ghost_mean, mean_square = as_float.mean(axes), lax.square(as_float).mean(axes)
     if sharing > 1:
         assert axis_name is not None
-        devices = range(num_devices)
-        groups = [list(devices[i : i + sharing]) for i in devices[::sharing]]
+        groups = groups_of_devices(num_devices, sharing)
         moments = jnp.stack([ghost_mean, mean_square])  # for one collective
         ghost_mean, mean_square = lax.pmean(moments, axis_name, axis_index_groups=groups)
     ghost_var = jnp.maximum(mean_square - lax.square(ghost_mean), 0.0)
@@ -171,6 +170,16 @@ def devices_per_ghost(local_batch_size: int, ghost_batch_size: int, num_devices:
         f"{num_devices} devices are not a multiple of the ghost batch, and no whole number of "
         "devices holds exactly one; use a batch size that is a multiple of the ghost batch"
     )
+
+
+def groups_of_devices(num_devices: int, sharing: int) -> list[list[int]]:
+    """Returns the groups of `sharing` neighbouring devices that share one ghost batch.
+
+    >>> groups_of_devices(4, 2)
+    [[0, 1], [2, 3]]
+    """
+    devices = range(num_devices)
+    return [list(devices[i : i + sharing]) for i in devices[::sharing]]
 
 
 def normalise(

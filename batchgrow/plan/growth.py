@@ -340,7 +340,8 @@ def _falls(recipe: Recipe, descent: Descent, ladder: float) -> list[Fall]:
             falls.append(Fall(_falls_to(recipe, descent, level), ladder, 0))
     for index, fall in enumerate(falls):
         if fall.rung_examples == 0:
-            end = falls[index + 1].position if fall != falls[-1] else recipe.end_examples
+            is_last = index == len(falls) - 1
+            end = recipe.end_examples if is_last else falls[index + 1].position
             falls[index] = fall._replace(rung_examples=end - fall.position)
     return falls
 

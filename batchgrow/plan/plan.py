@@ -211,7 +211,7 @@ class FixedPlan(Plan):
     @property
     def num_updates(self) -> int:
         """The updates of the whole run."""
-        return sum(segment.num_updates for segment in self.segments)
+        return self._updates_before[-1]
 
     @property
     def end_examples(self) -> int:
@@ -263,6 +263,23 @@ class FixedPlan(Plan):
         segment = self.segments[index]
         update = (examples_seen - segment.start_examples) // segment.batch_size
         return self._point(segment, index, self._updates_before[index], update)
+
+    def point(self, update: int) -> Point:
+        """Returns the update with this number, counted from 0 at the start of the run.
+
+        Takes O(log(number of segments)) time.
+
+        Raises:
+          ValueError: if `update` is outside of range(num_updates).
+        """
+        if not 0 <= update < self.num_updates:
+            raise ValueError(
+                f"update={update} is outside of the plan, which has updates 0 to "
+                f"{self.num_updates - 1}"
+            )
+        index = bisect_right(self._updates_before, update) - 1
+        before = self._updates_before[index]
+        return self._point(self.segments[index], index, before, update - before)
 
     def points(self, examples_seen: int = 0) -> Iterator[Point]:
         """Yields every update of the run from `examples_seen` on.

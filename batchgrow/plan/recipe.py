@@ -62,8 +62,9 @@ class Recipe:
       batch_size: B0, the examples of one update on all devices together.
       momentum: m0, at least 0 and below 1; or a function of the epoch that returns it, as in
         one-cycle recipes. For Adam, b1. For "sgd", which has none, 0.
-      curve: the learning rate as a function of the epoch, which is a real number. It is called
-        once per update. `from_optax` makes a recipe from a schedule that counts updates.
+      curve: the learning rate as a function of the epoch, which is a real number. Plans
+        call it at many epochs, and a run calls it once for each update. `from_optax` makes a recipe
+        from a schedule that counts updates.
       num_examples: N, the size of the training set.
       num_epochs: the length of the run. It may be a fraction.
       optimizer: the name of the optimizer, which determines how learning rate, momentum and batch

@@ -200,9 +200,10 @@ def _draw_noise(axes: Axes, groups: Sequence[PlanGroup], lines: dict[str, Line])
 
 
 def _curve(run: Run, x: str, y: str) -> tuple[np.ndarray, np.ndarray]:
-    """A column of the rows, for training metrics without rows of few examples.
+    """Returns the columns `x` and `y` of the rows that have a `y`.
 
-    The row at the end of a segment may hold only a few examples, and its mean is noisy.
+    For training metrics it leaves out rows of few examples, whose mean is noisy. The row at the end
+    of a segment may be one.
     """
     rows = run.rows
     if y.startswith("train_") and rows:

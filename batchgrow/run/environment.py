@@ -56,14 +56,19 @@ def devices(count: int | None = None) -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """The commit that this code was checked out at, "-dirty" if edited; None outside of git."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=10"]
-    here = pathlib.Path(__file__).parent
+    """The commit that this code was checked out at, "-dirty" if edited; None outside of git.
+
+    Code that is installed below another repository is not tracked there and has no commit.
+    """
+    here = pathlib.Path(__file__)
+    tracked = ["git", "ls-files", "--error-unmatch", here.name]
+    describe = ["git", "describe", "--always", "--dirty", "--abbrev=10"]
+    options = {"cwd": here.parent, "capture_output": True, "text": True, "check": True}
     try:
-        found = subprocess.run(command, cwd=here, capture_output=True, text=True, check=True)
+        subprocess.run(tracked, **options)
+        return subprocess.run(describe, **options).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
-    return found.stdout.strip()
 
 
 def command() -> str:

@@ -37,7 +37,9 @@ def is_remote(path: epath.PathLike) -> bool:
 
 
 def write_whole(path: epath.Path, data: bytes) -> None:
-    """Replaces a file. After a crash it has either the old or the new content.
+    """Replaces a file. If the process is killed, it has either the old or the new content.
+
+    On a disk the new content is not synced, so that a loss of power may leave neither.
 
     Raises:
       OSError: if it cannot be written; the old file stays.
