@@ -31,13 +31,11 @@ class CompileTimes:
       compile_seconds: the time of tracing, lowering and XLA's compilation (or reading its cache).
       waited_seconds: how long callers of `get` waited.
       cache_hit: whether XLA's result came from the persistent cache.
-      is_done: whether the compilation has ended.
     """
 
     compile_seconds: float = 0.0
     waited_seconds: float = 0.0
     cache_hit: bool = False
-    is_done: bool = False
 
 
 class CompileAhead(Generic[Key]):
@@ -130,7 +128,6 @@ class CompileAhead(Generic[Key]):
         finally:
             times.compile_seconds = time.perf_counter() - started
             times.cache_hit = bool(hits)
-            times.is_done = True
 
 
 _hits = threading.local()

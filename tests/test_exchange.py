@@ -67,14 +67,10 @@ def test_olmo_core() -> None:
     found = exchange.to_olmo_core(plan, tokens_per_example=2048)
     assert found["batch_sizes"] == [128 * 2048, 640 * 2048, 3200 * 2048]
     assert found["schedule"][1] == {"value": 3_000_064 * 2048, "unit": "tokens"}
-    assert exchange.from_olmo_core(found, 2048) == exchange.stages(plan)
+    starts = [start["value"] // 2048 for start in found["schedule"]]
+    assert list(zip(starts, [128, 640, 3200], strict=True)) == list(exchange.stages(plan))
     with pytest.raises(ValueError, match="by whole factors only, not from 3200 to 5120"):
         exchange.to_olmo_core(PLANS["step"], 2048)
-    with pytest.raises(ValueError, match="262144 tokens are not whole examples"):
-        exchange.from_olmo_core(found, 1000)
-    steps = {"batch_sizes": [8], "schedule": [{"value": 0, "unit": "steps"}]}
-    with pytest.raises(ValueError, match="the schedule counts steps"):
-        exchange.from_olmo_core(steps, 1)
 
 
 def test_wrong_tables() -> None:

@@ -221,29 +221,3 @@ def to_olmo_core(plan: FixedPlan, tokens_per_example: int) -> dict[str, list[Any
             {"value": position * tokens_per_example, "unit": "tokens"} for position, _ in changes
         ],
     }
-
-
-def from_olmo_core(
-    arguments: Mapping[str, Sequence[Any]], tokens_per_example: int
-) -> tuple[tuple[int, int], ...]:
-    """Returns (first example, batch size) of each change, for `batchgrow.ramp`.
-
-    Args:
-      arguments: `batch_sizes` and `schedule` of the callback, as `to_olmo_core` returns them.
-      tokens_per_example: the length of a sequence.
-
-    Raises:
-      ValueError: if the schedule does not count tokens, or they are not whole examples.
-    """
-    found = []
-    for tokens, start in zip(arguments["batch_sizes"], arguments["schedule"], strict=True):
-        if start["unit"] != "tokens":
-            raise ValueError(f"the schedule counts {start['unit']}: only tokens can be converted")
-        for count in (tokens, start["value"]):
-            if count % tokens_per_example:
-                raise ValueError(
-                    f"{count} tokens are not whole examples of tokens_per_example="
-                    f"{tokens_per_example}"
-                )
-        found.append((start["value"] // tokens_per_example, tokens // tokens_per_example))
-    return tuple(found)
