@@ -18,7 +18,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from batchgrow.data.catalog import SPLITS, load_images
+from batchgrow.data.catalog import load_images
+from batchgrow.data.tables import SPLITS
 from batchgrow.run.checkpoints import positions_of
 from batchgrow.run.timers import TIMING
 from experiments import struck
