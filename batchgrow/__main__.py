@@ -33,16 +33,13 @@ RECIPE = ("batch_size", "momentum", "num_examples", "num_epochs", "learning_rate
 DEFAULTS = {
     "optimizer": "momentum",
     "curve": "constant",
-    "final_learning_rate": 0.0,
     "power": 1.0,
     "warmup_epochs": 0.0,
     "initial_learning_rate": 0.0,
-    "initial_multiple": 1.0,
-    "ladder": 2.0,
-    "batch_multiple": 1,
 }
 # The options that go with --from; all others describe a plan.
 BESIDE_FROM = ("source", "to", "tokens_per_example", "num_devices", "out", "plot", "command")
+GROWTH = ("exponent", "batch_multiple")
 NOT_WITH_BATCHES = ("max_batch_size", "initial_multiple", "num_growths", "ladder")
 
 
@@ -103,6 +100,7 @@ def _add_recipe(group: Any) -> None:
         type=float,
         help="cosine, polynomial, wsd: learning rate at the end",
     )
+    group.add_argument("--start_epochs", type=float, help="cosine: epoch where the decay starts")
     group.add_argument("--power", type=float, help="polynomial, wsd: power of the decay")
     group.add_argument("--decay_epochs", type=float, help="wsd: length of the decay at the end")
     group.add_argument(
@@ -207,19 +205,12 @@ def _make_plan(options: argparse.Namespace) -> FixedPlan:
         options.num_epochs,
         options.optimizer,
     )
-    growth: dict[str, Any] = {"momentum": options.plan_momentum}
-    if options.exponent is not None:
-        growth["exponent"] = options.exponent
-    growth |= {"ladder": options.ladder, "batch_multiple": options.batch_multiple}
+    growth = {name: getattr(options, name) for name in (*GROWTH, *NOT_WITH_BATCHES)}
+    growth = {name: value for name, value in growth.items() if value is not None}
+    growth["momentum"] = options.plan_momentum
     if options.batches is not None:
         return ramp(recipe, from_megatron(options.batches, options.batch_size), **growth)
-    return grow(
-        recipe,
-        max_batch_size=options.max_batch_size,
-        initial_multiple=options.initial_multiple,
-        num_growths=options.num_growths,
-        **growth,
-    )
+    return grow(recipe, **growth)
 
 
 def _curve(options: argparse.Namespace) -> curves.Curve:

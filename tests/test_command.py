@@ -45,6 +45,7 @@ def test_prints_the_plan(capsys) -> None:
     ("options", "curve"),
     [
         (["--curve=cosine", "--final_learning_rate=0.01"], curves.cosine(0.1, 200, 0.01)),
+        (["--curve=cosine", "--start_epochs=5"], curves.cosine(0.1, 200, start_epochs=5)),
         (["--curve=polynomial", "--power=2"], curves.polynomial(0.1, 200, 2)),
         (["--curve=exponential", "--decay_rate=0.98"], curves.exponential(0.1, 0.98)),
         (["--curve=wsd", "--decay_epochs=40", "--power=2"], curves.wsd(0.1, 200, 40, 2)),
@@ -69,6 +70,7 @@ PLAN_OPTIONS = [
     *("--batch_size=8", "--momentum=0.9", "--num_examples=9", "--num_epochs=1", "--optimizer=adam"),
     *("--learning_rate=0.1", "--curve=constant", "--boundaries_epochs=1", "--factor=0.1"),
     *("--final_learning_rate=0", "--power=1", "--decay_rate=1", "--decay_epochs=1"),
+    "--start_epochs=0",
     *(
         "--warmup_epochs=0",
         "--initial_learning_rate=0",
