@@ -126,10 +126,10 @@ def _finding(accuracy: Mapping[tuple[str, int], float], updates: Mapping[str, in
             f"{', '.join(own)}. "
         )
     if 2 in gain:
-        three = f", three take {share[3]:.2f} times and end {gain[3]:+.2f}" if 3 in gain else ""
+        three = f"; three take {share[3]:.2f} times, {gain[3]:+.2f} points" if 3 in gain else ""
         said += (
-            f"Two growing runs take {share[2]:.2f} times the updates of one decaying run and end "
-            f"{gain[2]:+.2f} points from it{three}. "
+            f"Two growing runs take {share[2]:.2f} times the updates of one decaying run, and the "
+            f"accuracy of their mean differs from its by {gain[2]:+.2f} points{three}. "
         )
     return said
 

@@ -7,6 +7,7 @@ from configs import series
 from experiments.lab.setups import only_at_the_end
 from experiments.lab.study import (
     Arm,
+    Number,
     Study,
     Trial,
     Verdict,
@@ -106,8 +107,8 @@ def judge(trials: Sequence[Trial]) -> Verdict:
             chart("Test loss by plan, 16 sources", "plan", "test_loss", by_plan),
             chart("Test loss of SOCNN", "auxiliary", "test_loss", weights),
         ],
-        "The test loss of the CNN and of the LSTM minus that of SOCNN is "
-        f"{_all(against[n, 16] for n in ('cnn', 'lstm'))} with 16 sources and "
+        f"{_verdict([*against.values()])}The test loss of the CNN and of the LSTM minus that of "
+        f"SOCNN: {_all(against[n, 16] for n in ('cnn', 'lstm'))} with 16 sources, "
         f"{_all(against[n, 64] for n in ('cnn', 'lstm'))} with 64. The auxiliary weights "
         f"{AUXILIARY[1]} and {AUXILIARY[2]} change that of SOCNN by "
         f"{_all(helped.values())} with 16 sources. A growing batch instead of a falling rate "
@@ -115,6 +116,14 @@ def judge(trials: Sequence[Trial]) -> Verdict:
         f"{', '.join(NETWORKS)}, and the hybrid by "
         f"{_all(grown['hybrid', network] for network in NETWORKS)}.",
     )
+
+
+def _verdict(against: Sequence[Number]) -> str:
+    """A first sentence where every interval of a difference from SOCNN contains zero, else none."""
+    ends = [(entry.low, entry.high) for entry in against]
+    if all(low is not None and high is not None and low <= 0 <= high for low, high in ends):
+        return "No difference between the three networks is shown. "
+    return ""
 
 
 def _words(arm: Arm) -> str:
