@@ -18,6 +18,7 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -81,6 +82,7 @@ def main(arguments: list[str]) -> int:
         if due(dispatches, saves):
             os.environ["DISPATCHES"] = os.environ["CHECKPOINTS"] = ""
             os.kill(os.getpid(), signal.Signals[os.environ["SIGNAL"]])
+            time.sleep(2.0)  # JAX's service tells the others within a second.
         every = experiment.cadence.checkpoint
         saves += before // every < point.end_examples // every
         before = point.end_examples

@@ -71,7 +71,13 @@ def test_no_cycles():
         ("batchgrow.models", ("batchgrow.models", "batchgrow.names")),
         (
             "batchgrow.data",
-            ("batchgrow.data", "batchgrow.errors", "batchgrow.names", "batchgrow.layout"),
+            (
+                "batchgrow.data",
+                "batchgrow.devices",
+                "batchgrow.errors",
+                "batchgrow.names",
+                "batchgrow.layout",
+            ),
         ),
         ("batchgrow.tasks", ("batchgrow.tasks", "batchgrow.models", "batchgrow.data.augment")),
         ("batchgrow.layout", ("batchgrow.models.ghost_batch_norm",)),
