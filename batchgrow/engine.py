@@ -102,6 +102,11 @@ class Engine:
         """Returns a future of the executable that measures the gradient noise."""
         return self._others.start("noise")
 
+    @property
+    def evaluation_size(self) -> int:
+        """Examples of an evaluation batch, as far as it is known what fits."""
+        return self._test_batches.batch_size
+
     def evaluate(self, executable: Any, state: TrainState) -> dict[str, float]:
         """Returns the metrics of the task over all test examples, each counted once.
 
@@ -263,6 +268,7 @@ class Engine:
                     f"{self.compiler.too_little_memory(need)}; use a smaller model or example"
                 )
             self._test_batches = self._evaluation_batches(batches.batch_size // 2)
+            self.compiler.held_bytes = self._test_batches.held_bytes()
 
     def _evaluation_batches(self, batch_size: int) -> EvaluationBatches:
         data, run = self._experiment.test_data, self._execution

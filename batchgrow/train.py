@@ -8,7 +8,6 @@ from batchgrow.compile import enable_compilation_cache
 from batchgrow.engine import Engine
 from batchgrow.experiment import Experiment, NonFiniteLoss, Outcome
 from batchgrow.plan import Point
-from batchgrow.run.agreement import check_agreement
 from batchgrow.run.run import Run
 from batchgrow.step import TrainState
 
@@ -63,9 +62,7 @@ def train(
         while segment := run.next_segment():  # Here the batch grows.
             with run.waiting_for(segment.batch_size, engine.updates):
                 update = engine.updates.start(segment.batch_size).result()
-                # What fits is decided by the compiler of each process.
-                layouts = {f"the layout of batch size {segment.batch_size}": str(update.layout)}
-                check_agreement(layouts, "set run.max_microbatch_size")
+            run.check_fit(f"the layout of batch size {segment.batch_size}", update.layout)
             for points in run.position.dispatches(update.max_updates):
                 with run.input_timer(state):
                     batches = engine.feed.batch(update.dispatch_positions(points))

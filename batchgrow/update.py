@@ -118,7 +118,10 @@ class UpdateCompiler:
       state: the shapes and dtypes of the training state.
       memory_limit: the bytes that a program may use on each device; None: what the devices report.
       compile_lowered: compiles a lowered update.
-      held_bytes: the bytes of each device that are in use throughout the run.
+      held_bytes: the bytes of each device that the test set uses throughout the run.
+
+    Attributes:
+      held_bytes: as above; it may be set anew.
     """
 
     def __init__(
@@ -135,7 +138,7 @@ class UpdateCompiler:
         self._execution = experiment.execution
         self._compile_lowered = compile_lowered
         self._memory_limit = memory_limit or _least_memory_limit(mesh)
-        self._held_bytes = held_bytes
+        self.held_bytes = held_bytes
 
     def layouts(self, batch_size: int) -> tuple[Layout, ...]:
         """Returns the layouts to try for a batch size, from the fewest micro-batches on.
@@ -193,7 +196,7 @@ class UpdateCompiler:
         need, limit = memory_needed(executable), self._memory_limit
         if is_fixed or limit is None or need is None:
             return executable, need
-        if need + beside + self._held_bytes <= MEMORY_SHARE * limit:
+        if need + beside + self.held_bytes <= MEMORY_SHARE * limit:
             return executable, need
         log.info("%s needs %.1f GiB of %.1f GiB", what, need / 2**30, limit / 2**30)
         return None, need
@@ -244,13 +247,16 @@ class UpdateCompiler:
         return max(most, self._experiment.ghost_batch_size)
 
     def too_little_memory(self, need: int | None) -> str:
-        """Says what a program needs and what there is: "needs 9.0 GiB, and a TPU v2 has 7.5 GiB".
+        """Says what a program needs and what there is: "needs 9.0 GiB, and TPU v2 has 7.5 GiB".
 
         Args:
           need: bytes, or None if the compiler refused.
         """
         kind, limit = self._mesh.devices.flat[0].device_kind, self._memory_limit
         needs = f"needs {need / 2**30:.1f} GiB" if need else "needs too much memory"
+        if self.held_bytes > 2**30:
+            held = f"{self.held_bytes / 2**30:.1f} GiB of the test set"
+            needs += f" beside {held} (none with run.input=streamed)"
         return f"{needs}, and {kind} has {f'{limit / 2**30:.1f} GiB' if limit else 'less'}"
 
     def _too_little_memory(self, layout: Layout, need: int | None) -> MemoryError:

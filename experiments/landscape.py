@@ -1,7 +1,7 @@
 """Measures finished runs: sharpness, the Hessian's spectrum, distance, the loss along a line.
 
     python -m experiments.landscape RUN [RUN ...]
-    python -m experiments.landscape RUN --position=12800      # an earlier checkpoint
+    python -m experiments.landscape RUN --position=12800 --out=runs/earlier  # a checkpoint before
 
 Each RUN is a run folder with a checkpoint. The newest one is measured, in evaluation mode, on the
 first --examples of the training set. Of two runs, the loss is also measured along the line between

@@ -255,14 +255,17 @@ def test_other_hardware_goes_on_with_the_same_run(
 def test_a_run_does_not_go_on_with_other_data(tmp_path: pathlib.Path) -> None:
     assert run(tmp_path, Stop("preempt", 5)) is Outcome.PREEMPTED
     before = faults.contents(tmp_path)
-    experiment = make_experiment(struck.get_config())
+    config = struck.get_config()
+    config.run.update({"tensorboard": False, "progress": False})
+    experiment = make_experiment(config)
     data: Any = experiment.train_data
     arrays = {name: array.copy() for name, array in data.arrays.items()}
     arrays["label"][-1] += 1
     experiment = replace(experiment, train_data=replace(data, arrays=arrays))
     with pytest.raises(FolderError, match=r"trained on other data \(.*, CRC-32 .*; now .*; bring"):
-        train(experiment, str(tmp_path), override_config=True)
+        train(experiment, str(tmp_path))
     assert faults.contents(tmp_path) == before
+    assert train(experiment, str(tmp_path), override_config=True) is Outcome.FINISHED
 
 
 def test_a_run_whose_checkpoints_are_all_damaged_is_not_started_over(

@@ -178,10 +178,16 @@ def test_how_it_runs_does_not_change_the_result(changes, tmp_path):
 
 def test_processes_compare_the_layout_of_each_batch_size(tmp_path, monkeypatch):
     compared: dict[str, str] = {}
-    monkeypatch.setattr("batchgrow.train.check_agreement", lambda facts, _: compared.update(facts))
+    monkeypatch.setattr(
+        "batchgrow.run.run.check_agreement", lambda facts, *_: compared.update(facts)
+    )
     run_tiny(tmp_path)
-    assert [name.rpartition(" ")[2] for name in compared] == ["32", "128"]
-    assert all("num_microbatches=" in layout for layout in compared.values())
+    assert [*compared] == [
+        "the layout of batch size 32",
+        "the layout of batch size 128",
+        "the size of an evaluation batch",
+    ]
+    assert "num_microbatches=" in compared["the layout of batch size 128"]
 
 
 def test_run_folder(tmp_path):

@@ -168,6 +168,8 @@ def _rounding(run: Run, key: str) -> str:
         return ""
     first = segments[0]["batch_size"]
     multiple = own.get("plan.batch_multiple") or own.get("ghost_batch_size") or 1
+    if not all(isinstance(number, int) and number > 0 for number in (own[key], multiple)):
+        return ""
     is_rounded = own[key] != first == nearest(own[key], multiple)
     return f" rounded to {first}" if is_rounded else ""
 

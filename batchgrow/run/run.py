@@ -40,7 +40,8 @@ class Run:
       experiment: what is trained.
       workdir: the run folder. It is created if it does not exist.
       mesh: the devices.
-      override_config: accept other values of fields under `run` than those of the folder.
+      override_config: accept other values of fields under `run` than those of the folder, and
+        other training data.
 
     Attributes:
       is_finished: whether the folder holds this run, finished.
@@ -69,6 +70,8 @@ class Run:
         self._mark: Any = None
         self._has_trained = False
         self._data: str | None = None
+        self._fits: set[str] = set()
+        self._override = override_config
         self._traced: dict[str, float] = {}
         self._are_finite = jax.jit(_are_finite)
         with ExitStack() as stack:
@@ -108,7 +111,6 @@ class Run:
         Raises:
           FolderError: if no checkpoint can be used, or another plan or other data led to it.
         """
-        # Decoded images may differ in a bit on another machine, so only data in memory count.
         train_data = self._experiment.train_data
         self._data = fingerprint(train_data) if isinstance(train_data, InMemory) else None
         self._stack.enter_context(without_metrics())
@@ -133,10 +135,11 @@ class Run:
                 "continue with the version of batchgrow that made it, or choose another workdir"
             )
         data = notes.get("data")  # none in the first checkpoints of 0.2
-        if None not in (data, self._data) and data != self._data:
+        if None not in (data, self._data) and data != self._data and not self._override:
             raise FolderError(
                 f"{self._folder} was trained on other data ({data}; now {self._data}); bring them "
-                "back, or choose another workdir"
+                "back, choose another workdir, or go on with --override_config, for example if "
+                "images are decoded in another way here"
             )
         self.measured = notes["measured"]
         self._compiled = notes["compiled"]
@@ -231,9 +234,24 @@ class Run:
         jax.block_until_ready(state.params)
         with self._clock.timer("compile"):
             executable = engine.evaluation().result()
+        self.check_fit("the size of an evaluation batch", engine.evaluation_size)
         with self._clock.timer("eval"):
             metrics = engine.evaluate(executable, state)
         return {f"test_{name}": value for name, value in metrics.items()}
+
+    def check_fit(self, what: str, chosen: object) -> None:
+        """Checks, once, that every process has chosen the same. Each lets its own compiler decide.
+
+        Raises:
+          MemoryError: if they differ.
+        """
+        if what in self._fits:
+            return
+        self._fits.add(what)
+        try:
+            check_agreement({what: str(chosen)}, "set run.max_microbatch_size and eval_batch_size")
+        except ValueError as error:
+            raise MemoryError(str(error)) from error
 
     def write_row(self, state: TrainState, point: Point, test: dict[str, float]) -> TrainState:
         """Writes a row for the updates since the last one.

@@ -102,7 +102,8 @@ def hyper_parameters(
     TensorBoard sorts columns by name and shows five. This decides the names of the first columns
     and of all others.
     """
-    first = {"updates": num_updates, "name": experiment.name, "seed": experiment.seed}
+    name = ":".join(filter(None, map(settings.get, ("name", "variant")))) or experiment.name
+    first = {"updates": num_updates, "name": name, "seed": experiment.seed}
     groups = ("ghost", "task.", "model.", "optimizer.", "plan.", "recipe.")
     return first | {
         f"with.{name}": value if isinstance(value, int | float | str) else str(value)

@@ -135,8 +135,8 @@ STUDY = Study(
     "and of a tenth of the training set (theirs: 256 and a tenth); batch norm over the whole "
     "batch, over 128 for the growing one. Sharpness on 2,000 training examples in evaluation mode, "
     "L-BFGS-B from a random point of the box. It is at least 0: an interval that begins below 0 "
-    "comes from seeds that lie far apart. The intervals overlap, so no order is shown. The largest "
-    "eigenvalue is ten times as large for the small batch, against the claim; that batch has not "
-    "fitted its training set yet. The growing batch goes from 128 to 1,024 at half-time, at the "
-    "same learning rate.",
+    "comes from seeds that lie far apart. In the recorded runs the intervals overlap, so no order "
+    "is shown, and the largest eigenvalue is ten times as large for the small batch, against the "
+    "claim; that batch has not fitted its training set yet. The growing batch goes from 128 to "
+    "1,024 at half-time, at the same learning rate.",
 )

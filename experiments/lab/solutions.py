@@ -1,5 +1,6 @@
 """What is measured of the solution that a run folder holds. It obeys --data_dir and --download."""
 
+import json
 from typing import Any
 
 import jax
@@ -71,7 +72,11 @@ def experiment_of_run(folder: str) -> Experiment:
     runs = find_runs([folder])
     if runs != [str(epath.Path(folder))]:
         raise ValueError(f"{folder} is a folder of runs; give one of them: {', '.join(runs)}")
-    config: Any = ConfigDict(_merged(base_config().to_dict(), read_run(folder).config))
+    read_run(folder)  # checks the files
+    saved = json.loads(
+        (epath.Path(folder) / "config.json").read_text()
+    )  # with numbers that are inf
+    config: Any = ConfigDict(_merged(base_config().to_dict(), saved))
     config.init.run = config.init.layers = None  # The checkpoint has what they led to.
     obey_data_flags(config)  # The folder may come from another machine.
     return make_experiment(config)
