@@ -1,6 +1,7 @@
 """The landscape of a quadratic whose spectrum is known, and of a real run."""
 
 import json
+import math
 import os
 import pathlib
 import subprocess
@@ -43,6 +44,11 @@ def test_a_folder_of_runs_is_not_a_run(tmp_path):
         experiment_of_run(str(tmp_path))
     with pytest.raises(ValueError, match="no such folder; give run folders"):
         experiment_of_run(str(tmp_path / "missing"))
+
+
+def test_a_run_without_a_limit_can_be_measured(tmp_path):
+    run_experiment(tiny_experiment({"plan.max_batch_size": math.inf}), tmp_path)
+    assert experiment_of_run(str(tmp_path)).settings["plan"]["max_batch_size"] == math.inf
 
 
 def test_lanczos_finds_the_whole_spectrum_of_a_quadratic(quadratic):
