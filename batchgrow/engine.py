@@ -250,7 +250,7 @@ class Engine:
         return lowered.compile()
 
     def _compile_evaluation(self) -> Any:
-        """In batches of `eval_batch_size`, or the largest half, quarter, ... of it that fits."""
+        """Compiles the evaluation of a batch. Halves the batch until it fits the memory."""
         evaluate = partial(step.evaluate, task=self._experiment.task, axis_name=AXIS_NAME)
         mapped = layouts.map_evaluation(evaluate, self._mesh)
         used = self.state.evaluated

@@ -119,7 +119,8 @@ def parse(text: str, constants: Mapping[str, Any] = MappingProxyType({})) -> Any
 
     Args:
       text: the text.
-      constants: what stands for "Infinity", "-Infinity" and "NaN"; None for those that it lacks.
+      constants: the values of "Infinity", "-Infinity" and "NaN", by these names. A name that is
+        missing has the value None.
 
     Raises:
       ValueError: if it is not JSON, or nested too deeply.

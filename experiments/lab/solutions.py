@@ -72,10 +72,8 @@ def experiment_of_run(folder: str) -> Experiment:
     runs = find_runs([folder])
     if runs != [str(epath.Path(folder))]:
         raise ValueError(f"{folder} is a folder of runs; give one of them: {', '.join(runs)}")
-    read_run(folder)  # checks the files
-    saved = json.loads(
-        (epath.Path(folder) / "config.json").read_text()
-    )  # with numbers that are inf
+    read_run(folder)  # Checks the files. Its config has texts in place of infinite numbers.
+    saved = json.loads((epath.Path(folder) / "config.json").read_text())
     config: Any = ConfigDict(_merged(base_config().to_dict(), saved))
     config.init.run = config.init.layers = None  # The checkpoint has what they led to.
     obey_data_flags(config)  # The folder may come from another machine.
