@@ -99,12 +99,12 @@ class NoiseProbe:
 
 @dataclass(frozen=True)
 class Execution:
-    """How an experiment is executed. No field changes the trajectory.
+    """How an experiment is executed. Only one value changes the trajectory: "workers" as the input.
 
     Attributes:
       num_devices: the number of devices; None for all.
       input: "resident": the devices hold the training set; "streamed": the host sends each batch;
-        "workers": worker processes decode the examples.
+        "workers": worker processes decode the images, and crop them in a way of their own.
       num_workers: worker processes; 0 for a thread.
       max_microbatch_size: the most examples of one pass on one device; None: chosen by memory.
       updates_per_dispatch: the most updates of one call; None: chosen by the batch size.

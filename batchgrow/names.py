@@ -137,9 +137,15 @@ def call(function: Callable[..., Any], fields: Mapping[str, Any], field: str) ->
       field: the name of the field in the config, for messages.
 
     Raises:
-      ValueError: if the function needs an argument that is not a field, or a field has a type that
-        its annotation does not allow.
+      ValueError: if the function needs an argument that is not a field or has no name, or a field
+        has a type that its annotation does not allow.
     """
+    nameless = [p.name for p in _parameters(function) if p.kind is p.POSITIONAL_ONLY]
+    if nameless:
+        raise ValueError(
+            f"{field} takes {', '.join(nameless)} by position, so no field can give it; name a "
+            "function of your own that calls it"
+        )
     takes, given = parameters(function), {k: v for k, v in fields.items() if v is not None}
     missing = [name for name, is_needed in takes.items() if is_needed and name not in given]
     if missing:

@@ -25,6 +25,7 @@ experiments.plan computes it.
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 
 import jax
 from absl import flags
@@ -80,7 +81,9 @@ def main(_: list[str]) -> int:
 
 
 def cells(config: ConfigDict) -> Iterator[tuple[str, Experiment, str]]:
-    """Yields the arm, the experiment and the folder of every cell, seeds outermost.
+    """Yields the arm, the experiment, named for its cell, and the folder of every cell.
+
+    Seeds are outermost.
 
     Raises:
       ValueError: for an unknown arm or a wrong flag.
@@ -90,7 +93,8 @@ def cells(config: ConfigDict) -> Iterator[tuple[str, Experiment, str]]:
             cell = arm_of(config, arm, _MULTIPLE.value, _SWITCH.value)
             cell.seed = seed
             folder = os.path.join(_WORKDIR.value or "", arm, str(seed))
-            yield arm, experiment_of(cell.lock()), folder
+            experiment = experiment_of(cell.lock())
+            yield arm, replace(experiment, name=f"{experiment.name}:{arm}/{seed}"), folder
 
 
 def _predicted(experiment: Experiment) -> float | None:

@@ -22,6 +22,7 @@ BAD_FIELDS = {
     "plan.max_batch_size": (8, "^plan.max_batch_size=8.0 is less than batch_multiple=16"),
     "data.train_split": ("half", "digits has no split 'half': set data.train_split and"),
     "recipe.curve": ("linear", "unknown recipe.curve 'linear'; choose constant, step"),
+    "recipe.momentum_curve": ("math:sqrt", "recipe.momentum_curve takes x by position"),
     "plan.name": ("shrink", "unknown plan.name 'shrink'; choose decay, hybrid, grow"),
     "optimizer.name": ("adamax", "unknown optimizer.name 'adamax'; choose sgd"),
     "optimizer.decay_on": ("biases", "unknown optimizer.decay_on 'biases'; choose all, kernels"),

@@ -118,6 +118,15 @@ def test_a_changed_trajectory_is_always_refused(tmp_path: pathlib.Path, override
         check_config(epath.Path(tmp_path), CONFIG, now, override=override)
 
 
+@pytest.mark.parametrize("before, now", [("workers", "resident"), ("streamed", "workers")])
+def test_images_that_workers_crop_are_other_images(
+    tmp_path: pathlib.Path, before: str, now: str
+) -> None:
+    old, new = ({**CONFIG, "run": {"input": value}} for value in (before, now))
+    with pytest.raises(FolderError, match=f"run.input: {before} -> {now}.*changes the trajectory"):
+        check_config(epath.Path(tmp_path), old, new, override=True)
+
+
 def test_a_field_that_the_folder_lacks_may_have_its_default(tmp_path: pathlib.Path) -> None:
     now = {**CONFIG, "new": {"rate": 0.5, "steps": (1,)}, "run": {"num_devices": 1, "fast": True}}
     defaults = {"new.rate": 0.5, "new.steps": (1,), "run.fast": True, "seed": 1, "gone": 3}

@@ -20,8 +20,10 @@ Config = dict[str, Any]
 # Of task.json and of the checkpoints. Write task.json before config.json: a folder that has only
 # the latter counts as one of version 0.1.
 FORMAT = 2
-# Fields under this key say how a run is executed; its trajectory does not depend on them.
+# Fields under this key say how a run is executed; its trajectory does not depend on them, except
+# that worker processes decode and crop images in a way of their own.
 FREE = "run"
+INPUT, DECODED_BY_WORKERS = "run.input", "workers"
 
 
 class FolderError(ValueError):
@@ -147,7 +149,8 @@ def check_config(
       folder: the run folder.
       before: the config of the run in it, as plain nested dicts or by dotted name.
       now: the config of the run to start, in the same form.
-      override: accept other values under `run`, which cannot change the trajectory.
+      override: accept other values under `run`, which cannot change the trajectory. A `run.input`
+        from or to "workers" is not accepted.
       defaults: values by dotted name. A field that only `now` has counts as having this value
         before. Only give those with which a run is the same as before the field existed.
 
@@ -157,7 +160,9 @@ def check_config(
     defaults, now = (flatten(json.loads(json.dumps(values or {}))) for values in (defaults, now))
     before = {name: defaults[name] for name in defaults.keys() & now.keys()} | flatten(before)
     changed = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
-    fixed = [k for k in changed if k in trajectory_fields(dict.fromkeys(changed))]
+    fixed = list(trajectory_fields(dict.fromkeys(changed)))
+    if INPUT in changed and DECODED_BY_WORKERS in (before.get(INPUT), now.get(INPUT)):
+        fixed.append(INPUT)
     if not changed or (override and not fixed):
         return
     shown = fixed or changed

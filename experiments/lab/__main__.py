@@ -10,13 +10,16 @@ in WORKDIR/results. With --record both are also written to experiments/results/l
 docs/laboratory.
 """
 
+import os
 import pathlib
 import shutil
+from dataclasses import replace
 
 import jax
 from absl import flags
 from etils import epath
 
+from batchgrow.experiment import Experiment
 from batchgrow.run import environment
 from batchgrow.text_table import text_table
 from experiments.lab import EXPERIMENTS, page, study
@@ -57,7 +60,7 @@ def _run(name: str, found: study.Study) -> int:
     grid = list(study.cells(found, str(folder / name), _SEEDS.value))
     for starts in (True, False):  # The runs that others start from come first.
         part = [cell for cell in grid if starts == (cell.arm.start_from is None)]
-        status = run_cells([(experiment_of(cell.config), cell.folder) for cell in part])
+        status = run_cells([(_experiment(cell, str(folder)), cell.folder) for cell in part])
         if status:
             return status
     if jax.process_index() != 0:
@@ -70,6 +73,11 @@ def _run(name: str, found: study.Study) -> int:
             place.mkdir(parents=True, exist_ok=True)
             shutil.copy(folder / f"results/{name}.{ending}", place)
     return 0
+
+
+def _experiment(cell: study.Cell, workdir: str) -> Experiment:
+    """The experiment, named for its cell."""
+    return replace(experiment_of(cell.config), name=os.path.relpath(cell.folder, workdir))
 
 
 if __name__ == "__main__":
