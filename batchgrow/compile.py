@@ -72,6 +72,7 @@ class CompileAhead(Generic[Key]):
         self._build = build
         self._following = dict(itertools.pairwise(dict.fromkeys(order)))
         self.pool = pool or ThreadPoolExecutor(1, thread_name_prefix="compile")
+        self._owns_pool = pool is None
         self._futures: dict[Key, Future] = {}
         self.times: dict[Key, CompileTimes] = {}
 
@@ -116,8 +117,14 @@ class CompileAhead(Generic[Key]):
         self._futures.pop(key, None)
 
     def close(self) -> None:
-        """Drops every executable. A compilation in progress ends before Python exits."""
-        self.pool.shutdown(wait=False, cancel_futures=True)
+        """Drops every executable. A compilation in progress ends before Python exits.
+
+        A pool that was given stays open.
+        """
+        for future in self._futures.values():
+            future.cancel()
+        if self._owns_pool:
+            self.pool.shutdown(wait=False)
         self._futures.clear()
 
     def _compile(self, key: Key, times: CompileTimes) -> Any:
@@ -165,7 +172,7 @@ def enable_compilation_cache(directory: str) -> str:
     only process 0 writes. If it read an executable, the others would wait for its share of the
     search for ever. Call it after `jax.distributed.initialize`.
 
-    Returns the folder in use, or "" if nothing is cached, as where the folder cannot be written.
+    Returns the folder in use, or "" if nothing is cached, as where the folder cannot be made.
     """
     global _chosen
     is_shared = jax.distributed.is_initialized() and jax.process_count() > 1

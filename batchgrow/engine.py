@@ -122,7 +122,8 @@ class Engine:
                 _add_to(totals, pending.popleft())
         for sums in pending:
             _add_to(totals, sums)
-        return self._experiment.task.summarize(totals)
+        found = self._experiment.task.summarize(totals)
+        return {name: float(value) for name, value in found.items()}
 
     def measure_noise(self, executable: Any, state: TrainState, position: int) -> dict[str, float]:
         """Returns the squared norms of the gradients of pieces (see `noise.measure`).

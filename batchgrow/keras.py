@@ -93,8 +93,8 @@ class PlanCallback(keras.callbacks.Callback):
       examples_seen: examples that the updates so far have seen. Save it with the model.
 
     Raises:
-      ValueError: at the start of training, if the momentum of the optimizer is not that of the plan
-        or an update of the optimizer is not one batch.
+      ValueError: at the start of training, if the run is complete, the momentum of the optimizer is
+        not that of the plan, or an update of the optimizer is not one batch.
     """
 
     def __init__(self, plan: FixedPlan, examples_seen: int = 0) -> None:
@@ -105,6 +105,11 @@ class PlanCallback(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: Any = None) -> None:
         model: Any = self.model
+        if self.examples_seen == self._plan.end_examples:
+            raise ValueError(
+                f"the run is complete, with all {self.examples_seen:,} examples of its plan: do "
+                "not call fit, which makes an update in every call"
+            )
         if self._plan.momentum_curve is not None:
             raise ValueError(
                 "the momentum of the plan changes, and Keras has one momentum: use "

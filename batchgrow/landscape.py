@@ -34,6 +34,9 @@ class Objective:
     hessian_vector: Callable[[Vector, Vector], Vector]
 
 
+CHUNK_SIZE = 500  # examples of one pass
+
+
 def objective_of_function(loss: Callable[[Vector], jax.Array]) -> Objective:
     """Returns the objective of a differentiable function of one vector."""
 
@@ -44,7 +47,7 @@ def objective_of_function(loss: Callable[[Vector], jax.Array]) -> Objective:
 
 
 def objective_of(
-    task: Task, variables: Mapping[str, Any], examples: Any, chunk_size: int = 500
+    task: Task, variables: Mapping[str, Any], examples: Any, chunk_size: int = CHUNK_SIZE
 ) -> tuple[Objective, Vector]:
     """Returns the mean loss over examples, and the vector of the parameters.
 
@@ -112,7 +115,7 @@ def sharpness(
     Args:
       objective: f.
       x: the solution, `(parameters,)`.
-      epsilon: the size of the box: 1e-3 and 5e-4 in the paper.
+      epsilon: the size of the box, above 0: 1e-3 and 5e-4 in the paper.
       max_iterations: of L-BFGS-B; 10 in the paper.
       seed: of the random start.
     """

@@ -82,9 +82,10 @@ class PlanData(LightningDataModule):
                 raise ValueError(f"the Trainer has {name}={found}, but the plan needs {value}")
         batches = self._batches(rank=trainer.global_rank, world_size=trainer.world_size)
         self._sampler.batches = batches
-        self._sampler.segment = trainer.current_epoch
+        segment = min(trainer.current_epoch, len(self.plan.segments) - 1)  # or the run is complete
+        self._sampler.segment = segment
         self._sampler.updates_made = trainer.global_step
-        batch_size = self.plan.segments[trainer.current_epoch].batch_size
+        batch_size = self.plan.segments[segment].batch_size
         trainer.accumulate_grad_batches = batches.num_microbatches(batch_size)
         return self._loader
 

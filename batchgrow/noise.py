@@ -74,7 +74,7 @@ def measure(
       is the sum of x_i^2 / (sqrt(v_i) + 1e-8). By layer, also "piece/LAYER" and "batch/LAYER" with
       the path of each module that has parameters, such as "piece/block0/Conv_0".
     """
-    scale = _preconditioner(state.opt_state)
+    scale = _preconditioner(state)
 
     def norms_of(gradient: Any) -> Norms:
         norms = {"": _squared_norm(gradient)}
@@ -218,8 +218,10 @@ def _squared_norm(tree: Any, scale: Any = None) -> jax.Array:
     return jnp.sum(jnp.stack([jnp.sum(x) for x in jax.tree.leaves(squares)]))
 
 
-def _preconditioner(opt_state: Any) -> Any:
+def _preconditioner(state: TrainState) -> Any:
     """1 / (sqrt(v) + 1e-8) of an optimizer that keeps second moments v as Adam does, else None.
+
+    It must keep them for all parameters.
 
     v is not debiased: a factor that all parameters share cancels in the noise scale.
     """
@@ -227,7 +229,9 @@ def _preconditioner(opt_state: Any) -> Any:
     def is_adam(x: Any) -> bool:
         return isinstance(x, optax.ScaleByAdamState | ChangingAdamState)
 
-    found = [x for x in jax.tree.leaves(opt_state, is_leaf=is_adam) if is_adam(x)]
-    if not found:
+    found = [x for x in jax.tree.leaves(state.opt_state, is_leaf=is_adam) if is_adam(x)]
+    of_all = jax.tree.structure(state.params)
+    moments = next((x.nu for x in found if jax.tree.structure(x.nu) == of_all), None)
+    if moments is None:
         return None
-    return jax.tree.map(lambda v: 1 / (jnp.sqrt(v) + 1e-8), found[0].nu)
+    return jax.tree.map(lambda v: 1 / (jnp.sqrt(v) + 1e-8), moments)

@@ -258,7 +258,8 @@ def scale_by_changing_adam(
     def init(params: Params) -> ChangingAdamState:
         mu, nu = (jax.tree.map(jnp.zeros_like, params) for _ in range(2))
         # Two arrays, because the state is donated.
-        return ChangingAdamState(mu, nu, jnp.ones(()), jnp.ones(()))
+        ones = (jnp.ones((), jnp.float32) for _ in range(2))
+        return ChangingAdamState(mu, nu, *ones)
 
     def update(
         updates: Any, state: Any, params: Any = None, *, momentum: Any = b1, **_: Any
@@ -297,7 +298,7 @@ def scale_by_changing_momentum(
     """
 
     def init(params: Params) -> ChangingTraceState:
-        return ChangingTraceState(jax.tree.map(jnp.zeros_like, params), jnp.zeros(()))
+        return ChangingTraceState(jax.tree.map(jnp.zeros_like, params), jnp.zeros((), jnp.float32))
 
     def update(
         updates: Any, state: Any, params: Any = None, *, momentum: Any = momentum, **_: Any

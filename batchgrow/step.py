@@ -62,6 +62,9 @@ def create_state(
       example: a batch of one example.
       averages: whether to keep an exponential average of the parameters.
       traces: whether to keep the length of the path.
+
+    Raises:
+      ValueError: for a parameter that is not float32.
     """
 
     def init(key: jax.Array) -> tuple[dict[str, Any], Any]:
@@ -74,10 +77,19 @@ def create_state(
     variables = jax.jit(lambda key: init(key)[0])(key)
     metrics = jax.eval_shape(init, key)[1]
     params = variables.pop("params")
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if leaf.dtype != jnp.float32:
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise ValueError(
+                f"the parameter {name} is {leaf.dtype}; keep parameters in float32, and let the "
+                "model compute in another type (model.dtype)"
+            )
+    # The state is donated, so no array may be in it twice: some optimizers start at the parameters.
+    opt_state = jax.tree.map(jnp.copy, optimizer.init(params))
     sums = {name: jnp.zeros((), jnp.float32) for name in ("count", "loss", *metrics)}
     average = jax.tree.map(jnp.copy, params) if averages else None
     path = {name: jnp.zeros((), jnp.float32) for name in ("length", "last")} if traces else None
-    return TrainState(params, variables, optimizer.init(params), average, sums, path)
+    return TrainState(params, variables, opt_state, average, sums, path)
 
 
 def example_keys(seed: int, positions: jax.Array) -> jax.Array:

@@ -116,8 +116,8 @@ class PlanLR(LRScheduler):
       examples_seen: the position at which to begin, if no state is loaded.
 
     Raises:
-      ValueError: if no update starts at `examples_seen`, or if the plan does not have the momentum
-        of the optimizer.
+      ValueError: if no update starts at `examples_seen`, if the plan does not have the momentum of
+        the optimizer, or if parameter groups have rates of their own beside a default of 0.
     """
 
     def __init__(self, optimizer: Optimizer, plan: FixedPlan, examples_seen: int = 0) -> None:
@@ -127,6 +127,11 @@ class PlanLR(LRScheduler):
             _check_momentum(group, plan)
             group.setdefault("initial_lr", group["lr"])
         self._default_lr = optimizer.defaults["lr"]
+        if not self._default_lr and any(g["initial_lr"] for g in optimizer.param_groups):
+            raise ValueError(
+                "the optimizer's default lr is 0, so the lr of a parameter group is no multiple of "
+                "it; give the optimizer an lr above 0"
+            )
         super().__init__(optimizer, last_epoch=update - 1)  # Then makes one step.
 
     @property

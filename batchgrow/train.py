@@ -33,7 +33,8 @@ def train(
     Args:
       experiment: what to train, for example the result of `config.make_experiment`.
       workdir: the run folder. It is created if it does not exist.
-      override_config: whether to continue if fields under `run` differ from those of the folder.
+      override_config: whether to continue if fields under `run` or the data differ from those of
+        the folder.
       watch: called after each dispatch with its last update and the state after it, which the next
         dispatch consumes. If it returns True, the run stops as if it had received SIGTERM. With
         several processes it must return the same on all of them.

@@ -50,7 +50,13 @@ def main() -> str:
         if torch_device() == "cuda":
             config.run.num_devices = 1  # as PyTorch
     num_devices = make_mesh(config.run.num_devices).size
-    rows = [bench(config, int(batch_size)) for batch_size in _BATCH_SIZES.value]
+    try:
+        batch_sizes = [int(batch_size) for batch_size in _BATCH_SIZES.value]
+    except ValueError:
+        raise ValueError(
+            f"--batch_sizes={','.join(_BATCH_SIZES.value)}: give whole numbers"
+        ) from None
+    rows = [bench(config, batch_size) for batch_size in batch_sizes]
     model = f"WRN-{config.model.depth}-{config.model.width}, {IMAGE_SIZE} x {IMAGE_SIZE}"
     notes = [f"{model}, ghost batch {config.ghost_batch_size}, {num_devices} device(s)"]
     if _TORCH.value:

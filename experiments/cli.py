@@ -295,8 +295,10 @@ def _one_line(error: Exception, argv: list[str]) -> str:
         if name != "--config":
             meant = hint(name.partition(".")[2], (field.name for field in _fields()))
         return f"{name}: no such config field{meant}"
-    if text.endswith("must have a value other than None."):
-        return "--config is missing: --config=configs/NAME.py:VARIANT"
+    needed = re.search(r"Flag --(\w+) must have a value other than None\.$", text)
+    if needed:
+        example = ": --config=configs/NAME.py:VARIANT" if needed[1] == "config" else ""
+        return f"--{needed[1]} is missing{example}"
     lines = [line.strip() for line in text.splitlines()]
     if "Traceback" in text:
         lines = [re.sub(r"^\w+(\.\w+)*: ", "", line) for line in lines[-1:]]

@@ -4,11 +4,13 @@
     python -m experiments.landscape RUN --position=12800 --out=runs/earlier  # a checkpoint before
 
 Each RUN is a run folder with a checkpoint. The newest one is measured, in evaluation mode, on the
-first --examples of the training set. Of two runs, the loss is also measured along the line between
-their solutions; running statistics of batch norm are interpolated with the parameters. Runs with
---config.trace.per_decade=8 also show the distance from the start over the updates.
+first --examples of the training set, in whole chunks of 500. Of two runs, the loss is also measured
+along the line between their solutions; running statistics of batch norm are interpolated with the
+parameters. Runs with --config.trace.per_decade=8 also show the distance from the start over the
+updates.
 """
 
+import math
 from typing import Any
 
 from absl import flags
@@ -22,7 +24,7 @@ from experiments.launch import launch
 from experiments.result_files import check_writable, write_result
 
 _OUT = flags.DEFINE_string("out", "runs/landscape", "Folder for landscape.json and landscape.png.")
-_EXAMPLES = flags.DEFINE_integer("examples", 10_000, "Training examples of the loss.", 1)
+_EXAMPLES = flags.DEFINE_integer("examples", 10_000, "Of the training set; chunks of 500.", 1)
 _EPSILONS = flags.DEFINE_list("epsilons", ["1e-3", "5e-4"], "Sizes of Keskar's box.")
 _STEPS = flags.DEFINE_integer("lanczos_steps", 30, "Products with the Hessian; 0: none.", 0)
 _POSITION = flags.DEFINE_integer("position", None, "Examples seen; default: the last checkpoint.")
@@ -36,7 +38,9 @@ def main(folders: list[str]) -> int:
     try:
         epsilons = [float(epsilon) for epsilon in _EPSILONS.value]
     except ValueError:
-        raise ValueError(f"--epsilons={','.join(_EPSILONS.value)}: give numbers") from None
+        epsilons = []
+    if not epsilons or not all(0 < epsilon < math.inf for epsilon in epsilons):
+        raise ValueError(f"--epsilons={','.join(_EPSILONS.value)}: give finite numbers above 0")
     out = epath.Path(_OUT.value) / "landscape"
     check_writable(out)
     found = {
@@ -55,8 +59,8 @@ def main(folders: list[str]) -> int:
         columns = min(2, len(charts))
         drawn = drawing.draw(*map(swept.panel, charts), columns=columns, one_legend=False)
         figure = drawing.png(drawn)
-    flags_of = {"position": _POSITION.value, "examples": _EXAMPLES.value}
-    write_result(out, {"runs": found, "line": line, **flags_of, **environment.recorded()}, figure)
+    facts = {"runs": found, "line": line, "position": _POSITION.value}
+    write_result(out, facts | environment.recorded(), figure)
     rows = [["run", "loss", *(f"sharpness {e:g}" for e in epsilons), "largest eigenvalue"]]
     for folder, facts in found.items():
         largest = f"{facts['eigenvalues'][0]:.4g}" if facts["eigenvalues"] else "-"

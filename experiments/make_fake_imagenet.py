@@ -18,8 +18,10 @@ import cv2
 import numpy as np
 import simplejpeg
 import tensorflow_datasets as tfds
-from absl import app, flags
+from absl import flags
 from tensorflow_datasets.datasets.imagenet2012 import imagenet2012_dataset_builder
+
+from experiments import cli
 
 NUM_LABELS = 1000
 # The shares of chroma sampling in 1,000 files of ImageNet; the other 13 are assumed to be 4:2:2.
@@ -182,8 +184,7 @@ def make(out: str, num_train: int, num_validation: int, num_classes: int, seed: 
     return folder
 
 
-def _main(argv: list[str]) -> None:
-    del argv
+def _main(_: list[str]) -> int:
     values = flags.FLAGS
     start = time.perf_counter()
     folder = make(
@@ -192,6 +193,7 @@ def _main(argv: list[str]) -> None:
     seconds = time.perf_counter() - start
     num_images = values.num_train + values.num_validation
     print(f"{folder}: {num_images} images in {seconds:.1f} s, {num_images / seconds:.0f} images/s")
+    return 0
 
 
 if __name__ == "__main__":
@@ -205,4 +207,4 @@ if __name__ == "__main__":
     flags.DEFINE_integer("num_validation", 500, "Number of validation images.", lower_bound=1)
     flags.DEFINE_integer("num_classes", NUM_LABELS, "Number of the 1,000 classes that occur.")
     flags.DEFINE_integer("seed", 0, "Seed of all images and labels.")
-    app.run(_main)
+    cli.run(_main)

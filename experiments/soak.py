@@ -38,7 +38,7 @@ _BOTH = (*faults.RUNNING, faults.PREPARATION, *DAMAGED)
 KINDS = {1: (*_BOTH, *faults.REFUSALS), 2: (*_BOTH, *faults.PAUSES, *UNTOUCHED)}
 EXPECTED = faults.RUNNING | faults.PAUSES
 
-_RUNS = flags.DEFINE_integer("runs", 30, "Largest number of runs, each with up to 9 faults.")
+_RUNS = flags.DEFINE_integer("runs", 30, "Largest number of runs, each with up to 9 faults.", 1)
 _SECONDS = flags.DEFINE_float(
     "seconds", float("inf"), "Time limit in seconds: no run starts later."
 )

@@ -216,8 +216,9 @@ class Pairs:
         seen = {"n": variables["seen"]["n"] + train * 1.0}
         return Outputs(jax.nn.softplus(-margin), {"seen": seen}, {"wins": margin > 0})
 
-    def summarize(self, sums: Any) -> dict[str, float]:
-        return {"loss": sums["loss"] / sums["count"], "wins": sums["wins"] / sums["count"]}
+    def summarize(self, sums: Any) -> dict[str, Any]:
+        """Numbers of NumPy's, which JSON does not know."""
+        return {name: np.float32(sums[name] / sums["count"]) for name in ("loss", "wins")}
 
 
 def make_pairs(seed: int) -> list[Any]:

@@ -22,7 +22,7 @@ BAD_FIELDS = {
     "plan.max_batch_size": (8, "^plan.max_batch_size=8.0 is less than batch_multiple=16"),
     "data.train_split": ("half", "digits has no split 'half': set data.train_split and"),
     "recipe.curve": ("linear", "unknown recipe.curve 'linear'; choose constant, step"),
-    "recipe.momentum_curve": ("math:sqrt", "recipe.momentum_curve takes x by position"),
+    "recipe.momentum_curve": ("math:sqrt", "recipe.momentum_curve .* takes x by position"),
     "plan.name": ("shrink", "unknown plan.name 'shrink'; choose decay, hybrid, grow"),
     "optimizer.name": ("adamax", "unknown optimizer.name 'adamax'; choose sgd"),
     "optimizer.decay_on": ("biases", "unknown optimizer.decay_on 'biases'; choose all, kernels"),
@@ -34,7 +34,10 @@ BAD_FIELDS = {
     "optimizer.average_epochs": (0.0, "optimizer.average_epochs .* must be a finite number,"),
     "model.name": ("vgg", "unknown model.name 'vgg'; choose conv_net"),
     "model.dtype": ("float16", "unknown model.dtype 'float16'; choose"),
-    "model.num_classes": (1, "model.num_classes 1 must be 2 or more"),
+    "model.num_classes": (
+        9,
+        "model.num_classes is 9, but digits has 10; set the field to 10 or more",
+    ),
     "task.name": ("ranking", "unknown task.name 'ranking'; choose classification, language"),
     "task.augment": ("cutout", "unknown task.augment 'cutout'; choose none"),
     "task.label_smoothing": (

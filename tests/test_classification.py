@@ -28,6 +28,12 @@ def test_cross_entropy_with_smoothed_labels(smoothing):
     np.testing.assert_allclose(actual, expected, rtol=1e-5)
 
 
+def test_a_label_that_is_no_class_has_no_loss():
+    """Data that are not in memory are not checked before; their loss must not be 0."""
+    losses = cross_entropy(jnp.zeros((4, 3)), jnp.array([0, 2, 3, -1]))
+    np.testing.assert_allclose(losses, [np.log(3), np.log(3), np.nan, np.nan], rtol=1e-6)
+
+
 def test_labels_are_smoothed_in_training_only():
     task, plain = (Classification(MODEL, CLASSES, label_smoothing=s) for s in (0.3, 0.0))
     examples = make_split()

@@ -116,9 +116,10 @@ def test_one_pool_serves_several():
     compiler = FakeCompiler()
     compiler.may_compile.set()
     with CompileAhead(compiler.build) as sizes:
-        others = CompileAhead(compiler.build, pool=sizes.pool)
-        assert (sizes.get(4), others.get(4)) == ("executable 4", "executable 4")
-    assert compiler.started == [4, 4] and len(compiler.threads) == 1
+        with CompileAhead(compiler.build, pool=sizes.pool) as others:
+            assert (sizes.get(4), others.get(4)) == ("executable 4", "executable 4")
+        assert sizes.get(8) == "executable 8"  # The pool is still open.
+    assert compiler.started == [4, 4, 8] and len(compiler.threads) == 1
 
 
 def test_waiting_is_counted_only_where_somebody_waited(monkeypatch):

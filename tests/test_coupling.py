@@ -111,7 +111,8 @@ def test_adam_keeps_its_noise_with_exponent_one_half() -> None:
 def test_plans_of_normalised_steps_keep_the_diffusion(name: str) -> None:
     """lr sqrt(N / B) is that of the recipe at every update, and nothing is called a noise scale."""
     curve = step(1e-3, (2, 4), 0.25)
-    recipe = Recipe(32, 0.9, curve, num_examples=64_000, num_epochs=6, optimizer=name)
+    momentum = 0.0 if name == "rmsprop" else 0.9
+    recipe = Recipe(32, momentum, curve, num_examples=64_000, num_epochs=6, optimizer=name)
     plan = grow(recipe, max_batch_size=512)
     assert plan.exponent == 0.5
     assert plan.batch_sizes() == (32, 128, 512)
@@ -141,6 +142,12 @@ def test_without_a_rule_the_exponent_must_be_given(name: str) -> None:
 def test_unknown_optimizers_are_refused() -> None:
     with pytest.raises(ValueError, match="unknown optimizer 'adamx'; choose sgd, momentum"):
         Recipe(32, 0.9, constant(0.1), 1000, num_epochs=1, optimizer="adamx")
+
+
+@pytest.mark.parametrize("name", ["sgd", "rmsprop", "adagrad"])
+def test_a_momentum_that_the_optimizer_lacks_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=f"momentum=0.9: the optimizer '{name}' has no momentum"):
+        Recipe(32, 0.9, constant(0.1), 1000, num_epochs=1, optimizer=name)
 
 
 def test_half_lives_in_examples() -> None:

@@ -153,5 +153,7 @@ def test_errors() -> None:
     accumulating = keras.optimizers.SGD(0.05, momentum=0.9, gradient_accumulation_steps=2)
     with pytest.raises(ValueError, match="gradient_accumulation_steps=2 must be 1"):
         fit(make_model(optimizer=accumulating))
+    with pytest.raises(ValueError, match="the run is complete, with all 252 examples"):
+        fit(make_model(), examples_seen=PLAN.end_examples)
     with pytest.raises(ValueError, match="inside an update"):
         PlanCallback(PLAN, 1)

@@ -120,6 +120,13 @@ def test_resume_in_the_middle_of_a_ramp(tmp_path, stop: int) -> None:
     np.testing.assert_array_equal(weights(resumed), weights(whole))
 
 
+def test_a_finished_run_is_not_trained_again(tmp_path) -> None:
+    whole = fit(tmp_path, every=PLAN.num_updates)
+    again = fit(tmp_path, ckpt_path=str(tmp_path / f"step={PLAN.num_updates}.ckpt"))
+    assert again.updates == []
+    np.testing.assert_array_equal(weights(again), weights(whole))
+
+
 def test_errors(tmp_path) -> None:
     with pytest.raises(ValueError, match="the Trainer has max_epochs=9, but the plan needs 3"):
         fit(tmp_path, options={"max_epochs": 9})

@@ -16,9 +16,20 @@ from batchgrow.config import make_experiment, make_noise_probe
 from batchgrow.data.datasets import ArrayDataset
 from batchgrow.engine import Engine
 from batchgrow.experiment import NoiseProbe
-from batchgrow.plan import FollowPlan, Recipe, curves, decay, follow, from_run, grow, replay
+from batchgrow.plan import (
+    FollowPlan,
+    Recipe,
+    curves,
+    decay,
+    follow,
+    from_run,
+    grow,
+    ramp,
+    replay,
+)
 from batchgrow.plan.noise import NoiseAverage, estimate
 from batchgrow.run.noise_meter import NoiseMeter
+from batchgrow.step import TrainState
 from batchgrow.tasks.regression import Regression
 
 
@@ -196,10 +207,20 @@ def test_adam_has_a_preconditioned_noise_beside_it(betas_follow):
     assert scaled[1] / scaled[0] == pytest.approx(plain[1] / plain[0], rel=1e-4)
 
 
+def test_an_adam_of_some_parameters_has_no_preconditioned_noise():
+    experiment = linear_experiment(1)
+    kernels = {"Dense_0": {"kernel": True, "bias": False}}
+    optimizer = optax.masked(optax.scale_by_adam(), kernels)
+    found = measured(dataclasses.replace(experiment, optimizer=optimizer))
+    assert found.keys() == {"piece", "batch"}
+
+
 def test_the_preconditioner_divides_by_the_root_of_the_second_moment():
-    moments = {"w": jnp.array([4.0, 0.25])}
-    state = optax.ScaleByAdamState(jnp.int32(0), {"w": jnp.zeros(2)}, moments)
-    scale = noise._preconditioner((optax.EmptyState(), state))
+    params, moments = {"w": jnp.zeros(2)}, {"w": jnp.array([4.0, 0.25])}
+    adam = optax.ScaleByAdamState(jnp.int32(0), params, moments)
+    scale = noise._preconditioner(
+        TrainState(params, {}, (optax.EmptyState(), adam), None, {}, None)
+    )
     squared = noise._squared_norm({"w": jnp.array([2.0, 3.0])}, scale)
     assert float(squared) == pytest.approx(4 / 2 + 9 / 0.5)
 
@@ -294,6 +315,10 @@ def test_pieces_hold_whole_ghost_batches():
         (
             {"noise.share": 0.1, "noise.num_pieces": 1},
             "noise.num_pieces 1 must be a whole number, 2 or more",
+        ),
+        (
+            {"noise.num_pieces": 200, "noise.piece_size": 8},
+            "200 of 8 examples are more than the 1437",
         ),
         ({"plan.name": "follow", "noise.share": None}, "'follow' needs the measured noise; set"),
         (
@@ -448,6 +473,15 @@ def test_a_recorded_run_becomes_a_fixed_plan():
     other = dataclasses.replace(RECIPE, num_examples=999)
     with pytest.raises(ValueError, match="is for 1000 examples and the recipe has 999"):
         from_run(other, plan.to_dict(history))
+
+
+def test_a_recorded_run_with_a_changing_momentum_needs_the_recipes_curve():
+    rising = curves.with_warmup(curves.constant(0.9), 2, 0.5)
+    recipe = dataclasses.replace(RECIPE, momentum=rising)
+    plan = ramp(recipe, [(0, 16), (1_600, 32)])
+    assert updates(from_run(recipe, plan.to_dict(), 0.0)) == updates(plan)
+    with pytest.raises(ValueError, match="momentum changed .*, but the recipe has 0.9 throughout"):
+        from_run(RECIPE, plan.to_dict(), 0.0)
 
 
 def updates(plan):

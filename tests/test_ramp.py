@@ -93,6 +93,12 @@ def test_short_stages_are_warned_of() -> None:
     assert "20 updates of 512 examples are 2 times" in plan.warnings[0]
 
 
+def test_stages_without_room_are_warned_of() -> None:
+    plan = ramp(RECIPE, [(0, 64), (500, 2000), (1_000, 128), (1_020, 512), (1_030, 128)])
+    assert {segment.batch_size for segment in plan.segments} == {64, 128}
+    assert plan.warnings[0].startswith("the batch size 2000 from example 500 on has no room for")
+
+
 def megatrons_rule(start: int, increment: int, samples: int, last: int, consumed: int) -> int:
     """num_microbatches_calculator.py of Megatron-LM, in its own words."""
     if samples == 0 or consumed > samples:

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchgrow.config import make_experiment
+from batchgrow.experiment import Experiment
 from batchgrow.run.checkpoints import positions_of
 from batchgrow.run.folder import FolderError
 from batchgrow.train import Outcome, train
@@ -252,20 +253,35 @@ def test_other_hardware_goes_on_with_the_same_run(
     assert_same(tmp_path, undisturbed(), rtol=2e-3)
 
 
-def test_a_run_does_not_go_on_with_other_data(tmp_path: pathlib.Path) -> None:
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_a_run_does_not_go_on_with_other_data(tmp_path: pathlib.Path, part: str) -> None:
     assert run(tmp_path, Stop("preempt", 5)) is Outcome.PREEMPTED
     before = faults.contents(tmp_path)
-    config = struck.get_config()
-    config.run.update({"tensorboard": False, "progress": False})
-    experiment = make_experiment(config)
-    data: Any = experiment.train_data
-    arrays = {name: array.copy() for name, array in data.arrays.items()}
-    arrays["label"][-1] += 1
-    experiment = replace(experiment, train_data=replace(data, arrays=arrays))
-    with pytest.raises(FolderError, match=r"trained on other data \(.*, CRC-32 .*; now .*; bring"):
+    experiment = with_another_label(part)
+    with pytest.raises(FolderError, match=rf"other {part} data \(.*, CRC-32 .*; now .*; bring"):
         train(experiment, str(tmp_path))
     assert faults.contents(tmp_path) == before
     assert train(experiment, str(tmp_path), override_config=True) is Outcome.FINISHED
+    assert train(experiment, str(tmp_path)) is Outcome.FINISHED  # These are its data from now on.
+
+
+def test_a_finished_run_of_other_data_is_refused(
+    undisturbed: Callable[..., pathlib.Path],
+) -> None:
+    with pytest.raises(FolderError, match="other train data"):
+        train(with_another_label("train"), str(undisturbed()))
+
+
+def with_another_label(part: str) -> Experiment:
+    """The experiment of `run`, where the last example of "train" or "test" has another label."""
+    config = struck.get_config()
+    config.run.update({"tensorboard": False, "progress": False})
+    experiment = make_experiment(config)
+    data: Any = getattr(experiment, f"{part}_data")
+    arrays = {name: array.copy() for name, array in data.arrays.items()}
+    arrays["label"][-1] = (arrays["label"][-1] + 1) % 10
+    changes: dict[str, Any] = {f"{part}_data": replace(data, arrays=arrays)}
+    return replace(experiment, **changes)
 
 
 def test_a_run_whose_checkpoints_are_all_damaged_is_not_started_over(

@@ -147,6 +147,30 @@ class Keys(Classification):
         return outputs._replace(metrics={"bits": bits})
 
 
+def test_no_array_is_in_the_state_twice():
+    """It is donated. Some optimizers begin with the parameters."""
+    anchored = optax.GradientTransformation(lambda p: p, lambda g, s, p=None: (g, s))
+    example = jax.tree.map(lambda x: x[:1], make_batch(1)["examples"])
+    state = create_state(TASK, anchored, example, seed=0)
+    gone = jax.jit(lambda state: state, donate_argnums=0)(state)
+    same = jax.tree.map(np.array_equal, gone.params, gone.opt_state)
+    assert all(jax.tree.leaves(same))
+
+
+def test_parameters_of_another_type_are_refused():
+    class Half(Classification):
+        def init(self, key, examples):
+            variables = dict(super().init(key, examples))
+            half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), variables["params"])
+            return variables | {"params": half}
+
+    example = jax.tree.map(lambda x: x[:1], make_batch(1)["examples"])
+    with pytest.raises(
+        ValueError, match=r"the parameter .* is bfloat16; keep parameters in float32"
+    ):
+        create_state(Half(MODEL, CLASSES), optax.identity(), example, seed=0)
+
+
 def test_keys_depend_on_seed_and_position_alone():
     """Also beyond 2^16 and 2^31, and not on micro-batches or what else is in the batch."""
     task = Keys(MODEL, CLASSES)

@@ -52,6 +52,11 @@ def test_seeds_that_would_share_epochs_are_refused(seed):
         Stream(30, seed)
 
 
+def test_a_stream_has_examples():
+    with pytest.raises(ValueError, match="num_examples=0 must be at least 1"):
+        Stream(0, seed=0)
+
+
 def test_order_is_pinned():
     """A resumed run relies on the order being the same for ever."""
     order = [3, 6, 4, 0, 7, 5, 2, 1, 1, 4, 6, 5, 7, 3, 2, 0]

@@ -204,10 +204,19 @@ def test_a_resumed_run_ends_with_the_same_weights(stop: int) -> None:
     np.testing.assert_array_equal(resumed, whole)
 
 
+def without_a_default():
+    groups = [{"params": [torch.nn.Parameter(torch.zeros(2))], "lr": 0.1}]
+    return torch.optim.SGD(groups, lr=0.0, momentum=0.9)
+
+
 def test_errors_are_one_line() -> None:
     cases = [
         (lambda: PlanBatchSampler(PLAN, 50), "made for num_examples=60, but the data set has 50"),
         (lambda: PlanBatchSampler(PLAN, N, rank=2, world_size=2), "rank=2 must be .* world_size=2"),
+        (
+            lambda: PlanLR(without_a_default(), PLAN),
+            "default lr is 0, so the lr of a parameter group",
+        ),
         (lambda: PlanBatchSampler(RECIPE, N), "must be a batchgrow.FixedPlan, not a Recipe"),
     ]
     for make, message in cases:

@@ -146,6 +146,11 @@ def make_noise_probe(config: ConfigDict, num_examples: int) -> NoiseProbe | None
     piece_size = noise.piece_size or config.ghost_batch_size
     if piece_size is None:
         raise ValueError("noise.piece_size and ghost_batch_size are not set; set one of them")
+    if noise.num_pieces * piece_size > num_examples:
+        raise ValueError(
+            f"noise.num_pieces {noise.num_pieces} of {piece_size} examples are more than the "
+            f"{num_examples} of the training set; set fewer, or a smaller noise.piece_size"
+        )
     return NoiseProbe(
         piece_size=piece_size,
         num_pieces=noise.num_pieces,

@@ -29,10 +29,13 @@ class Stream:
       seed: determines the permutations; at least 0 and below 2**32.
 
     Raises:
-      ValueError: for another seed. From 2**32 on, one seed's epochs would be another's.
+      ValueError: without examples, or for another seed. From 2**32 on, one seed's epochs would be
+        another's.
     """
 
     def __init__(self, num_examples: int, seed: int):
+        if num_examples < 1:
+            raise ValueError(f"num_examples={num_examples} must be at least 1")
         if not 0 <= seed < 2**32:
             raise ValueError(f"seed={seed} must be at least 0 and below 2**32")
         self.num_examples = num_examples

@@ -189,8 +189,9 @@ def from_run(recipe: Recipe, plan: Mapping[str, Any], exponent: float | None = N
       exponent: `plan.exponent` of the run; None: the optimizer's.
 
     Raises:
-      ValueError: if the plan belongs to a training set of another size, or a segment of it has
-        other learning rates by this recipe and exponent.
+      ValueError: if the plan belongs to a training set of another size, the momentum changed during
+        the run and that of the recipe does not, or a segment starts with another learning rate by
+        this recipe and exponent.
     """
     if plan["num_examples"] != recipe.num_examples:
         raise ValueError(
@@ -198,6 +199,12 @@ def from_run(recipe: Recipe, plan: Mapping[str, Any], exponent: float | None = N
             f"{recipe.num_examples}; use the recipe of that run"
         )
     rows = plan["segments"]
+    changing = any("momentum_start" in row for row in rows)
+    if changing and not callable(recipe.momentum):
+        raise ValueError(
+            "the momentum changed during the recorded run, but the recipe has "
+            f"{recipe.momentum} throughout; give the recipe its momentum as a function of the epoch"
+        )
     segments = [_segment_of(row) for row in rows]
     changes = {segment.batch_size for segment in segments} != {recipe.batch_size}
     exponent = check_exponent(recipe, exponent, changes)

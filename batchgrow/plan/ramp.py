@@ -11,8 +11,8 @@ the batch sizes. The learning rate is the recipe's own, or follows the batch siz
 """
 
 import math
-from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import SupportsFloat
 
@@ -26,6 +26,7 @@ from batchgrow.plan.growth import (
 )
 from batchgrow.plan.plan import FixedPlan
 from batchgrow.plan.recipe import Momentum, Recipe, check_momentum, check_whole
+from batchgrow.plan.segments import Segment
 
 # (first example, batch size) of each stage, in order; the first is at example 0.
 Stages = Sequence[tuple[int, int]]
@@ -76,7 +77,11 @@ def ramp(
     changes = set(sizes.values()) != {recipe.batch_size}
     segments = make_segments(sizes, recipe, find_descent(recipe).jumps, momentum)
     exponent = check_exponent(recipe, exponent, changes)
-    warnings = (*_check_rounding(stages, batch_multiple), *check_segments(recipe, segments))
+    warnings = (
+        *_check_rounding(stages, batch_multiple),
+        *_check_room(sizes, segments),
+        *check_segments(recipe, segments),
+    )
     curve = momentum if callable(momentum) else None
     return FixedPlan(recipe, segments, exponent, "", warnings, curve)
 
@@ -88,6 +93,22 @@ def _check_rounding(stages: Stages, batch_multiple: int) -> tuple[str, ...]:
     if not size:
         return ()
     return (f"the batch size {size} is rounded to {rounded}, a multiple of {batch_multiple}",)
+
+
+def _check_room(sizes: Mapping[int, int], segments: Sequence[Segment]) -> tuple[str, ...]:
+    """Returns one line if stages are too short for an update. It names the first of them.
+
+    Args:
+      sizes: the batch size of each stage, by its first example.
+    """
+    starts = [segment.nominal_start_examples for segment in segments]
+    for position, size in sizes.items():
+        if segments[bisect_right(starts, position) - 1].batch_size != size:
+            return (
+                f"the batch size {size} from example {position} on has no room for an update; the "
+                "batch size before it stays",
+            )
+    return ()
 
 
 def check_stages(stages: Stages) -> tuple[tuple[int, int], ...]:

@@ -168,10 +168,9 @@ def check_whole(name: str, number: int, least: int = 1) -> None:
 def check_momentum(momentum: Momentum, optimizer: str) -> None:
     """Raises a ValueError for a momentum outside of 0 to 1, or one that would not be used.
 
-    With "sgd" the noise scale would count it, although the updates have none.
+    The plan would count it, although the updates have none.
     """
-    coupling = coupling_of(optimizer)
-    if coupling.sums_momentum and not coupling.uses_momentum and momentum != 0:
+    if not coupling_of(optimizer).uses_momentum and momentum != 0:
         shown = "a function" if callable(momentum) else momentum
         raise ValueError(
             f"momentum={shown}: the optimizer {optimizer!r} has no momentum; set it to 0, or take "

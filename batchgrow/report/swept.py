@@ -120,11 +120,11 @@ def check_axes(
     if x and x not in known:
         raise ValueError(f"--x={x}: no such config field{hint(x, known)}")
     x = x or _widest(configs)
-    if y and x is None:
-        raise ValueError(f"--y={y}: no field has several values in these runs; give --x")
     columns = [*columns]
     if y and columns and y not in (*columns, *OF_SUMMARY):
         raise ValueError(f"--y={y}: choose {', '.join((*columns, *OF_SUMMARY))}")
+    if y and x is None:
+        raise ValueError(f"--y={y}: no number differs between runs of one variant; give --x")
     return x
 
 

@@ -25,6 +25,7 @@ class RunRecord:
       folder: the run folder.
       experiment: what is trained.
       settings: its config, as plain nested dicts (JSON).
+      data: the fingerprint of each part that is held in memory.
       mesh: the devices.
       enabled: False writes nothing. So it is on all processes but process 0.
     """
@@ -34,12 +35,14 @@ class RunRecord:
         folder: epath.Path,
         experiment: Experiment,
         settings: Config,
+        data: Mapping[str, str],
         mesh: Mesh,
         enabled: bool,
     ):
         self._folder = folder
         self._experiment = experiment
         self._settings = settings
+        self._data = dict(data)
         self._mesh = mesh
         self._enabled = enabled
         self._log: RunLog | None = None
@@ -65,7 +68,8 @@ class RunRecord:
             return
         task, plan = self._experiment.task, self._experiment.plan
         metrics = [dataclasses.asdict(metric) for metric in task.metrics]
-        facts = {"format": FORMAT, "name": type(task).__name__, "metrics": metrics}
+        name = type(task).__name__
+        facts = {"format": FORMAT, "name": name, "metrics": metrics, "data": self._data}
         write_json(self._folder / "task.json", facts)
         write_json(self._folder / "config.json", self._settings)
         self.write_plan(history)

@@ -41,7 +41,7 @@ class Run:
       workdir: the run folder. It is created if it does not exist.
       mesh: the devices.
       override_config: accept other values of fields under `run` than those of the folder, and
-        other training data.
+        other data.
 
     Attributes:
       is_finished: whether the folder holds this run, finished.
@@ -69,7 +69,11 @@ class Run:
         self._clock = Clock()
         self._mark: Any = None
         self._has_trained = False
-        self._data: str | None = None
+        self._data = {
+            part: fingerprint(data)
+            for part, data in (("train", experiment.train_data), ("test", experiment.test_data))
+            if isinstance(data, InMemory)
+        }
         self._fits: set[str] = set()
         self._override = override_config
         self._traced: dict[str, float] = {}
@@ -90,6 +94,8 @@ class Run:
                     override=override_config,
                     defaults=experiment.defaults,
                 )
+                if not override_config:
+                    self._check_data()
             self.is_finished = None not in (config, plan, summary)
             self._stack = stack.pop_all()
 
@@ -102,6 +108,17 @@ class Run:
             # Errors of the user were found before, those of a model while it was traced.
             raise RuntimeError(f"a fault of the program, not of its input: {error}") from error
 
+    def _check_data(self) -> None:
+        """Refuses a folder whose run had other data in memory."""
+        before = (read_json(self._folder / "task.json") or {}).get("data", {})
+        for part, data in self._data.items():
+            if before.get(part, data) != data:
+                raise FolderError(
+                    f"{self._folder} holds a run with other {part} data ({before[part]}; now "
+                    f"{data}); bring them back, choose another workdir, or go on with "
+                    "--override_config, for example if images are decoded in another way here"
+                )
+
     def restore(self, like: TrainState) -> TrainState | None:
         """The state of the newest checkpoint, or None for a new run.
 
@@ -109,10 +126,8 @@ class Run:
           like: `jax.ShapeDtypeStruct`s with the shardings of the state.
 
         Raises:
-          FolderError: if no checkpoint can be used, or another plan or other data led to it.
+          FolderError: if no checkpoint can be used, or another plan led to it.
         """
-        train_data = self._experiment.train_data
-        self._data = fingerprint(train_data) if isinstance(train_data, InMemory) else None
         self._stack.enter_context(without_metrics())
         self._checkpoints = self._stack.enter_context(
             Checkpoints(
@@ -134,13 +149,6 @@ class Run:
                 f"{self._folder} was trained by another plan, although by the same config; "
                 "continue with the version of batchgrow that made it, or choose another workdir"
             )
-        data = notes.get("data")  # none in the first checkpoints of 0.2
-        if None not in (data, self._data) and data != self._data and not self._override:
-            raise FolderError(
-                f"{self._folder} was trained on other data ({data}; now {self._data}); bring them "
-                "back, choose another workdir, or go on with --override_config, for example if "
-                "images are decoded in another way here"
-            )
         self.measured = notes["measured"]
         self._compiled = notes["compiled"]
         self._replaced_before = notes.get("num_replaced", 0)  # none in the first checkpoints of 0.2
@@ -157,7 +165,7 @@ class Run:
         """
         e, seen = self._experiment, self.position.examples_seen
         self._record = self._stack.enter_context(
-            RunRecord(self._folder, e, self._settings, self._mesh, self._is_writer)
+            RunRecord(self._folder, e, self._settings, self._data, self._mesh, self._is_writer)
         )
         self._record.begin(self.position.history, self._mark)
         shows = e.execution.progress and self._is_writer
@@ -214,7 +222,8 @@ class Run:
             self._measure_noise(engine, state, due.noise)
         if due.row:
             self._traced = engine.trace(state)
-            self.measured = self._experiment.task.summarize(_sums(state)) | self._noise.columns()
+            found = self._experiment.task.summarize(_sums(state))
+            self.measured = {k: float(v) for k, v in found.items()} | self._noise.columns()
         if self.position.is_at_end(self.measured):  # A plan may decide so by these metrics.
             return due._replace(evaluation=True, checkpoint=True)
         return due
@@ -333,7 +342,6 @@ class Run:
             self._clock.total()  # brings `seconds` up to here
             notes = {
                 "history": self.position.history,
-                "data": self._data,
                 "measured": self.measured,
                 "noise": self._noise.notes(),
                 "compiled": self._compiled,

@@ -223,6 +223,8 @@ class Classification:
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float = 0.0) -> jax.Array:
-    """Cross entropy of each example, float32 `(examples,)`."""
-    targets = jax.nn.one_hot(labels, logits.shape[-1])
-    return optax.softmax_cross_entropy(logits, optax.smooth_labels(targets, label_smoothing))
+    """Cross entropy of each example, float32 `(examples,)`; NaN for a label that is no class."""
+    num_classes = logits.shape[-1]
+    targets = optax.smooth_labels(jax.nn.one_hot(labels, num_classes), label_smoothing)
+    losses = optax.softmax_cross_entropy(logits, targets)
+    return jnp.where((labels >= 0) & (labels < num_classes), losses, jnp.nan)

@@ -40,13 +40,13 @@ def last(folder: str, count: int) -> tuple[Experiment, list[Variables]]:
     Raises:
       ValueError: if the folder has fewer checkpoints, or the run is no classifier.
     """
+    experiment = experiment_of_run(folder)
     positions = positions_of(folder)[-count:]
     if len(positions) < count:
         raise ValueError(
             f"{folder} has {len(positions)} checkpoints and not {count}; train with "
             f"run.keep_checkpoints={count} or more, and a smaller run.checkpoint_every_epochs"
         )
-    experiment = experiment_of_run(folder)
     if not isinstance(task_of(experiment), Classification):
         raise ValueError(f"{folder}: only classifiers have probabilities to average")
     return experiment, [variables_of(experiment, f"{folder}/checkpoints/{at}") for at in positions]

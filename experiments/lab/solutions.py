@@ -101,8 +101,8 @@ def measure(
     """Measures the solution of a run.
 
     Returns:
-      {"loss", "sharpness": {epsilon: value}, "eigenvalues", "weights", "distance": [[updates,
-      distance, path length], ...]}, JSON.
+      {"examples": how many were used, "loss", "sharpness": {epsilon: value}, "eigenvalues",
+      "weights", "distance": [[updates, distance, path length], ...]}, JSON.
 
     Raises:
       ValueError: as `load`, or if the training set is not held in memory.
@@ -112,7 +112,9 @@ def measure(
     objective, x = landscape.objective_of(experiment.task, variables, examples)
     found = landscape.spectrum(objective, x, num_steps) if num_steps else None
     rows = [row for row in read_run(folder).rows if "distance" in row]
+    count = len(jax.tree.leaves(examples)[0])
     return {
+        "examples": count - count % landscape.CHUNK_SIZE,
         "loss": float(objective.value_and_gradient(x)[0]),
         "sharpness": {
             f"{epsilon:g}": landscape.sharpness(objective, x, epsilon) for epsilon in epsilons
