@@ -124,6 +124,29 @@ def relabelled(split: str, wrong: str, label: int) -> ArrayDataset:
     return ArrayDataset({"image": arrays["image"], "label": labels})
 
 
+class Unlabelled:
+    """A source of one's own, with a wrong label at its end."""
+
+    def __len__(self) -> int:
+        return 200
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"image": np.zeros((8, 8, 1), np.uint8), "label": np.int32(-1 if index > 190 else 3)}
+
+
+def unlabelled(split: str) -> Unlabelled:
+    return Unlabelled()
+
+
+@pytest.mark.parametrize("input", ["resident", "streamed"])
+def test_labels_of_a_source_are_looked_at(input, tmp_path):
+    config = make_config({"data.name": "test_bad_input:unlabelled", "run.input": input})
+    config.data.num_train_examples = config.data.num_test_examples = None
+    config.model.num_classes = 10
+    with pytest.raises(ValueError, match="the train split has a label -1; .* choose a split"):
+        train_without_compiling(config, tmp_path)
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

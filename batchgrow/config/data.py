@@ -4,17 +4,20 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from batchgrow.config.kinds import ConfigDict
 from batchgrow.config.task import inputs_of
 from batchgrow.data import jpeg
 from batchgrow.data.catalog import is_at_hand, open_part
-from batchgrow.data.datasets import Dataset, InMemory
+from batchgrow.data.datasets import Dataset, InMemory, SourceDataset
 from batchgrow.data.jpeg_dataset import JpegDataset
 from batchgrow.data.prepared import open_source
 from batchgrow.data.records import ON_BAD_RECORD
 from batchgrow.data.source import Part, Source
 from batchgrow.tasks import Task
 
+NUM_CHECKED = 64  # examples of a source, from its first to its last
 FROM_BOTH = ("num_classes", "outputs", "vocab_size")  # facts that must cover training and test data
 
 
@@ -124,7 +127,7 @@ def model_facts(train_data: Dataset, test_data: Dataset | None = None) -> dict[s
 
 
 def check_data(task: Task, data: Dataset, part: Part) -> None:
-    """Lets the task check data that are held in memory.
+    """Lets the task check data that are held in memory, or `NUM_CHECKED` examples of a source.
 
     Raises:
       ValueError: if the task cannot train on them.
@@ -132,3 +135,6 @@ def check_data(task: Task, data: Dataset, part: Part) -> None:
     check = getattr(task, "check", None)
     if check is not None and isinstance(data, InMemory):
         check(data.arrays, part)
+    elif check is not None and isinstance(data, SourceDataset):
+        some = np.linspace(0, data.num_examples - 1, min(data.num_examples, NUM_CHECKED))
+        check(data.gather(some.astype(np.int64)), part)

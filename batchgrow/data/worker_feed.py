@@ -141,7 +141,8 @@ class WorkerFeed:
                 self._drop_first()
                 continue
             target = slice(done, done + found.size)
-            found_labels, bad = self._result(chunk)
+            assert chunk.future is not None
+            found_labels, bad = chunk.future.result()  # labels, int32 (n,), and what was replaced
             labels[target] = found_labels[here]
             replaced |= dict.fromkeys(one for one in bad if one.position in found)
             images[target] = self._memory.array[chunk.slot, : len(chunk.positions)][here]
@@ -201,11 +202,6 @@ class WorkerFeed:
             worker = self._own.worker = Worker(self._pickled, self._memory)
             self._workers.append(worker)
         return worker(chunk.slot, chunk.indices, chunk.positions)
-
-    def _result(self, chunk: _Chunk) -> tuple[np.ndarray, list[Replaced]]:
-        """Waits until a chunk is decoded. Returns labels, int32 `(n,)`, and what was replaced."""
-        assert chunk.future is not None
-        return chunk.future.result()
 
     def _drop_first(self) -> None:
         """Frees the slot of the first started chunk for one that waits."""
