@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from ml_collections import ConfigDict
 from tiny import make_config, run_tiny, train_without_compiling
 
 from batchgrow.config import check_layouts, make_experiment, make_plan
+from batchgrow.config.data import model_facts
 from batchgrow.data.catalog import load_images
 from batchgrow.data.datasets import ArrayDataset
 from batchgrow.run.folder import FolderError
@@ -136,6 +138,15 @@ class Unlabelled:
 
 def unlabelled(split: str) -> Unlabelled:
     return Unlabelled()
+
+
+def test_classes_that_only_the_test_data_have_are_warned_of(caplog):
+    train, test = (SimpleNamespace(facts={"num_classes": number}) for number in (5, 8))
+    assert model_facts(train, test) == {"num_classes": 8}
+    (line,) = caplog.messages
+    assert line.startswith(
+        "the test data have a label 7, and the training data only labels up to 4"
+    )
 
 
 @pytest.mark.parametrize("input", ["resident", "streamed"])

@@ -1,5 +1,6 @@
 """Opens the data sets of a config, and reads the sizes of the model from them."""
 
+import logging
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -17,6 +18,7 @@ from batchgrow.data.records import ON_BAD_RECORD
 from batchgrow.data.source import Part, Source
 from batchgrow.tasks import Task
 
+log = logging.getLogger(__name__)
 NUM_CHECKED = 64  # examples of a source, from its first to its last
 FROM_BOTH = ("num_classes", "outputs", "vocab_size")  # facts that must cover training and test data
 
@@ -120,6 +122,14 @@ def model_facts(train_data: Dataset, test_data: Dataset | None = None) -> dict[s
     """Returns the fields of model and task that the data determine (see `datasets.Dataset`)."""
     facts = dict(getattr(train_data, "facts", {}))
     others: Mapping[str, Any] = getattr(test_data, "facts", {})
+    known, found = facts.get("num_classes"), others.get("num_classes")
+    if known is not None and found is not None and known < found:
+        log.warning(
+            "the test data have a label %d, and the training data only labels up to %d; correct "
+            "the labels if that is a mistake",
+            found - 1,
+            known - 1,
+        )
     for name in FROM_BOTH:
         if name in facts and name in others:
             facts[name] = max(facts[name], others[name])

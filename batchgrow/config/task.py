@@ -104,8 +104,8 @@ def model_fields(config: ConfigDict, facts: Mapping[str, Any]) -> dict[str, Any]
     """
     fields = config.model.to_dict()
     outputs = "or more" if "num_classes" in facts else ""
-    at_least = dict.fromkeys(("vocab_size", "context", "num_classes"), "or more")
-    at_least["outputs"] = outputs
+    at_least = dict.fromkeys(["vocab_size", "context", "num_classes"], "or more")
+    at_least |= {"outputs": outputs}
     for name, comparison in at_least.items():
         given, found = fields.get(name), facts.get(name)
         if given is None or found is None or given == found:

@@ -161,7 +161,13 @@ def grow(
             "or a plan whose batch sizes you give yourself (`ramp`)",
             *warnings,
         )
-    elif num_growths != 0 and len(batch_sizes) == 1 and bound and max_batch_size is None:
+    elif (
+        num_growths != 0
+        and len(batch_sizes) == 1
+        and bound
+        and max_batch_size is None
+        and recipe.batch_size <= recipe.num_examples
+    ):
         warnings = (
             f"the batch does not grow: it is limited by {bound}; set max_batch_size to choose the "
             "limit yourself, or train for more epochs",
@@ -204,9 +210,10 @@ def check_largest(recipe: Recipe, most: int) -> tuple[str, ...]:
     """Returns one line if the largest batch size is more than the training set."""
     if most <= recipe.num_examples:
         return ()
+    field = "max_batch_size" if recipe.batch_size <= recipe.num_examples else "batch_size"
     return (
         f"the largest batch size {most} is more than the training set of {recipe.num_examples} "
-        "examples; use a smaller max_batch_size",
+        f"examples; use a smaller {field}",
     )
 
 
@@ -218,7 +225,7 @@ def check_short(recipe: Recipe, segments: Sequence[Segment]) -> tuple[str, ...]:
     if not short:
         return ()
     worst = min(short, key=lambda segment: segment.num_updates * (1 - segment.momentum))
-    of_all = f"{len(short)} of {len(segments)} segments are"
+    of_all = f"{len(short)} of {len(segments)} segments {'is' if len(short) == 1 else 'are'}"
     return (
         f"{of_all} short: {worst.num_updates} updates of {worst.batch_size} examples are "
         f"{worst.num_updates * (1 - worst.momentum):.2g} times 1 / (1 - momentum), and fewer "

@@ -193,8 +193,9 @@ def _draw_numbers(axes: Axes, found: Facts, places: Sequence[Any]) -> None:
             look |= {"marker": "o", "markersize": 5}
         axes.plot(xs, means, **look)
         axes.fill_between(xs, low, high, color=PALETTE[index % len(PALETTE)], alpha=0.18, lw=0)
-    if _is_wide(places) and not found.get("is_linear"):
-        axes.set_xscale("log")
+    if not found.get("is_linear"):
+        if _is_wide(places):
+            axes.set_xscale("log")
         if len(places) <= MOST_PLACES:
             axes.xaxis.set_major_locator(FixedLocator(places))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
