@@ -130,9 +130,9 @@ class UpdateCompiler:
         mesh: Mesh,
         feed: Feed,
         state: TrainState,
-        memory_limit: int | None,
-        compile_lowered: Callable[[Any], Any],
-        held_bytes: int,
+        memory_limit: int | None = None,
+        compile_lowered: Callable[[Any], Any] = lambda lowered: lowered.compile(),
+        held_bytes: int = 0,
     ):
         self._experiment, self._mesh, self._feed, self._state = experiment, mesh, feed, state
         self._execution = experiment.execution

@@ -490,7 +490,7 @@ def test_a_variant_that_is_no_folder_name_is_refused_by_a_sweep(command, tmp_pat
             ["--y=test_los", "--config.recipe.batch_size=16,32"],
             "--y=test_los: choose test_accuracy, test_loss, train_accuracy, train_loss, num",
         ),
-        (["--y=test_loss"], "--y=test_loss: no field has several values in these runs; give --x"),
+        (["--y=test_loss"], "--y=test_loss: no number differs between runs of one variant; give"),
     ],
 )
 def test_a_wrong_sweep_is_one_line_before_anything_runs(command, tmp_path, flags, complaint):

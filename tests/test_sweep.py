@@ -192,7 +192,7 @@ def test_axes_are_checked_without_runs(made):
     assert swept.check_axes(configs, ["test_loss"], None, "test_loss") == "recipe.batch_size"
     with pytest.raises(ValueError, match="--y=test_los: choose test_loss, num_updates"):
         swept.check_axes(configs, ["test_loss"], None, "test_los")
-    with pytest.raises(ValueError, match="--y=test_loss: no field has several values"):
+    with pytest.raises(ValueError, match="--y=test_loss: no number differs between runs"):
         swept.check_axes(configs[:1], ["test_loss"], None, "test_loss")
 
 
