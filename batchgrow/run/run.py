@@ -75,7 +75,6 @@ class Run:
             if isinstance(data, InMemory)
         }
         self._fits: set[str] = set()
-        self._override = override_config
         self._traced: dict[str, float] = {}
         self._are_finite = jax.jit(_are_finite)
         with ExitStack() as stack:
