@@ -1,6 +1,7 @@
 """The programs of an experiment on the devices: updates, evaluation, and measured noise."""
 
 import logging
+import warnings
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -11,8 +12,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from batchgrow import kernels, noise, step
 from batchgrow import layout as layouts
-from batchgrow import noise, step
 from batchgrow.compile import CompileAhead
 from batchgrow.data.datasets import shapes_of
 from batchgrow.data.feed import EvaluationBatches, make_feed
@@ -33,7 +34,7 @@ class Engine:
       experiment: what is trained.
       mesh: the devices. For devices that are not here (`targets`) only `compiler` works.
       memory_limit: the bytes that a program may use on each device; None: what the devices report.
-      compile_lowered: compiles a lowered update.
+      compile_lowered: compiles a lowered update; None: for the devices that are here.
 
     Attributes:
       feed: where training batches come from.
@@ -47,7 +48,7 @@ class Engine:
         experiment: Experiment,
         mesh: Mesh,
         memory_limit: int | None = None,
-        compile_lowered: Callable[[Any], Any] = lambda lowered: lowered.compile(),
+        compile_lowered: Callable[[Any], Any] | None = None,
     ):
         self._experiment, self._mesh = experiment, mesh
         self._execution = experiment.execution
@@ -73,6 +74,7 @@ class Engine:
         self._arrays: Any = None
         self._read_until = 0
         self._dispatched: int | None = None  # the batch size of the last dispatch
+        self._measured: dict[int, UpdateProgram] = {}
         self.updates: CompileAhead[int] = CompileAhead(self._compile_update)
         others = {"evaluation": self._compile_evaluation, "noise": self._compile_noise}
         self._others: CompileAhead[str] = CompileAhead(
@@ -90,6 +92,38 @@ class Engine:
     def initial_state(self) -> TrainState:
         """Returns the state before the first update, on the devices."""
         return layouts.replicate(self._create_state(), self._mesh)
+
+    def use_kernels(self, name: str) -> None:
+        """Compiles every program from now on with these kernels (see `kernels.OPTIONS`)."""
+        self.compiler.options = kernels.OPTIONS[name]
+        if name != kernels.DEFAULT:  # JAX warns of each executable that its cache cannot keep.
+            warnings.filterwarnings("ignore", "Error writing persistent compilation cache entry")
+
+    def fastest_kernels(self, batch_size: int) -> str:
+        """Measures updates of a batch size with every kind of kernels, and uses the fastest.
+
+        Nothing that is trained is touched. The measured update is the one that `updates` returns.
+
+        Returns the name of the fastest kernels.
+        """
+        programs, calls = {}, {}
+        for name in kernels.available(self._mesh):
+            self.use_kernels(name)
+            programs[name] = self._compile_update(batch_size)
+            calls[name] = self._rehearsal(programs[name])
+        chosen = kernels.fastest(calls)
+        self.use_kernels(chosen)
+        self._measured[batch_size] = programs[chosen]
+        return chosen
+
+    def _rehearsal(self, program: UpdateProgram) -> Callable[[], None]:
+        state = self.initial_state()
+
+        def call() -> None:
+            nonlocal state
+            state = program.rehearse(state, self.feed.example)
+
+        return call
 
     def evaluation(self) -> Future:
         """Returns a future of the executable that evaluates one batch.
@@ -215,6 +249,8 @@ class Engine:
         )
 
     def _compile_update(self, batch_size: int) -> UpdateProgram:
+        if batch_size in self._measured:
+            return self._measured.pop(batch_size)
         return UpdateProgram(
             **vars(self.compiler.fit(batch_size)),
             mesh=self._mesh,
@@ -248,7 +284,7 @@ class Engine:
         lowered = layouts.map_pieces(measure, self._mesh).lower(
             self.state, pieces, weights, shapes_of(self.feed.arrays)
         )
-        return lowered.compile()
+        return self.compiler.compile_lowered(lowered)
 
     def _compile_evaluation(self) -> Any:
         """Compiles the evaluation of a batch. Halves the batch until it fits the memory."""

@@ -112,6 +112,8 @@ class Execution:
         It is halved until it fits the memory.
       compile_ahead: whether the next batch size compiles while the current one trains.
       compilation_cache_dir: "" for JAX's own setting, else ~/.cache/batchgrow/xla.
+      cpu_kernels: a key of `kernels.OPTIONS`; "auto": long runs measure which are fastest. They
+        change the last bits of a trajectory.
       keep_checkpoints: how many of the last checkpoints to keep; the best is kept too.
       keep_traced: whether the checkpoints of the rows of a trace and of the ends of segments are
         written, and kept too.
@@ -128,6 +130,7 @@ class Execution:
     eval_batch_size: int = 1000
     compile_ahead: bool = True
     compilation_cache_dir: str = ""
+    cpu_kernels: str = "auto"
     keep_checkpoints: int = 2
     keep_traced: bool = False
     stop_at_growth: bool = False

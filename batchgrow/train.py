@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from contextlib import ExitStack
 
-from batchgrow import layout
+from batchgrow import kernels, layout
 from batchgrow.compile import enable_compilation_cache
 from batchgrow.engine import Engine
 from batchgrow.experiment import Experiment, NonFiniteLoss, Outcome
@@ -48,17 +48,19 @@ def train(
       OSError: if the run folder cannot be written any more.
     """
     mesh = layout.make_mesh(experiment.execution.num_devices)
+    kernels.check(experiment.execution.cpu_kernels, mesh)
     with ExitStack() as stack:
         run = stack.enter_context(Run(experiment, workdir, mesh, override_config=override_config))
         if run.is_finished:
             return Outcome.FINISHED
-        enable_compilation_cache(experiment.execution.compilation_cache_dir)
+        cache = enable_compilation_cache(experiment.execution.compilation_cache_dir)
         engine = stack.enter_context(Engine(experiment, mesh))
         restored = run.restore(engine.state)
         for batch_size in run.position.batch_sizes():
             engine.compiler.layouts(batch_size)  # Raises before anything is compiled or written.
         state = restored or engine.initial_state()
         run.begin()
+        run.choose_kernels(engine, kernels.Memory(cache))
 
         while segment := run.next_segment():  # Here the batch grows.
             with run.waiting_for(segment.batch_size, engine.updates):

@@ -4,7 +4,7 @@ import logging
 import math
 import re
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -95,17 +95,32 @@ class UpdateProgram(FittedUpdate):
         """
         rates = np.zeros(self.max_updates, np.float32)
         rates[: len(points)] = [point.learning_rate for point in points]
-        momenta = None
-        if self.changing_momentum:
-            momenta = np.zeros(self.max_updates, np.float32)
-            momenta[: len(points)] = [point.momentum for point in points]
-        scalars = (rates, np.int32(len(points)), momenta)
-        *arguments, momenta = layouts.host_arguments(batches, scalars, self.mesh)
-        state, token = self.executable(state, *arguments, self.arrays, momenta)
+        momenta = np.zeros(self.max_updates, np.float32)
+        momenta[: len(points)] = [point.momentum for point in points]
+        state, token = self._call(state, batches, rates, len(points), momenta)
         self._in_flight.append(token)
         if len(self._in_flight) > RUN_AHEAD:
             self._in_flight.popleft().block_until_ready()
         return state
+
+    def rehearse(self, state: TrainState, example: Any) -> TrainState:
+        """Makes one update at learning rate 0 on examples of zeros, and waits for it.
+
+        Args:
+          state: the state before the update; its buffers are donated.
+          example: the shapes of what the feed sends for one example.
+        """
+        local = self.positions([0] * self.max_updates).shape
+        batches = jax.tree.map(lambda x: np.zeros((*local, *x.shape), x.dtype), example)
+        zeros = np.zeros(self.max_updates, np.float32)
+        return jax.block_until_ready(self._call(state, batches, zeros, 1, zeros)[0])
+
+    def _call(
+        self, state: TrainState, batches: Any, rates: np.ndarray, count: int, momenta: np.ndarray
+    ) -> tuple[TrainState, jax.Array]:
+        scalars = (rates, np.int32(count), momenta if self.changing_momentum else None)
+        *arguments, on_devices = layouts.host_arguments(batches, scalars, self.mesh)
+        return self.executable(state, *arguments, self.arrays, on_devices)
 
 
 class UpdateCompiler:
@@ -117,11 +132,12 @@ class UpdateCompiler:
       feed: where training batches come from.
       state: the shapes and dtypes of the training state.
       memory_limit: the bytes that a program may use on each device; None: what the devices report.
-      compile_lowered: compiles a lowered update.
+      compile_lowered: compiles a lowered program; None: for the devices that are here.
       held_bytes: the bytes of each device that the test set uses throughout the run.
 
     Attributes:
       held_bytes: as above; it may be set anew.
+      options: XLA's options for programs compiled from now on (see `kernels`).
     """
 
     def __init__(
@@ -131,12 +147,13 @@ class UpdateCompiler:
         feed: Feed,
         state: TrainState,
         memory_limit: int | None = None,
-        compile_lowered: Callable[[Any], Any] = lambda lowered: lowered.compile(),
+        compile_lowered: Callable[[Any], Any] | None = None,
         held_bytes: int = 0,
     ):
         self._experiment, self._mesh, self._feed, self._state = experiment, mesh, feed, state
         self._execution = experiment.execution
-        self._compile_lowered = compile_lowered
+        self.options: Mapping[str, Any] = {}
+        self.compile_lowered = compile_lowered or self._compile_here
         self._memory_limit = memory_limit or _least_memory_limit(mesh)
         self.held_bytes = held_bytes
 
@@ -187,7 +204,7 @@ class UpdateCompiler:
           The executable, None if it does not fit; and the bytes that it needs, None if unknown.
         """
         try:
-            executable = self._compile_lowered(lower())
+            executable = self.compile_lowered(lower())
         except jax.errors.JaxRuntimeError as error:  # the TPU compiler refuses by itself
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
@@ -208,6 +225,15 @@ class UpdateCompiler:
         # Examples that the host sends arrive one update at a time.
         is_resident = bool(jax.tree.leaves(self._feed.arrays))
         return max(1, min(MAX_UPDATES, DISPATCH_EXAMPLES // batch_size)) if is_resident else 1
+
+    def lower(self, batch_size: int) -> Any:
+        """Returns the lowered update of a batch size in the first of its layouts."""
+        return self._lowering(self.layouts(batch_size)[0], self.max_updates(batch_size))()
+
+    def _compile_here(self, lowered: Any) -> Any:
+        if not self.options:
+            return lowered.compile()
+        return lowered.compile(compiler_options=dict(self.options))
 
     def _lowering(self, layout: Layout, max_updates: int) -> Callable[[], Any]:
         """Returns the function that traces and lowers the update."""

@@ -94,6 +94,7 @@ def bench(config: ConfigDict, batch_size: int) -> dict[str, Any]:
         "batch_size": batch_size,
         "examples_per_second": rate,
         "share_of_peak": share and rate * share,
+        "cpu_kernels": ours.cpu_kernels,
         "compile_seconds": ours.compile_seconds,
     }
     if _TORCH.value:

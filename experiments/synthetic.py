@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from batchgrow import config as library
-from batchgrow import layout
+from batchgrow import kernels, layout
 from batchgrow.data.datasets import ArrayDataset
 from batchgrow.engine import Engine
 from batchgrow.experiment import MAX_EXAMPLES, Cadence, Execution, Experiment
@@ -33,13 +33,15 @@ class Updates:
       call: makes them.
       num_updates: of one call.
       layout: of their batches.
-      compile_seconds: what it took to compile them.
+      compile_seconds: what it took to compile them, and to choose the kernels.
+      cpu_kernels: what they are compiled with (see `batchgrow.kernels`).
     """
 
     call: Callable[[], None]
     num_updates: int
     layout: Layout
     compile_seconds: float
+    cpu_kernels: str
 
 
 def experiment(
@@ -141,8 +143,12 @@ def updates(experiment: Experiment) -> Updates:
     batch_size = experiment.plan.known([])[0].batch_size
     mesh = layout.make_mesh(experiment.execution.num_devices)
     with Engine(experiment, mesh) as engine:
+        started = time.perf_counter()
+        chosen = kernels.DEFAULT
+        if kernels.is_worth_measuring(experiment, mesh):
+            chosen = engine.fastest_kernels(batch_size)
         update = engine.updates.get(batch_size)
-        compile_seconds = engine.updates.times[batch_size].compile_seconds
+        compile_seconds = time.perf_counter() - started
         state = engine.initial_state()
         segments = experiment.plan.known([])[:1]
         points = list(islice(experiment.plan.segment_points(segments, 0), update.max_updates))
@@ -153,7 +159,7 @@ def updates(experiment: Experiment) -> Updates:
         state = update(state, batches, points)
         jax.block_until_ready(state.sums)
 
-    return Updates(call, len(points), update.layout, compile_seconds)
+    return Updates(call, len(points), update.layout, compile_seconds, chosen)
 
 
 def take_turns(

@@ -217,6 +217,12 @@ FIELDS = (
     ),
     Field("run.compile_ahead", True, FLAG, "compile the next batch size during training"),
     Field("run.compilation_cache_dir", "", TEXT, '"": JAX\'s own, else ~/.cache/batchgrow/xla'),
+    Field(
+        "run.cpu_kernels",
+        "auto",
+        one_of("auto", "xla", "onednn"),
+        "of XLA on CPUs; auto: long runs measure which are faster, with jax 0.12 or newer",
+    ),
     Field("run.checkpoint_every_epochs", 5.0, POSITIVE, "epochs between two checkpoints"),
     Field(
         "run.keep_checkpoints", 2, whole(1, 10_000), "how many of the last; the best is kept too"

@@ -54,29 +54,50 @@ class RunRecord:
     def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
         self._stack.__exit__(kind, error, traceback)
 
-    def begin(self, history: Sequence[Segment], mark: LogMark | None) -> None:
+    def begin(
+        self, history: Sequence[Segment], mark: LogMark | None, cpu_kernels: str | None
+    ) -> None:
         """Records what is trained, and opens the log.
 
         Args:
           history: the segments so far.
           mark: the mark of the log in the checkpoint that the run resumes from, or None.
+          cpu_kernels: as in `write_task`.
 
         Raises:
           OSError: if a file cannot be written.
         """
         if not self._enabled:
             return
-        task, plan = self._experiment.task, self._experiment.plan
-        metrics = [dataclasses.asdict(metric) for metric in task.metrics]
-        name = type(task).__name__
-        facts = {"format": FORMAT, "name": name, "metrics": metrics, "data": self._data}
-        write_json(self._folder / "task.json", facts)
+        self.write_task(cpu_kernels)
         write_json(self._folder / "config.json", self._settings)
         self.write_plan(history)
         tensorboard = self._experiment.execution.tensorboard
         log = RunLog(self._folder, mark=mark, tensorboard=tensorboard)
         self._log = self._stack.enter_context(log)
+        plan = self._experiment.plan
         self._log.text("plan", f"```\n{plan.table(history, num_devices=self._mesh.size)}\n```")
+
+    def write_task(self, cpu_kernels: str | None) -> None:
+        """Writes what is trained to `task.json`.
+
+        Args:
+          cpu_kernels: the kernels that updates are compiled with; None if that is not decided.
+
+        Raises:
+          OSError: if it cannot be written.
+        """
+        if not self._enabled:
+            return
+        task = self._experiment.task
+        facts = {
+            "format": FORMAT,
+            "name": type(task).__name__,
+            "metrics": [dataclasses.asdict(metric) for metric in task.metrics],
+            "data": self._data,
+            "cpu_kernels": cpu_kernels,
+        }
+        write_json(self._folder / "task.json", facts)
 
     def write_plan(self, history: Sequence[Segment]) -> None:
         """Writes the segments that are decided to `plan.json`.

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from batchgrow import kernels
 from batchgrow.compile import CompileAhead
 from batchgrow.data.datasets import InMemory
 from batchgrow.engine import Engine
@@ -65,6 +66,7 @@ class Run:
         self.measured: dict[str, float] = {}
         self._noise = NoiseMeter(experiment)
         self._compiled: dict[str, dict[str, Any]] = {}
+        self._kernels: str | None = None
         self._replaced_before = 0
         self._clock = Clock()
         self._mark: Any = None
@@ -95,6 +97,7 @@ class Run:
                 )
                 if not override_config:
                     self._check_data()
+            self._kernels = (read_json(self._folder / "task.json") or {}).get("cpu_kernels")
             self.is_finished = None not in (config, plan, summary)
             self._stack = stack.pop_all()
 
@@ -166,7 +169,7 @@ class Run:
         self._record = self._stack.enter_context(
             RunRecord(self._folder, e, self._settings, self._data, self._mesh, self._is_writer)
         )
-        self._record.begin(self.position.history, self._mark)
+        self._record.begin(self.position.history, self._mark, self._kernels)
         shows = e.execution.progress and self._is_writer
         self._progress = self._stack.enter_context(
             Progress(self._plan.end_examples, seen, e.name, shows, e.task.metrics)
@@ -175,6 +178,45 @@ class Run:
             self._progress.say(f"resumed at {seen} examples ({self._folder})")
         else:
             self._clock.lap()  # Nothing was trained so far.
+
+    def choose_kernels(self, engine: Engine, memory: kernels.Memory) -> None:
+        """Lets the engine use the kernels of this run, and records which.
+
+        They are those of the field `run.cpu_kernels`. If it is "auto", they are those that the run
+        had before or, for a new and long run, those that are fastest on this machine.
+
+        Args:
+          engine: compiles the updates; nothing is compiled yet.
+          memory: what was measured on this machine before.
+
+        Raises:
+          OSError: if the record cannot be written.
+        """
+        asked = self._experiment.execution.cpu_kernels
+        if asked != "auto":
+            self._kernels = asked
+        elif self._kernels is None:
+            is_new = self.position.examples_seen == 0
+            self._kernels = self._measured_kernels(engine, memory) if is_new else kernels.DEFAULT
+        elif self._kernels not in kernels.available(self._mesh):
+            self._progress.say(f"no {self._kernels} kernels here; the last bits will differ")
+            self._kernels = kernels.DEFAULT
+        engine.use_kernels(self._kernels)
+        self._record.write_task(self._kernels)
+
+    def _measured_kernels(self, engine: Engine, memory: kernels.Memory) -> str:
+        if not kernels.is_worth_measuring(self._experiment, self._mesh):
+            return kernels.DEFAULT
+        batch_size = self.position.batch_sizes()[0]
+        with self._clock.timer("compile"):
+            key = kernels.key_of(engine.compiler.lower(batch_size), self._mesh)
+            chosen = memory.find(key)
+            if chosen is None:
+                self._progress.say("measuring which of XLA's kernels are faster here")
+                chosen = engine.fastest_kernels(batch_size)
+                memory.keep(key, chosen)
+        self._progress.say(f"{chosen} kernels")
+        return chosen
 
     def next_segment(self) -> Segment | None:
         """The current segment or, if it is complete, the next one; None at the end of the run."""
