@@ -238,7 +238,7 @@ def test_the_host_is_at_most_two_dispatches_ahead():
         return state, SimpleNamespace(block_until_ready=lambda: waited.append(number))
 
     program = update.UpdateProgram(call, Layout(4, 1, 1), 1, mesh=make_mesh(1), arrays=())
-    points: Any = [SimpleNamespace(learning_rate=0.1)]
+    points: Any = [SimpleNamespace(learning_rate=0.1, momentum=0.9)]
     for _ in range(5):
         program({}, {}, points)  # type: ignore[arg-type]
     assert waited == [0, 1, 2]
