@@ -18,6 +18,7 @@ from batchgrow.compile import CompileAhead
 from batchgrow.data.datasets import shapes_of
 from batchgrow.data.feed import EvaluationBatches, make_feed
 from batchgrow.devices import bytes_of, memory_in_use
+from batchgrow.errors import first_line
 from batchgrow.experiment import Experiment
 from batchgrow.layout import AXIS_NAME
 from batchgrow.plan import Segment
@@ -25,6 +26,8 @@ from batchgrow.step import TrainState
 from batchgrow.update import RUN_AHEAD, UpdateCompiler, UpdateProgram
 
 log = logging.getLogger(__name__)
+
+UNCACHED = "Error writing persistent compilation cache entry for .*: MemoryError: std::bad_alloc"
 
 
 class Engine:
@@ -74,7 +77,6 @@ class Engine:
         self._arrays: Any = None
         self._read_until = 0
         self._dispatched: int | None = None  # the batch size of the last dispatch
-        self._measured: dict[int, UpdateProgram] = {}
         self.updates: CompileAhead[int] = CompileAhead(self._compile_update)
         others = {"evaluation": self._compile_evaluation, "noise": self._compile_noise}
         self._others: CompileAhead[str] = CompileAhead(
@@ -97,33 +99,36 @@ class Engine:
         """Compiles every program from now on with these kernels (see `kernels.OPTIONS`)."""
         self.compiler.options = kernels.OPTIONS[name]
         if name != kernels.DEFAULT:  # JAX warns of each executable that its cache cannot keep.
-            warnings.filterwarnings("ignore", "Error writing persistent compilation cache entry")
+            warnings.filterwarnings("ignore", UNCACHED)
 
     def fastest_kernels(self, batch_size: int) -> str:
-        """Measures updates of a batch size with every kind of kernels, and uses the fastest.
+        """Measures updates of a batch size with every kind of kernels.
 
-        Nothing that is trained is touched. The measured update is the one that `updates` returns.
+        Nothing that is trained is touched.
 
-        Returns the name of the fastest kernels.
+        Returns the name of the fastest kernels; the default unless others are clearly faster.
         """
-        programs, calls = {}, {}
-        for name in kernels.available(self._mesh):
-            self.use_kernels(name)
-            programs[name] = self._compile_update(batch_size)
-            calls[name] = self._rehearsal(programs[name])
-        chosen = kernels.fastest(calls)
-        self.use_kernels(chosen)
-        self._measured[batch_size] = programs[chosen]
-        return chosen
-
-    def _rehearsal(self, program: UpdateProgram) -> Callable[[], None]:
         state = self.initial_state()
 
-        def call() -> None:
+        def call(program: UpdateProgram) -> None:
             nonlocal state
             state = program.rehearse(state, self.feed.example)
 
-        return call
+        calls = {}
+        for name in kernels.available(self._mesh):
+            self.use_kernels(name)
+            try:
+                program = self._compile_update(batch_size)
+                call(program)
+            except jax.errors.JaxRuntimeError as error:
+                if name == kernels.DEFAULT:
+                    raise
+                log.info("no %s kernels: %s", name, first_line(error))
+                state = self.initial_state()
+            else:
+                calls[name] = partial(call, program)
+        self.use_kernels(kernels.DEFAULT)
+        return kernels.fastest(calls)
 
     def evaluation(self) -> Future:
         """Returns a future of the executable that evaluates one batch.
@@ -249,8 +254,6 @@ class Engine:
         )
 
     def _compile_update(self, batch_size: int) -> UpdateProgram:
-        if batch_size in self._measured:
-            return self._measured.pop(batch_size)
         return UpdateProgram(
             **vars(self.compiler.fit(batch_size)),
             mesh=self._mesh,

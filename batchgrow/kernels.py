@@ -1,4 +1,4 @@
-"""Which of XLA's CPU kernels the updates of a run use.
+"""Which of XLA's CPU kernels the programs of a run use.
 
 XLA:CPU has the convolutions and reductions of several libraries. oneDNN's convolutions beside
 YNNPACK's reductions make updates of wide ResNets faster than XLA's default, and may make those of
@@ -7,11 +7,13 @@ with both.
 
 The choice changes the last bits of a trajectory. The run folder keeps it for the rest of the run,
 and a file beside the compilation cache keeps it for later runs of the same update. Equal commands
-on one machine then have equal bits, whatever a second measurement would have found.
+on one machine then have equal bits, whatever a second measurement would have found. Where nothing
+can be kept, nothing is measured.
 """
 
+import contextlib
+import functools
 import hashlib
-import json
 import logging
 import os
 import pathlib
@@ -25,6 +27,7 @@ import jax
 from jax.sharding import Mesh
 
 from batchgrow.cost import training_flops
+from batchgrow.errors import first_line
 from batchgrow.experiment import Experiment
 
 log = logging.getLogger(__name__)
@@ -40,17 +43,30 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 OWN_CHOICE = "xla_cpu_experimental"  # in XLA_FLAGS: the user has chosen
 MIN_FLOPS = 1e14  # of a run that is worth a measurement: ten minutes of two cores
+MIN_UPDATES = 200  # likewise, of its first batch size: a measurement makes eight
 MIN_GAIN = 1.02  # A choice must be faster than the default by this factor.
 TURNS = 3
-FILE = "batchgrow_kernels.json"
+FOLDER = "batchgrow_kernels"
 
 
 def available(mesh: Mesh) -> tuple[str, ...]:
     """The names of the kernels that can be compiled for these devices, the default first."""
     version = tuple(int(part) for part in jax.__version__.split(".")[:2])
     is_x86 = platform.machine().lower() in ("x86_64", "amd64")
-    is_here = mesh.devices.flat[0].platform == "cpu" and is_x86 and version >= (0, 12)
-    return tuple(OPTIONS) if is_here else (DEFAULT,)
+    if mesh.devices.flat[0].platform != "cpu" or not is_x86 or version < (0, 12):
+        return (DEFAULT,)
+    return tuple(name for name in OPTIONS if _are_known(name))
+
+
+@functools.cache
+def _are_known(name: str) -> bool:
+    """Whether this version of XLA knows the options of these kernels."""
+    try:
+        jax.jit(lambda x: x).lower(0.0).compile(compiler_options=OPTIONS[name])
+    except jax.errors.JaxRuntimeError as error:
+        log.info("no %s kernels: %s", name, first_line(error))
+        return False
+    return True
 
 
 def check(name: str, mesh: Mesh) -> None:
@@ -79,8 +95,15 @@ def is_worth_measuring(experiment: Experiment, mesh: Mesh) -> bool:
         return False
     if OWN_CHOICE in os.environ.get("XLA_FLAGS", ""):
         return False
-    flops = training_flops(experiment.task, experiment.train_data.example)
-    return flops * experiment.plan.end_examples >= MIN_FLOPS
+    num_examples = experiment.plan.end_examples
+    if num_examples < MIN_UPDATES * experiment.plan.recipe.batch_size:
+        return False
+    try:
+        flops = training_flops(experiment.task, experiment.train_data.example)
+    except Exception as error:  # Outside of an update a task may lack what it uses.
+        log.info("operations are not counted: %s", first_line(error))
+        return False
+    return flops * num_examples >= MIN_FLOPS
 
 
 def fastest(calls: Mapping[str, Callable[[], None]]) -> str:
@@ -105,41 +128,53 @@ def fastest(calls: Mapping[str, Callable[[], None]]) -> str:
 
 
 class Memory:
-    """The choices that were made on this machine, in a file beside the compilation cache.
+    """The choices that were made on this machine, each in a file beside the compilation cache.
+
+    Without a local folder that can be written, nothing is kept, and `is_writable` is False.
 
     Args:
-      folder: of the cache, where `compile.enable_compilation_cache` keeps it. Nothing is kept if it
-        is "" or on an object store.
+      folder: of the cache, as `compile.enable_compilation_cache` returns it.
     """
 
     def __init__(self, folder: str):
-        is_local = folder and "://" not in folder
-        self._path = pathlib.Path(folder) / FILE if is_local else None
+        self._folder = pathlib.Path(folder) / FOLDER if folder and "://" not in folder else None
+
+    def is_writable(self) -> bool:
+        """Whether a choice can be kept."""
+        try:
+            if self._folder is not None:
+                self._folder.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            return False
+        return self._folder is not None and os.access(self._folder, os.W_OK)
 
     def find(self, key: str) -> str | None:
         """Returns the choice for an update; None if there is none, or it cannot be read."""
-        name = self._read().get(key)
-        return name if isinstance(name, str) and name in OPTIONS else None
-
-    def keep(self, key: str, name: str) -> None:
-        """Keeps a choice. A file that cannot be written is warned of."""
-        if self._path is None:
-            return
-        text = json.dumps({**self._read(), key: name}, indent=2)
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            new = self._path.with_suffix(f".{os.getpid()}")
-            new.write_text(text + "\n")
-            new.replace(self._path)
-        except OSError as error:
-            log.warning("%s: the choice of kernels is not kept: %s", self._path, error)
-
-    def _read(self) -> dict[str, Any]:
-        try:
-            found = json.loads(self._path.read_text()) if self._path is not None else {}
+            name = (self._folder / key).read_text().strip() if self._folder is not None else None
         except (OSError, ValueError):
-            return {}
-        return found if isinstance(found, dict) else {}
+            return None
+        return name if name in OPTIONS else None
+
+    def keep(self, key: str, name: str) -> str:
+        """Keeps a choice, unless another run has kept one for the same update meanwhile.
+
+        Returns the choice that is kept; the default if none can be.
+        """
+        if self._folder is None:
+            return DEFAULT
+        new = self._folder / f"{key}.{os.getpid()}"
+        try:
+            new.write_text(name)
+            if self.find(key) is None:
+                (self._folder / key).unlink(missing_ok=True)  # It is damaged.
+            with contextlib.suppress(FileExistsError):
+                os.link(new, self._folder / key)  # whole, or not at all
+            new.unlink()
+        except OSError as error:
+            log.warning("%s: the choice of kernels is not kept: %s", self._folder, error)
+            return DEFAULT
+        return self.find(key) or DEFAULT
 
 
 def key_of(lowered: Any, mesh: Mesh) -> str:

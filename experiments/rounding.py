@@ -73,6 +73,7 @@ def trained(config: ConfigDict, num_devices: int = 1, factor: float = 1.0) -> di
     config = config.copy_and_resolve_references()
     config.recipe.learning_rate *= factor
     config.run.num_devices = num_devices
+    config.run.cpu_kernels = "xla"  # the same for any number of devices
     config.run.updates_per_dispatch = 1  # the parameters are looked at in between
     config.run.progress = config.run.tensorboard = False
     config.noise.share = None

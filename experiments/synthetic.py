@@ -33,7 +33,7 @@ class Updates:
       call: makes them.
       num_updates: of one call.
       layout: of their batches.
-      compile_seconds: what it took to compile them, and to choose the kernels.
+      compile_seconds: what it took to compile them.
       cpu_kernels: what they are compiled with (see `batchgrow.kernels`).
     """
 
@@ -143,12 +143,13 @@ def updates(experiment: Experiment) -> Updates:
     batch_size = experiment.plan.known([])[0].batch_size
     mesh = layout.make_mesh(experiment.execution.num_devices)
     with Engine(experiment, mesh) as engine:
-        started = time.perf_counter()
-        chosen = kernels.DEFAULT
-        if kernels.is_worth_measuring(experiment, mesh):
-            chosen = engine.fastest_kernels(batch_size)
+        chosen = experiment.execution.cpu_kernels
+        if chosen == "auto":
+            is_worth = kernels.is_worth_measuring(experiment, mesh)
+            chosen = engine.fastest_kernels(batch_size) if is_worth else kernels.DEFAULT
+        engine.use_kernels(chosen)
         update = engine.updates.get(batch_size)
-        compile_seconds = time.perf_counter() - started
+        compile_seconds = engine.updates.times[batch_size].compile_seconds
         state = engine.initial_state()
         segments = experiment.plan.known([])[:1]
         points = list(islice(experiment.plan.segment_points(segments, 0), update.max_updates))

@@ -2,15 +2,17 @@
 
 import json
 import pathlib
+import shutil
 from itertools import count
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from tiny import run_tiny, tiny_experiment
+from tiny import Trained, run_tiny, tiny_experiment
 
 from batchgrow import kernels
 from batchgrow.engine import Engine
@@ -41,6 +43,7 @@ def choice(monkeypatch, tmp_path):
     monkeypatch.setattr(kernels, "OPTIONS", OTHER)
     monkeypatch.setattr(kernels, "available", lambda mesh: tuple(OTHER))
     monkeypatch.setattr(kernels, "MIN_FLOPS", 0.0)
+    monkeypatch.setattr(kernels, "MIN_UPDATES", 1)
     monkeypatch.setattr(kernels, "fastest", fastest)
     monkeypatch.setattr(jax.stages.Lowered, "compile", noted)
     monkeypatch.setenv("XLA_FLAGS", "")
@@ -48,6 +51,11 @@ def choice(monkeypatch, tmp_path):
     jax.config.update("jax_compilation_cache_dir", str(chosen.cache))
     yield chosen
     jax.config.update("jax_compilation_cache_dir", before)
+
+
+def assert_same(a: Trained, b: Trained) -> None:
+    jax.tree.map(np.testing.assert_array_equal, a.states, b.states)
+    assert a.rows == b.rows
 
 
 def recorded(folder: pathlib.Path) -> Any:
@@ -62,7 +70,7 @@ def test_a_run_measures_once_and_equal_runs_take_what_it_found(choice, tmp_path)
     second = run_tiny(tmp_path / "b")
     assert (recorded(tmp_path / "b"), choice.measurements) == ("other", 1)
     assert OTHER["other"] in choice.options
-    assert first.rows == second.rows
+    assert_same(first, second)
     run_tiny(tmp_path / "c", {"recipe.batch_size": 64})
     assert (recorded(tmp_path / "c"), choice.measurements) == ("xla", 2)
 
@@ -74,18 +82,20 @@ def test_a_measurement_changes_nothing_that_is_trained(choice, tmp_path, monkeyp
     monkeypatch.setattr(kernels, "available", lambda mesh: ("xla",))
     plain = run_tiny(tmp_path / "b")
     assert choice.measurements == 1
-    jax.tree.map(np.testing.assert_array_equal, measured.states, plain.states)
-    assert measured.rows == plain.rows
+    assert_same(measured, plain)
 
 
 def test_a_resumed_run_keeps_its_kernels(choice, tmp_path):
     stopped = run_tiny(tmp_path / "a", stop=lambda seen: True)
     assert stopped.outcome is Outcome.PREEMPTED
-    (choice.cache / kernels.FILE).unlink()
+    whole = run_tiny(tmp_path / "b")
+    shutil.rmtree(choice.cache / kernels.FOLDER)
     choice.name, choice.options[:] = "xla", []
-    assert run_tiny(tmp_path / "a").outcome is Outcome.FINISHED
+    resumed = run_tiny(tmp_path / "a")
+    assert resumed.outcome is Outcome.FINISHED
     assert (recorded(tmp_path / "a"), choice.measurements) == ("other", 1)
     assert OTHER["other"] in choice.options
+    assert resumed.rows == whole.rows
 
 
 def test_a_run_of_before_goes_on_with_the_kernels_that_it_had(choice, tmp_path):
@@ -140,10 +150,17 @@ def test_only_long_runs_of_one_process_measure(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "")
     assert not kernels.is_worth_measuring(experiment, mesh)
     flops = kernels.training_flops(experiment.task, experiment.train_data.example)
+    monkeypatch.setattr(kernels, "MIN_UPDATES", 1)
     monkeypatch.setattr(kernels, "MIN_FLOPS", flops * experiment.plan.end_examples)
     assert kernels.is_worth_measuring(experiment, mesh)
     with monkeypatch.context() as patch:
         patch.setattr(jax, "process_count", lambda: 2)
+        assert not kernels.is_worth_measuring(experiment, mesh)
+    with monkeypatch.context() as patch:
+        patch.setattr(kernels, "MIN_UPDATES", 1000)
+        assert not kernels.is_worth_measuring(experiment, mesh)
+    with monkeypatch.context() as patch:
+        patch.setattr(kernels, "training_flops", Mock(side_effect=NameError("no axis")))
         assert not kernels.is_worth_measuring(experiment, mesh)
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_experimental_onednn_custom_call=true")
     assert not kernels.is_worth_measuring(experiment, mesh)
@@ -164,24 +181,82 @@ def test_other_kernels_must_be_clearly_faster(monkeypatch, other, best):
 
 
 def test_memory_keeps_choices_and_survives_damage(tmp_path):
-    memory = Memory(str(tmp_path))
+    memory = Memory(str(tmp_path / "cache"))
+    assert memory.is_writable()
     assert memory.find("a") is None
-    memory.keep("a", "onednn")
-    memory.keep("b", "xla")
-    assert [Memory(str(tmp_path)).find(key) for key in "abc"] == ["onednn", "xla", None]
-    for text in ("", "[]", '{"a": "of another version"}', '{"a": {}}'):
-        (tmp_path / kernels.FILE).write_text(text)
+    assert memory.keep("a", "onednn") == "onednn"
+    assert memory.keep("b", "xla") == "xla"
+    assert [Memory(str(tmp_path / "cache")).find(key) for key in "abc"] == ["onednn", "xla", None]
+    for text in (b"", b"of another version", b"\xff"):
+        (tmp_path / "cache" / kernels.FOLDER / "a").write_bytes(text)
         assert memory.find("a") is None
-    memory.keep("a", "xla")
-    assert memory.find("a") == "xla"
-    assert [path.name for path in tmp_path.iterdir()] == [kernels.FILE]
+    assert memory.keep("a", "xla") == "xla"
+    names = sorted(path.name for path in (tmp_path / "cache" / kernels.FOLDER).iterdir())
+    assert names == ["a", "b"]
+
+
+def test_the_first_of_two_equal_runs_decides(choice, tmp_path, monkeypatch):
+    """Both measure, find something else, and end with the choice that was kept first."""
+    fastest = kernels.fastest
+
+    def meanwhile(calls: Any) -> str:
+        Memory(str(choice.cache)).keep(keys[0], "xla")
+        return fastest(calls)
+
+    keys: list[str] = []
+    key_of = kernels.key_of
+
+    def noted(*arguments: Any) -> str:
+        keys.append(key_of(*arguments))
+        return keys[-1]
+
+    monkeypatch.setattr(kernels, "key_of", noted)
+    monkeypatch.setattr(kernels, "fastest", meanwhile)
+    run_tiny(tmp_path / "a")
+    assert (recorded(tmp_path / "a"), choice.measurements) == ("xla", 1)
 
 
 @pytest.mark.parametrize("folder", ["", "gs://bucket/cache", "/dev/null/cache"])
 def test_memory_without_a_local_folder_keeps_nothing(folder):
     memory = Memory(folder)
-    memory.keep("a", "onednn")
+    assert not memory.is_writable()
+    assert memory.keep("a", "onednn") == "xla"
     assert memory.find("a") is None
+
+
+def test_nothing_is_measured_where_nothing_can_be_kept(choice, tmp_path):
+    jax.config.update("jax_compilation_cache_dir", "/dev/null/cache")
+    run_tiny(tmp_path / "a")
+    assert (recorded(tmp_path / "a"), choice.measurements) == ("xla", 0)
+
+
+def test_kernels_that_fail_are_not_taken(choice, monkeypatch):
+    called: list[list[str]] = []
+    monkeypatch.setattr(kernels, "fastest", lambda calls: called.append(list(calls)) or "xla")
+    monkeypatch.setattr(kernels, "OPTIONS", {"xla": {}, "other": {"xla_no_such_option": True}})
+    with Engine(tiny_experiment(), make_mesh(1)) as engine:
+        assert engine.fastest_kernels(32) == "xla"
+    assert called == [["xla"]]
+
+
+def test_options_that_xla_does_not_know_are_no_choice(monkeypatch):
+    monkeypatch.setattr(jax, "__version__", "0.12.0")
+    monkeypatch.setattr(kernels.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(kernels, "OPTIONS", {"xla": {}, "renamed": {"xla_no_such_option": True}})
+    assert kernels.available(make_mesh(1)) == ("xla",)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"run.num_devices": 4},
+        {"run.input": "streamed"},
+        {"recipe.momentum_curve": "one_cycle", "recipe.warmup_epochs": 0.2},
+    ],
+)
+def test_every_kind_of_update_can_be_measured(choice, tmp_path, changes):
+    assert run_tiny(tmp_path / "a", changes).outcome is Outcome.FINISHED
+    assert (recorded(tmp_path / "a"), choice.measurements) == ("other", 1)
 
 
 def test_the_key_is_of_the_program():

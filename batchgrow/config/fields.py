@@ -221,7 +221,7 @@ FIELDS = (
         "run.cpu_kernels",
         "auto",
         one_of("auto", "xla", "onednn"),
-        "of XLA on CPUs; auto: long runs measure which are faster, with jax 0.12 or newer",
+        "XLA's kernels on CPUs; auto: long runs measure which are faster (docs/measurements.md)",
     ),
     Field("run.checkpoint_every_epochs", 5.0, POSITIVE, "epochs between two checkpoints"),
     Field(

@@ -20,8 +20,8 @@ Config = dict[str, Any]
 # Of task.json and of the checkpoints. Write task.json before config.json: a folder that has only
 # the latter counts as one of version 0.1.
 FORMAT = 2
-# Fields under this key say how a run is executed; its trajectory does not depend on them, except
-# that worker processes decode and crop images in a way of their own.
+# Fields under this key say how a run is executed; its trajectory does not depend on them beyond
+# rounding, except that worker processes decode and crop images in a way of their own.
 FREE = "run"
 INPUT, DECODED_BY_WORKERS = "run.input", "workers"
 

@@ -191,31 +191,32 @@ class Run:
 
         Raises:
           OSError: if the record cannot be written.
+          ValueError: if the processes of a run would use different kernels.
         """
         asked = self._experiment.execution.cpu_kernels
         if asked != "auto":
             self._kernels = asked
         elif self._kernels is None:
             is_new = self.position.examples_seen == 0
-            self._kernels = self._measured_kernels(engine, memory) if is_new else kernels.DEFAULT
+            self._kernels = self._fastest_kernels(engine, memory) if is_new else kernels.DEFAULT
         elif self._kernels not in kernels.available(self._mesh):
             self._progress.say(f"no {self._kernels} kernels here; the last bits will differ")
             self._kernels = kernels.DEFAULT
+        check_agreement({"the CPU kernels": self._kernels}, "set run.cpu_kernels=xla")
         engine.use_kernels(self._kernels)
         self._record.write_task(self._kernels)
 
-    def _measured_kernels(self, engine: Engine, memory: kernels.Memory) -> str:
-        if not kernels.is_worth_measuring(self._experiment, self._mesh):
+    def _fastest_kernels(self, engine: Engine, memory: kernels.Memory) -> str:
+        if not kernels.is_worth_measuring(self._experiment, self._mesh) or not memory.is_writable():
             return kernels.DEFAULT
         batch_size = self.position.batch_sizes()[0]
         with self._clock.timer("compile"):
             key = kernels.key_of(engine.compiler.lower(batch_size), self._mesh)
             chosen = memory.find(key)
             if chosen is None:
-                self._progress.say("measuring which of XLA's kernels are faster here")
-                chosen = engine.fastest_kernels(batch_size)
-                memory.keep(key, chosen)
-        self._progress.say(f"{chosen} kernels")
+                self._progress.say("measuring which CPU kernels are faster (run.cpu_kernels)")
+                chosen = memory.keep(key, engine.fastest_kernels(batch_size))
+        self._progress.say(f"takes XLA's {'default' if chosen == 'xla' else chosen} CPU kernels")
         return chosen
 
     def next_segment(self) -> Segment | None:
