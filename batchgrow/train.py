@@ -58,9 +58,9 @@ def train(
         restored = run.restore(engine.state)
         for batch_size in run.position.batch_sizes():
             engine.compiler.layouts(batch_size)  # Raises before anything is compiled or written.
+        state = restored or engine.initial_state()
         run.begin()
         run.choose_kernels(engine, kernels.Memory(cache))
-        state = restored or engine.initial_state()
 
         while segment := run.next_segment():  # Here the batch grows.
             with run.waiting_for(segment.batch_size, engine.updates):

@@ -183,6 +183,7 @@ def test_processes_compare_the_layout_of_each_batch_size(tmp_path, monkeypatch):
     )
     run_tiny(tmp_path)
     assert [*compared] == [
+        "the CPU kernels",
         "the layout of batch size 32",
         "the layout of batch size 128",
         "the size of an evaluation batch",

@@ -207,10 +207,11 @@ class Run:
         self._record.write_task(self._kernels)
 
     def _fastest_kernels(self, engine: Engine, memory: kernels.Memory) -> str:
-        if not kernels.is_worth_measuring(self._experiment, self._mesh) or not memory.is_writable():
-            return kernels.DEFAULT
         batch_size = self.position.batch_sizes()[0]
         with self._clock.timer("compile"):
+            is_worth = kernels.is_worth_measuring(self._experiment, self._mesh)
+            if not is_worth or not memory.is_writable():
+                return kernels.DEFAULT
             key = kernels.key_of(engine.compiler.lower(batch_size), self._mesh)
             chosen = memory.find(key)
             if chosen is None:
