@@ -109,18 +109,18 @@ def is_worth_measuring(experiment: Experiment, mesh: Mesh) -> bool:
 def fastest(calls: Mapping[str, Callable[[], None]]) -> str:
     """Returns the name of the fastest call; the default unless another is clearly faster.
 
-    The calls take turns, after one turn to warm up.
+    The calls take turns.
 
     Args:
-      calls: by name of the kernels, `DEFAULT` among them.
+      calls: by name of the kernels, `DEFAULT` among them. Each was made once before, since a first
+        call takes longer.
     """
     seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(1 + TURNS):
+    for _ in range(TURNS):
         for name, call in calls.items():
             started = time.perf_counter()
             call()
-            if turn:
-                seconds[name].append(time.perf_counter() - started)
+            seconds[name].append(time.perf_counter() - started)
     medians = {name: median(found) for name, found in seconds.items()}
     log.info("seconds of an update by kernels: %s", medians)
     best = min(medians, key=lambda name: medians[name])
@@ -149,12 +149,13 @@ class Memory:
         return self._folder is not None and os.access(self._folder, os.W_OK)
 
     def find(self, key: str) -> str | None:
-        """Returns the choice for an update; None if there is none, or it cannot be read."""
+        """Returns the choice for an update: None if there is none, the default if it is unknown."""
+        path = self._folder / key if self._folder is not None else None
         try:
-            name = (self._folder / key).read_text().strip() if self._folder is not None else None
+            name = path.read_text() if path is not None and path.exists() else None
         except (OSError, ValueError):
-            return None
-        return name if name in OPTIONS else None
+            name = DEFAULT
+        return name if name is None or name in OPTIONS else DEFAULT
 
     def keep(self, key: str, name: str) -> str:
         """Keeps a choice, unless another run has kept one for the same update meanwhile.
@@ -166,8 +167,6 @@ class Memory:
         new = self._folder / f"{key}.{os.getpid()}"
         try:
             new.write_text(name)
-            if self.find(key) is None:
-                (self._folder / key).unlink(missing_ok=True)  # It is damaged.
             with contextlib.suppress(FileExistsError):
                 os.link(new, self._folder / key)  # whole, or not at all
             new.unlink()

@@ -1,8 +1,8 @@
 """Every field of a config: its default, what it may be, and what it means.
 
-Nothing under `run` changes the trajectory, apart from "workers" as `run.input`, which crop images
-in a way of their own. Everything else does. A task, a model and an optimizer of your own have
-fields of their own beside these.
+Nothing under `run` changes the trajectory beyond rounding, apart from "workers" as `run.input`,
+which crop images in a way of their own. Everything else does. A task, a model and an optimizer of
+your own have fields of their own beside these.
 """
 
 from typing import Any, NamedTuple

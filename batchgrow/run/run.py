@@ -182,8 +182,8 @@ class Run:
     def choose_kernels(self, engine: Engine, memory: kernels.Memory) -> None:
         """Lets the engine use the kernels of this run, and records which.
 
-        They are those of the field `run.cpu_kernels`. If it is "auto", they are those that the run
-        had before or, for a new and long run, those that are fastest on this machine.
+        The field `run.cpu_kernels` names them. If it is "auto", a resumed run keeps its kernels,
+        and a new, long run takes the fastest on this machine.
 
         Args:
           engine: compiles the updates; nothing is compiled yet.
